@@ -1,0 +1,7 @@
+//! What is decided: a pure, deterministic state machine. No clock, socket, file, thread or chance in here.
+#![no_std]
+extern crate alloc;
+
+pub mod journal;
+pub mod outcome;
+pub mod table;

@@ -1,0 +1,216 @@
+//! A container of replicated state: ordered, digested as it changes, walkable while it changes.
+//!
+//! Charter: everything a replica must agree on lies in `Table`s. Indexes derived from them (deadlines,
+//! ready lists, the wait-for graph) lie beside them and are rebuilt from them.
+//!
+//! Invariant: `digest` is the sum, modulo 2^64, of the hashes of all rows, so it depends on the contents
+//! alone and a change costs one hash of the row. A walk shows every row as it was when the walk began.
+//!
+//! Subtlety: a row changed behind the walk's cursor needs no copy; one changed before it is kept, as it
+//! was, until the walk passes it. A key that did not exist at the beginning is kept as `None`.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::ops::Bound;
+use quorate_protocol::wire::Wire;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+struct Row<V> {
+    hash: u64,
+    value: V,
+}
+
+struct Walk<K, V> {
+    /// The last key that was shown.
+    cursor: Option<K>,
+    /// Rows past the cursor as they were at the beginning; `None`: not there then.
+    kept: BTreeMap<K, Option<V>>,
+}
+
+/// See the top of the file. `seed` tells tables with equal rows apart in a sum of digests.
+pub struct Table<K, V> {
+    seed: u64,
+    rows: BTreeMap<K, Row<V>>,
+    digest: u64,
+    walk: Option<Walk<K, V>>,
+    scratch: Vec<u8>,
+}
+
+impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
+    /// An empty table.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { seed, rows: BTreeMap::new(), digest: 0, walk: None, scratch: Vec::new() }
+    }
+
+    /// The digest of all rows.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// The number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The row of `key`.
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.rows.get(key).map(|row| &row.value)
+    }
+
+    /// Whether `key` has a row.
+    #[must_use]
+    pub fn contains(&self, key: &K) -> bool {
+        self.rows.contains_key(key)
+    }
+
+    /// All rows in key order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.rows.iter().map(|(key, row)| (key, &row.value))
+    }
+
+    /// The rows within bounds, in key order.
+    pub fn range(&self, bounds: impl core::ops::RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
+        self.rows.range(bounds).map(|(key, row)| (key, &row.value))
+    }
+
+    /// Puts a row, in place of the one there was.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let hash = self.hash(&key, &value);
+        self.digest = self.digest.wrapping_add(hash);
+        let old = self.rows.insert(key.clone(), Row { hash, value });
+        if let Some(row) = &old {
+            self.digest = self.digest.wrapping_sub(row.hash);
+        }
+        let old = old.map(|row| row.value);
+        self.keep(&key, || old.clone());
+        old
+    }
+
+    /// Takes a row away.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let row = self.rows.remove(key)?;
+        self.digest = self.digest.wrapping_sub(row.hash);
+        self.keep(key, || Some(row.value.clone()));
+        Some(row.value)
+    }
+
+    /// Changes a row in place; `None` when there is none.
+    pub fn change<R>(&mut self, key: &K, change: impl FnOnce(&mut V) -> R) -> Option<R> {
+        if self.walk.is_some() {
+            let old = self.rows.get(key)?.value.clone();
+            self.keep(key, || Some(old));
+        }
+        let row = self.rows.get_mut(key)?;
+        let result = change(&mut row.value);
+        let hash = hash_row(self.seed, &mut self.scratch, key, &row.value);
+        self.digest = self.digest.wrapping_sub(row.hash).wrapping_add(hash);
+        row.hash = hash;
+        Some(result)
+    }
+
+    fn hash(&mut self, key: &K, value: &V) -> u64 {
+        hash_row(self.seed, &mut self.scratch, key, value)
+    }
+
+    /// Keeps what `key` held for the walk, unless the walk has passed it or keeps it already.
+    fn keep(&mut self, key: &K, old: impl FnOnce() -> Option<V>) {
+        let Some(walk) = &mut self.walk else { return };
+        let ahead = walk.cursor.as_ref().is_none_or(|cursor| key > cursor);
+        if ahead && !walk.kept.contains_key(key) {
+            walk.kept.insert(key.clone(), old());
+        }
+    }
+
+    /// Begins a walk over the rows as they are now. A walk under way is given up.
+    pub fn begin_walk(&mut self) {
+        self.walk = Some(Walk { cursor: None, kept: BTreeMap::new() });
+    }
+
+    /// Shows the next rows, `count` at the most; false when the walk has ended (and when none is under way).
+    pub fn walk(&mut self, count: usize, mut show: impl FnMut(&K, &V)) -> bool {
+        let Some(mut walk) = self.walk.take() else { return false };
+        for _ in 0..count {
+            let after = walk.cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let live = self.rows.range((after, Bound::Unbounded)).next();
+            let kept = walk.kept.first_key_value();
+            let key = match (live, kept) {
+                (None, None) => return false,
+                (Some((key, _)), None) | (None, Some((key, _))) => key.clone(),
+                (Some((a, _)), Some((b, _))) => a.min(b).clone(),
+            };
+            match walk.kept.remove(&key) {
+                Some(Some(old)) => show(&key, &old),
+                Some(None) => {}
+                None => show(&key, &self.rows[&key].value),
+            }
+            walk.cursor = Some(key);
+        }
+        self.walk = Some(walk);
+        true
+    }
+}
+
+fn hash_row<K: Wire, V: Wire>(seed: u64, scratch: &mut Vec<u8>, key: &K, value: &V) -> u64 {
+    scratch.clear();
+    key.put(scratch);
+    value.put(scratch);
+    let hash = xxh3_64_with_seed(scratch, seed);
+    // A large value must not leave its room behind for good.
+    scratch.shrink_to(64 << 10);
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum_of(table: &Table<u64, u64>) -> u64 {
+        table.iter().fold(0, |sum, (k, v)| sum.wrapping_add(hash_row(7, &mut Vec::new(), k, v)))
+    }
+
+    #[test]
+    fn digest_follows_contents_not_history() {
+        let (mut a, mut b) = (Table::new(7), Table::new(7));
+        for n in 0..100u64 {
+            a.insert(n, n * n);
+            b.insert(99 - n, 0);
+        }
+        for n in 0..100u64 {
+            b.change(&n, |v| *v = n * n);
+        }
+        assert_eq!(a.digest(), b.digest());
+        assert_eq!(a.digest(), sum_of(&a));
+        a.remove(&5);
+        assert_ne!(a.digest(), b.digest());
+        assert_eq!(a.digest(), sum_of(&a));
+    }
+
+    #[test]
+    fn a_walk_shows_the_rows_of_its_beginning() {
+        let mut table = Table::new(1);
+        for n in (0..100u64).step_by(2) {
+            table.insert(n, n);
+        }
+        let before: Vec<_> = table.iter().map(|(k, v)| (*k, *v)).collect();
+        let mut seen = Vec::new();
+        table.begin_walk();
+        let mut turn = 0;
+        while table.walk(3, |k, v| seen.push((*k, *v))) {
+            turn += 1;
+            table.insert(turn, 1000); // new keys, old keys, before and behind the cursor
+            table.remove(&(100 - turn));
+            table.change(&50, |v| *v += 1);
+        }
+        assert_eq!(seen, before);
+    }
+}

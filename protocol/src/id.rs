@@ -1,0 +1,98 @@
+//! The names of things, as newtypes: what cannot be mixed up need not be checked.
+
+use crate::{wire_newtype, wire_struct};
+
+/// A Raft term.
+pub type Term = u64;
+/// An index in a group's Raft log; the first entry has index 1.
+pub type Index = u64;
+
+wire_newtype! {
+    /// A node of the cluster, chosen by the operator; 1 and up.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct NodeId(pub u64);
+}
+
+wire_newtype! {
+    /// A Raft group: 0 is the system group, 1.. are the partitions.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct GroupId(pub u16);
+}
+
+impl GroupId {
+    /// The group of locks, sessions and membership.
+    pub const SYSTEM: Self = Self(0);
+
+    /// The group's place in an array of all groups.
+    #[must_use]
+    pub fn slot(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+wire_newtype! {
+    /// The cluster, fixed when it is founded: derived from its first configuration.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct ClusterId(pub u64);
+}
+
+wire_newtype! {
+    /// A node's data directory: random, written when the directory is founded, checked by its peers.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct Identity(pub u128);
+}
+
+wire_newtype! {
+    /// A start of a node: rises at every start, synced before the first frame leaves. 1 is the first.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct Boot(pub u64);
+}
+
+wire_newtype! {
+    /// A node's session: the index of the group 0 entry that opened it. 0 names none.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct SessionId(pub u64);
+}
+
+wire_newtype! {
+    /// A client's session (binary protocol): the index of the group 0 entry that opened it. 0 names none.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct ClientId(pub u64);
+}
+
+wire_struct! {
+    /// A client connection, named so that the whole cluster can tell it from every other one, ever.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct ConnId {
+        /// The node that holds the socket.
+        pub node: NodeId,
+        /// That node's session when the connection first needed one.
+        pub session: SessionId,
+        /// Rises with every connection of one boot of the node.
+        pub counter: u64,
+    }
+}
+
+wire_struct! {
+    /// A request of a client session.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct ClientSeq {
+        /// The session.
+        pub client: ClientId,
+        /// The request's number in it; 1 and up, never reused.
+        pub seq: u64,
+        /// The lowest number whose reply the client has not seen: replies below it may be forgotten.
+        pub lowest: u64,
+    }
+}
+
+wire_struct! {
+    /// A logged command's place: entry and offset in the entry's batch.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct LogPos {
+        /// Index of the entry in the group's log.
+        pub index: Index,
+        /// Offset of the command in the entry.
+        pub offset: u32,
+    }
+}

@@ -1,0 +1,10 @@
+//! What can be said: commands and replies, the three client dialects, the words between nodes.
+//!
+//! No I/O here and no clock. `op` is what a command means, `wire` the notation nodes use among themselves.
+#![warn(missing_docs)]
+
+pub mod id;
+pub mod limits;
+pub mod op;
+pub mod reply;
+pub mod wire;

@@ -1,0 +1,98 @@
+//! Every bound in one place. At a bound Quorate refuses with a clear error; it never grows past it.
+//!
+//! Sizes are bytes, times are milliseconds unless the name says otherwise.
+
+/// A lock, key or topic name, an owner id, a message id given by the client.
+pub const NAME_MAX: usize = 1024;
+/// A value or a message body.
+pub const VALUE_MAX: usize = 8 << 20;
+/// The arguments of one request, all together.
+pub const REQUEST_MAX: usize = VALUE_MAX + (64 << 10);
+/// The number of arguments of one request.
+pub const ARGS_MAX: usize = 1 << 20;
+/// An inline line (nc, telnet), with its end.
+pub const INLINE_MAX: usize = 64 << 10;
+/// Keys of one DEL or EXISTS, ids of one ACK.
+pub const MANY_MAX: usize = 1024;
+/// Client connections of one node.
+pub const CONNECTIONS_MAX: usize = 10_000;
+/// Requests of one connection that are read but not answered; reading stops until some are.
+pub const PIPELINE_MAX: usize = 1024;
+/// Unanswered request bytes of one connection; reading stops until some are answered.
+pub const PIPELINE_BYTES_MAX: usize = 2 * REQUEST_MAX;
+/// Reply bytes that wait for one client; a client that lets more pile up is cut.
+pub const OUTPUT_MAX: usize = 32 << 20;
+/// Requests in a node's mailbox from all its clients; above it `-BUSY`.
+pub const MAILBOX_MAX: usize = 65_536;
+/// Bytes in a node's mailbox from all its clients; above it `-BUSY`.
+pub const MAILBOX_BYTES_MAX: usize = 256 << 20;
+/// Commands of one group that are proposed and not applied; above it `-BUSY`.
+pub const IN_FLIGHT_MAX: usize = 65_536;
+/// Bytes of one group that are proposed and not applied; above it `-BUSY`.
+pub const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
+/// Command bytes that one log entry gathers before the next is begun; one larger command fits alone.
+pub const ENTRY_TARGET: usize = 1 << 20;
+/// A frame between nodes.
+pub const PEER_FRAME_MAX: usize = 64 << 20;
+/// Bytes that wait for one peer; above it its link is cut (and Raft messages are dropped).
+pub const PEER_OUTPUT_MAX: usize = 256 << 20;
+
+/// Waiters of one lock; above it `-BUSY`.
+pub const LOCK_WAITERS_MAX: usize = 65_536;
+/// Locks that are held or awaited.
+pub const LOCKS_MAX: usize = 4 << 20;
+/// Default lease of a lock.
+pub const LOCK_TTL: u64 = 30_000;
+/// Longest TTL, WAIT, BLOCK or LEASE: 30 days. Longer ones are refused, not cut short.
+pub const DURATION_MAX: u64 = 30 * 24 * 3600 * 1000;
+
+/// Default lease of a delivered message.
+pub const MESSAGE_LEASE: u64 = 30_000;
+/// Deliveries before a message is moved to the dead-letter topic.
+pub const MAX_DELIVER: u32 = 16;
+/// Messages that one FETCH returns at the most.
+pub const FETCH_MAX: u32 = 1024;
+/// Bytes that one FETCH returns at the most (the first message always fits).
+pub const FETCH_BYTES_MAX: usize = 16 << 20;
+/// Default and greatest number of unacknowledged messages of a subscription.
+pub const PREFETCH: u32 = 64;
+/// See `PREFETCH`.
+pub const PREFETCH_MAX: u32 = 4096;
+/// Messages of one topic; above it `-QFULL`.
+pub const TOPIC_MESSAGES_MAX: usize = 8 << 20;
+/// Topics of one partition.
+pub const TOPICS_MAX: usize = 65_536;
+/// Waiting FETCHes and subscriptions of one topic; above it `-BUSY`.
+pub const CONSUMERS_MAX: usize = 65_536;
+/// How long a PUB ID is remembered.
+pub const DEDUPE_WINDOW: u64 = 120_000;
+/// Remembered PUB IDs of one topic; above it the oldest window is full and PUB ID is refused `-BUSY`.
+pub const DEDUPE_MAX: usize = 1 << 20;
+
+/// Bytes of keys and values in one partition's store; above it `-OOM`.
+pub const STORE_MAX: u64 = 1 << 30;
+
+/// Lease of a node's session.
+pub const SESSION_LEASE: u64 = 10_000;
+/// Lease of a client's session, renewed by the node that holds its connection.
+pub const CLIENT_LEASE: u64 = 60_000;
+/// Live client sessions of a cluster; above it `-BUSY`.
+pub const CLIENTS_MAX: usize = 4096;
+/// Requests of a client session from its lowest unanswered one; above it `-BUSY`.
+pub const CLIENT_WINDOW: u64 = 1024;
+
+/// Partitions of a new cluster.
+pub const PARTITIONS: u16 = 16;
+/// Replicas of a partition.
+pub const REPLICAS: usize = 3;
+/// Nodes of a cluster.
+pub const NODES_MAX: usize = 64;
+/// Bytes of log entries that a node keeps; above it new work is refused until compaction frees some.
+pub const LOG_MAX: usize = 4 << 30;
+
+const _: () = assert!(REQUEST_MAX < PEER_FRAME_MAX, "a forwarded command fits a peer frame");
+const _: () =
+    assert!(ENTRY_TARGET + REQUEST_MAX < PEER_FRAME_MAX / 2, "an append with its largest entry fits");
+const _: () = assert!(PREFETCH <= PREFETCH_MAX, "the default is allowed");
+const _: () = assert!(FETCH_BYTES_MAX + VALUE_MAX <= OUTPUT_MAX, "a full FETCH does not cut its client");
+const _: () = assert!(NAME_MAX < INLINE_MAX, "a name fits a line");

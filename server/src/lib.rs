@@ -1,0 +1,1 @@
+//! What is done: sockets, files, threads around the engine.
