@@ -2,6 +2,8 @@
 #![no_std]
 extern crate alloc;
 
+pub mod effect;
+pub mod engine;
 pub mod journal;
 pub mod outcome;
 pub mod table;

@@ -8,8 +8,8 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use bytes::Bytes;
 use quorate_protocol::id::{ClientSeq, ConnId, LogPos};
+pub use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
 use quorate_protocol::wire_struct;
 
@@ -33,21 +33,6 @@ pub struct Ctx {
     pub at: LogPos,
     /// Group time of the entry, in milliseconds; never falls from entry to entry.
     pub time: u64,
-}
-
-wire_struct! {
-    /// A message on its way to a subscriber.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Delivery {
-        /// The topic.
-        pub topic: Bytes,
-        /// The message.
-        pub id: u64,
-        /// Which delivery of it this is; 1 is the first.
-        pub attempt: u32,
-        /// Its body.
-        pub body: Bytes,
-    }
 }
 
 /// One thing to be told.

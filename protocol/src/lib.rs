@@ -6,5 +6,6 @@
 pub mod id;
 pub mod limits;
 pub mod op;
+pub mod peer;
 pub mod reply;
 pub mod wire;

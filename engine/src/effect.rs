@@ -1,0 +1,222 @@
+//! The engine's only contact with the world: what it is told, and what it wants done.
+//!
+//! Charter: a shell (the server, or the simulator) calls `Engine::step(now, input, &mut effects)` and
+//! performs the effects in order. It decides nothing.
+//!
+//! The shell's part of the contract:
+//! - `now` never falls. `Input::Tick` comes about every `TICK`; missed ticks are not made up.
+//! - A turn is any number of inputs and then `Input::EndOfTurn`: log entries, read rounds, Raft messages and
+//!   `Effect::Persist` come at its end, one for all that the turn gathered.
+//! - `Persist` batches go to the journal in the order of `seq`; `Input::Persisted(n)` says that all batches
+//!   up to `n` are on stable storage.
+//! - Connection counters rise and are never reused within one boot. Request numbers rise within a
+//!   connection. After `Disconnected`, or after `Effect::Close`, nothing more is said of a connection.
+//! - A link is FIFO and at most once. `LinkUp` says that a new one stands; what was in the old one is lost.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use quorate_protocol::id::{ClientId, ClientSeq, Identity, NodeId};
+use quorate_protocol::op::Op;
+use quorate_protocol::peer::{Delivery, LinkFrame, RaftFrame};
+use quorate_protocol::reply::Reply;
+
+use crate::journal::Persist;
+
+/// How often the shell ticks, in microseconds.
+pub const TICK: u64 = 20_000;
+
+/// The time, as the shell reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Now {
+    /// Microseconds of CLOCK_BOOTTIME: never falls, runs on while the machine sleeps.
+    pub mono: u64,
+    /// Milliseconds since 1970, for people only; may jump.
+    pub wall: u64,
+}
+
+/// A question that the node answers from what it knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeAsk {
+    /// STATUS
+    Status,
+    /// MEMBERS
+    Members,
+    /// LEADER
+    Leader,
+    /// PARTITIONS
+    Partitions,
+}
+
+/// What a request wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// A decision of the cluster.
+    Op(Op),
+    /// The node's own view.
+    Node(NodeAsk),
+    /// Nothing more: the connection knows the answer, and only its turn has to come.
+    Answered(Reply),
+    /// A new client session; answers its id.
+    OpenClient,
+    /// To go on with a client session; answers its id, or an error when it is over.
+    ResumeClient(ClientId),
+}
+
+/// A request of a client connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Its number on the connection; rises.
+    pub id: u64,
+    /// What it wants.
+    pub want: Want,
+    /// Its place in a client session, if it has one.
+    pub client: Option<ClientSeq>,
+    /// On an unordered connection: the request whose answer it waits for.
+    pub after: Option<u64>,
+}
+
+/// Which end of a link this node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// It opened the link: it forwards, and hears answers.
+    Opener,
+    /// It was reached: it hears work, and answers.
+    Reached,
+}
+
+/// What the engine is told.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Time has passed.
+    Tick,
+    /// Everything gathered since the last one is to be decided.
+    EndOfTurn,
+    /// All `Persist` batches up to this number are on stable storage.
+    Persisted(u64),
+    /// A client has come.
+    Connected {
+        /// The connection's counter.
+        conn: u64,
+        /// Replies in order (RESP, inline) or as they come (binary).
+        ordered: bool,
+    },
+    /// A client asks, in this order.
+    Requests {
+        /// The connection's counter.
+        conn: u64,
+        /// What it asks.
+        requests: Vec<Request>,
+    },
+    /// A client has gone.
+    Disconnected {
+        /// The connection's counter.
+        conn: u64,
+    },
+    /// A frame of the Raft lane.
+    Raft {
+        /// Its sender.
+        from: NodeId,
+        /// The frame.
+        frame: RaftFrame,
+    },
+    /// A link stands; if there was one before it, that one is gone.
+    LinkUp {
+        /// The node at the other end.
+        peer: NodeId,
+        /// This node's end.
+        side: Side,
+    },
+    /// A link is cut.
+    LinkDown {
+        /// The node at the other end.
+        peer: NodeId,
+        /// This node's end.
+        side: Side,
+    },
+    /// A frame of a link.
+    Link {
+        /// The node at the other end.
+        peer: NodeId,
+        /// This node's end.
+        side: Side,
+        /// The frame.
+        frame: LinkFrame,
+    },
+}
+
+/// How much a log line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For those who follow every step.
+    Debug,
+    /// What an operator wants to have read.
+    Info,
+    /// What an operator should look into.
+    Warn,
+}
+
+/// A node as the system group knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The node.
+    pub node: NodeId,
+    /// Its data directory; peers with another one are refused.
+    pub identity: Identity,
+    /// Where its clients connect.
+    pub client_address: String,
+}
+
+/// What the engine wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Make this durable, then say `Input::Persisted(seq)`.
+    Persist(Persist),
+    /// Send a Raft frame; it may be lost.
+    Raft {
+        /// To whom.
+        to: NodeId,
+        /// The frame.
+        frame: RaftFrame,
+    },
+    /// Send a frame on a link. Without a link it is dropped.
+    Link {
+        /// The node at the other end.
+        peer: NodeId,
+        /// This node's end.
+        side: Side,
+        /// The frame.
+        frame: LinkFrame,
+    },
+    /// Answer a request. On an ordered connection answers come in the order of the requests.
+    Reply {
+        /// The connection's counter.
+        conn: u64,
+        /// The request's number.
+        request: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Hand a message to a subscriber.
+    Push {
+        /// The connection's counter.
+        conn: u64,
+        /// The message.
+        delivery: Delivery,
+    },
+    /// Close a client connection and tell it why.
+    Close {
+        /// The connection's counter.
+        conn: u64,
+        /// A sentence.
+        reason: String,
+    },
+    /// What the system group knows of the nodes has changed.
+    Members(Vec<Member>),
+    /// Write a line to the log.
+    Log(Level, String),
+    /// Stop the node at once: it has found itself in a state that cannot be.
+    Halt(String),
+}
+
+/// Effects in the order in which they are to be performed.
+pub type Effects = Vec<Effect>;

@@ -1,0 +1,333 @@
+//! What nodes say to each other: Raft messages in one lane, client work in another.
+//!
+//! Charter: the `Raft` lane carries `RaftFrame`s, which may be lost, doubled and overtake each other. The
+//! `Work` lane carries `LinkFrame`s on a link: a connection that one node opens to forward its clients'
+//! commands, and on which the answers come back. A link is FIFO, delivers each frame at most once and is
+//! cut as a whole.
+//!
+//! Invariant: a `Forward` names the term it is meant for; only the leader of that very term accepts it.
+//!
+//! On the wire a frame is: length `u32` of what follows it, CRC32 `u32` over the payload, the payload in
+//! the notation of `wire.rs`. The first frame of a connection is a `Hello`, answered by a `Welcome`.
+
+use bytes::Bytes;
+
+use crate::id::{
+    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, Index, NodeId, SessionId, Term,
+};
+use crate::op::Op;
+use crate::reply::Reply;
+use crate::{wire_enum, wire_struct};
+
+/// The version of the words in this file.
+pub const PEER_VERSION: u16 = 1;
+
+wire_enum! {
+    /// What a connection between nodes carries.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Lane {
+        /// `RaftFrame`s from the node that opened it; nothing comes back.
+        Raft = 1,
+        /// `LinkFrame`s, both ways.
+        Work = 2,
+    }
+}
+
+wire_struct! {
+    /// The first frame: who opens the connection.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Hello {
+        /// `PEER_VERSION` of the sender.
+        pub version: u16,
+        /// Its cluster.
+        pub cluster: ClusterId,
+        /// Its node id.
+        pub node: NodeId,
+        /// The node it wants to reach.
+        pub to: NodeId,
+        /// Its data directory.
+        pub identity: Identity,
+        /// Its start.
+        pub boot: Boot,
+        /// What it opens.
+        pub lane: Lane,
+        /// Where its clients connect, for MEMBERS and LEADER.
+        pub client_address: String,
+    }
+}
+
+wire_enum! {
+    /// The answer to a `Hello`.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Welcome {
+        /// The connection stands; who answers.
+        Yes(me: Hello) = 1,
+        /// It does not, and what to do about it. The connection is closed after this.
+        No(why: String) = 2,
+    }
+}
+
+wire_struct! {
+    /// An entry within an append.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct RaftEntry {
+        /// Term of the entry.
+        pub term: Term,
+        /// Index of the entry.
+        pub index: Index,
+        /// Kind of the entry; 0 for commands.
+        pub kind: u8,
+        /// Its bytes.
+        pub data: Bytes,
+    }
+}
+
+wire_struct! {
+    /// A message of the Raft protocol. `kind` is numbered by `engine/src/consensus.rs`.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct RaftMessage {
+        /// The group.
+        pub group: GroupId,
+        /// What kind of message it is.
+        pub kind: u8,
+        /// Who sends it.
+        pub from: NodeId,
+        /// Who gets it.
+        pub to: NodeId,
+        /// The sender's term.
+        pub term: Term,
+        /// Term of the entry at `index`.
+        pub log_term: Term,
+        /// The entry before those sent, or the one acknowledged or asked about.
+        pub index: Index,
+        /// The sender's commit index.
+        pub commit: Index,
+        /// Term of the entry at `commit`.
+        pub commit_term: Term,
+        /// Whether it is a refusal.
+        pub reject: bool,
+        /// Where to go on after a refusal.
+        pub reject_hint: Index,
+        /// The first index wanted in a snapshot; 0 is none.
+        pub request_snapshot: Index,
+        /// Election priority of the sender.
+        pub priority: i64,
+        /// Pairs an answer with its question (ReadIndex, forced campaign).
+        pub context: Bytes,
+        /// Entries of an append.
+        pub entries: Vec<RaftEntry>,
+    }
+}
+
+wire_struct! {
+    /// All Raft messages of one turn for one peer, and which groups the sender leads.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct RaftFrame {
+        /// The messages, of any groups.
+        pub messages: Vec<RaftMessage>,
+        /// The groups that the sender leads, with its term there: how nodes without a replica find leaders.
+        pub leading: Vec<(GroupId, Term)>,
+    }
+}
+
+wire_enum! {
+    /// In whose name a command comes.
+    #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Principal {
+        /// A client that did not authenticate (no users are set up).
+        Anonymous = 0,
+        /// A node of the cluster.
+        Node(node: NodeId) = 1,
+        /// A user, by name.
+        User(name: String) = 2,
+    }
+}
+
+wire_struct! {
+    /// A node opens its session: the one before it ends.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct OpenSession {
+        /// The node.
+        pub node: NodeId,
+        /// Its data directory.
+        pub identity: Identity,
+        /// Its start.
+        pub boot: Boot,
+        /// Where its clients connect.
+        pub client_address: String,
+    }
+}
+
+wire_struct! {
+    /// A node proves that it lives, and that the client sessions connected to it do.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Renewal {
+        /// The node.
+        pub node: NodeId,
+        /// Its session.
+        pub session: SessionId,
+        /// Client sessions with a connection to the node.
+        pub clients: Vec<ClientId>,
+    }
+}
+
+wire_struct! {
+    /// A group is told of a client session before its first command there.
+    ///
+    /// Safe because of `ends`: a group that has heard of more ends than the teller had refuses, so that a
+    /// session which ended meanwhile is never brought back to life with its replies forgotten.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Introduction {
+        /// The session.
+        pub client: ClientId,
+        /// How many ends (of sessions) group 0 had numbered when the session was seen alive there.
+        pub ends: u64,
+    }
+}
+
+wire_enum! {
+    /// What groups tell each other through the outbox.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Item {
+        /// The session of a node has ended, with all its connections.
+        NodeEnded(session: (NodeId, SessionId)) = 1,
+        /// A client session has ended.
+        ClientEnded(client: ClientId) = 2,
+    }
+}
+
+wire_struct! {
+    /// Outbox items for one group: `items[i]` has the number `first + i`.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Parcel {
+        /// The group they come from.
+        pub source: GroupId,
+        /// The number of the first item.
+        pub first: u64,
+        /// The items in order.
+        pub items: Vec<Item>,
+    }
+}
+
+wire_struct! {
+    /// A group has committed a source's outbox items up to a number.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Receipted {
+        /// The group that has them.
+        pub target: GroupId,
+        /// The last number it has.
+        pub upto: u64,
+    }
+}
+
+wire_enum! {
+    /// What a group is asked to do: a client's command, or a node's own business.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Work {
+        /// A client's command.
+        Op(op: Op) = 1,
+        /// Group 0: a node opens its session; answers the session id.
+        OpenSession(open: OpenSession) = 2,
+        /// Group 0: a node renews its session; answers 1, or 0 when the session is over.
+        Renew(renewal: Renewal) = 3,
+        /// Any group: a connection has ended; answers OK.
+        CloseConn(conn: ConnId) = 4,
+        /// Group 0: opens a client session; answers `[id, ends]`.
+        OpenClient = 5,
+        /// Group 0, a read: is the session alive? Answers `[id, ends]` or nil.
+        SeeClient(client: ClientId) = 6,
+        /// A partition learns of a client session; answers 1, or 0 when `ends` is behind: look again.
+        Introduce(introduction: Introduction) = 7,
+        /// A group takes outbox items; answers the last number it has.
+        Take(parcel: Parcel) = 8,
+        /// The source of outbox items learns that they arrived; answers OK.
+        Taken(receipt: Receipted) = 9,
+    }
+}
+
+wire_struct! {
+    /// One piece of work on its way to a leader.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Ask {
+        /// The request's number on its connection.
+        pub request: u64,
+        /// Its number in its client session, if it has one.
+        pub client: Option<ClientSeq>,
+        /// In whose name.
+        pub principal: Principal,
+        /// What to do.
+        pub work: Work,
+    }
+}
+
+wire_struct! {
+    /// Work of one connection for one group.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Forward {
+        /// The group.
+        pub group: GroupId,
+        /// The term whose leader may accept it.
+        pub term: Term,
+        /// The connection.
+        pub conn: ConnId,
+        /// Rises when the connection has seen a refusal from this group. A leader that refused something
+        /// of a run refuses the rest of the run: nothing overtakes what was refused.
+        pub run: u64,
+        /// In the connection's order.
+        pub asks: Vec<Ask>,
+    }
+}
+
+wire_enum! {
+    /// What became of an `Ask`.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Verdict {
+        /// It is answered.
+        Reply(reply: Reply) = 1,
+        /// Never proposed: the receiver does not lead the group in the term named.
+        Moved = 2,
+    }
+}
+
+wire_struct! {
+    /// An answer on its way back.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Answer {
+        /// The connection.
+        pub conn: ConnId,
+        /// The request's number on it.
+        pub request: u64,
+        /// The group that answers (one of several, perhaps).
+        pub group: GroupId,
+        /// What became of it.
+        pub verdict: Verdict,
+    }
+}
+
+wire_struct! {
+    /// A message for a subscriber.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Delivery {
+        /// The topic.
+        pub topic: Bytes,
+        /// The message.
+        pub id: u64,
+        /// Which delivery of it this is; 1 is the first.
+        pub attempt: u32,
+        /// Its body.
+        pub body: Bytes,
+    }
+}
+
+wire_enum! {
+    /// A frame on a link.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum LinkFrame {
+        /// Work for a leader, from the node that opened the link.
+        Forward(forward: Forward) = 1,
+        /// Answers, from the node that was reached.
+        Answers(answers: Vec<Answer>) = 2,
+        /// Messages for subscribers, from the node that was reached.
+        Pushes(pushes: Vec<(ConnId, Delivery)>) = 3,
+    }
+}
