@@ -96,3 +96,16 @@ wire_struct! {
         pub offset: u32,
     }
 }
+
+impl LogPos {
+    /// The place as one number that rises along the log and fits a signed 64-bit integer: how ids and
+    /// versions that never repeat are made.
+    ///
+    /// # Panics
+    /// When the entry holds 2^20 commands or the log 2^43 entries, which `limits.rs` rules out.
+    #[must_use]
+    pub fn serial(self) -> u64 {
+        assert!(self.offset < 1 << 20 && self.index < 1 << 43, "a place in the log fits 63 bits");
+        self.index << 20 | u64::from(self.offset)
+    }
+}

@@ -3,9 +3,12 @@
 //! No I/O here and no clock. `op` is what a command means, `wire` the notation nodes use among themselves.
 #![warn(missing_docs)]
 
+pub mod command;
+pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod op;
 pub mod peer;
 pub mod reply;
+pub mod resp;
 pub mod wire;

@@ -277,8 +277,10 @@ wire_enum! {
 pub enum Home<'a> {
     /// In the system group.
     System,
-    /// In the partition of this name.
-    Of(&'a Bytes),
+    /// In the partition of this key.
+    Key(&'a Bytes),
+    /// In the partition of this topic.
+    Topic(&'a Bytes),
     /// In the partitions of these names, and the counts are added up.
     Each(&'a [Bytes]),
 }
@@ -296,12 +298,12 @@ impl Op {
             | Self::Sub(Sub { topic: name, .. })
             | Self::QSet(QSet { topic: name, .. })
             | Self::Unsub(name)
-            | Self::QInfo(name)
-            | Self::Get(name)
+            | Self::QInfo(name) => Home::Topic(name),
+            Self::Get(name)
             | Self::Set(Set { key: name, .. })
             | Self::Incr(Incr { key: name, .. })
             | Self::Expire(Expire { key: name, .. })
-            | Self::Ttl(Ttl { key: name, .. }) => Home::Of(name),
+            | Self::Ttl(Ttl { key: name, .. }) => Home::Key(name),
             Self::Del(names) | Self::Exists(names) => Home::Each(names),
         }
     }
@@ -344,7 +346,7 @@ impl Op {
             Self::Set(op) => op.key.len() + op.value.len(),
             Self::Del(keys) | Self::Exists(keys) => many(keys),
             other => match other.home() {
-                Home::Of(name) => name.len(),
+                Home::Key(name) | Home::Topic(name) => name.len(),
                 _ => 256,
             },
         }
@@ -366,6 +368,15 @@ pub fn partition_of(name: &[u8], partitions: u16) -> GroupId {
     let slot = slot_of(name);
     let partition = u32::from(slot) * u32::from(partitions) / SLOTS;
     GroupId(1 + u16::try_from(partition).expect("below the number of partitions"))
+}
+
+/// What a topic's dead letters are called: the topic's name and this.
+pub const DEAD_LETTERS: &[u8] = b".dlq";
+
+/// The partition of a topic. Dead letters lie in the partition of the topic they come from.
+#[must_use]
+pub fn partition_of_topic(name: &[u8], partitions: u16) -> GroupId {
+    partition_of(name.strip_suffix(DEAD_LETTERS).unwrap_or(name), partitions)
 }
 
 /// The Redis Cluster slot of a name: 0..16384.

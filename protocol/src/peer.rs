@@ -251,10 +251,15 @@ wire_struct! {
     pub struct Ask {
         /// The request's number on its connection.
         pub request: u64,
+        /// Which sending of the request this is; a refusal names it, so that one which comes late is not
+        /// taken for the refusal of a later sending.
+        pub sending: u32,
         /// Its number in its client session, if it has one.
         pub client: Option<ClientSeq>,
         /// In whose name.
         pub principal: Principal,
+        /// A read that follows unanswered writes of its connection: it must see them.
+        pub behind: bool,
         /// What to do.
         pub work: Work,
     }
@@ -299,6 +304,8 @@ wire_struct! {
         pub request: u64,
         /// The group that answers (one of several, perhaps).
         pub group: GroupId,
+        /// The sending that is refused; of no meaning in an answer that is not a refusal.
+        pub sending: u32,
         /// What became of it.
         pub verdict: Verdict,
     }

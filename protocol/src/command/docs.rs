@@ -1,0 +1,171 @@
+//! What the command table says about itself: HELP, COMMAND, docs/commands.md.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+
+use super::table::{Family, Resend, Spec, TABLE, find, later};
+use crate::reply::Reply;
+
+/// The number of commands.
+#[must_use]
+pub fn command_count() -> Reply {
+    Reply::int(TABLE.len() as u64)
+}
+
+/// COMMAND LIST
+#[must_use]
+pub fn command_list() -> Reply {
+    Reply::Array(TABLE.iter().map(|spec| lower(spec.name)).collect())
+}
+
+fn lower(name: &str) -> Reply {
+    Reply::text(name.to_ascii_lowercase())
+}
+
+/// COMMAND and COMMAND INFO: rows as Redis 7 has them. Without names, all.
+#[must_use]
+pub fn command_info(names: &[Bytes]) -> Reply {
+    if names.is_empty() {
+        return Reply::Array(TABLE.iter().map(info_row).collect());
+    }
+    Reply::Array(names.iter().map(|name| find(name).map_or(Reply::Nil, info_row)).collect())
+}
+
+fn info_row(spec: &Spec) -> Reply {
+    let flags = spec.flags.words().into_iter().map(Reply::text).collect();
+    Reply::Array(vec![
+        lower(spec.name),
+        Reply::Int(spec.arity as i64),
+        Reply::Array(flags),
+        Reply::Int(spec.keys.0),
+        Reply::Int(spec.keys.1),
+        Reply::Int(spec.keys.2),
+        Reply::Array(vec![Reply::text(format!("@{}", spec.family.title().to_ascii_lowercase()))]),
+        Reply::Array(Vec::new()),
+        Reply::Array(Vec::new()),
+        Reply::Array(Vec::new()),
+    ])
+}
+
+/// COMMAND DOCS: a map of maps. Without names, all; unknown names are left out, as Redis does.
+#[must_use]
+pub fn command_docs(names: &[Bytes]) -> Reply {
+    let specs: Vec<&Spec> = if names.is_empty() {
+        TABLE.iter().collect()
+    } else {
+        names.iter().filter_map(|name| find(name)).collect()
+    };
+    Reply::Map(specs.into_iter().map(|spec| (lower(spec.name), docs_row(spec))).collect())
+}
+
+fn docs_row(spec: &Spec) -> Reply {
+    let fields = [
+        ("summary", spec.summary),
+        ("since", "0.1.0"),
+        ("group", spec.family.title()),
+        ("complexity", spec.complexity),
+        ("syntax", spec.syntax),
+        ("reply", spec.reply),
+        ("resend", spec.resend.text()),
+    ];
+    Reply::Map(fields.into_iter().map(|(name, text)| (Reply::text(name), Reply::text(text))).collect())
+}
+
+/// HELP: for people, a line each; `None` for an unknown verb.
+#[must_use]
+pub fn help(verb: Option<&[u8]>) -> Option<Reply> {
+    let lines = match verb {
+        Some(verb) => {
+            let spec = find(verb)?;
+            vec![
+                spec.syntax.to_owned(),
+                spec.summary.to_owned(),
+                format!("reply: {}", spec.reply),
+                format!("safe to send again: {}", spec.resend.text()),
+            ]
+        }
+        None => TABLE.iter().map(|spec| spec.syntax.to_owned()).collect(),
+    };
+    Some(Reply::Array(lines.into_iter().map(Reply::text).collect()))
+}
+
+const INTRODUCTION: &str = "\
+# Commands
+
+<!-- Written by the command table (protocol/src/command/table.rs): QUORATE_BLESS=1 cargo test -p quorate-protocol -->
+
+Verbs and options are case-insensitive; options are `NAME value` pairs in any order. Times are milliseconds unless the
+command says seconds. Contention, emptiness and absence are **nil, never an error**. Every error begins with an
+upper-case code and says what to do next. `HELP LOCK` shows one command, `COMMAND DOCS` everything below.
+
+Names (locks, keys, topics, owners) have at most 1 KiB, values and messages 8 MiB. Names with the same `{tag}` lie in the
+same partition, as in Redis Cluster.
+
+## Outcome and order
+
+- `-CLUSTERDOWN`, `-TRYAGAIN`, `-BUSY`, `-LOADING`: the command never took and never takes effect; send it again.
+- `-INDOUBT`: it may or may not take effect. Read before you send it again, or send commands that may come twice: the
+  line *again* below says which.
+- One connection (RESP or inline): answers in order; commands to one partition take effect in order; once one of them is
+  refused, those already sent behind it to that partition are refused too. A lock command, and one that can wait, is
+  a barrier: it waits for all before it, and all behind it wait for it. Commands to different partitions may overlap.
+- Binary frames may be answered in any order, except where a frame says AFTER; see [protocol.md](protocol.md).
+
+## Rules of locks
+
+- The owner is a name (`OWNER id`: one critical section of a client) or the connection, whose locks go with it.
+  The same owner asking again gets the same token with its lease renewed, or keeps its place in the queue.
+- Tokens rise strictly, whatever happens. A lock is granted only after the grant is committed on a majority; nil after
+  WAIT is sent only when the withdrawal is committed, so nobody holds a lock without knowing.
+- First come, first served; a waiting exclusive request is not overtaken by later shared ones. LOCK by a shared holder is
+  an upgrade and stands before all waiters; a second upgrade of the same lock is refused with -DEADLOCK.
+- A wait that would close a cycle of waiting owners is refused with `-DEADLOCK a:L1 -> b:L2 -> a`, and the leader logs
+  `DEADLOCK DETECTED` with it. A lease that runs out while others wanted the lock is logged alike.
+- Leases end by logged time: never early; late by at most the time without a leader and 1 s per change of leader.
+
+## Rules of queues
+
+- At least once: a message comes back when its lease ends, its consumer's connection ends, or it is NACKed; *attempt*
+  counts deliveries. `id` names the current delivery, `id@attempt` a certain one. ACK may come on any connection; NACK of a plain
+  `id` only on the one that received it.
+- First in, first out on first delivery; what comes back stands in front.
+- After MAXDELIVER deliveries (default 16) a message moves to `topic.dlq` in one replicated step; nothing is dropped.
+- SUB streams on inline, RESP3 and binary connections. RESP2 clients use FETCH.
+
+## Rules of keys
+
+- A GET on any node after SET said OK never returns an older value.
+- A version rises with every write and never repeats; `IFVER 0` means that the key does not exist. A resent `SET IFVER` may see
+  its own success as nil: read to learn.
+- A deadline takes effect at one log position: the key vanishes on all nodes alike.
+- Redis' `r.lock()` and Redisson need Lua, which is not spoken here; use `LOCK`.
+";
+
+/// docs/commands.md
+#[must_use]
+pub fn markdown() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    for family in [Family::Locks, Family::Queues, Family::Keys, Family::Cluster, Family::Connection] {
+        let _ = writeln!(text, "\n## {}\n", family.title());
+        let mut specs: Vec<_> = TABLE.iter().filter(|spec| spec.family == family).collect();
+        specs.sort_by_key(|spec| spec.number);
+        for spec in specs {
+            let _ = writeln!(text, "- `{}`  \n  {}  \n  *replies* {}", spec.syntax, spec.summary, spec.reply);
+            if spec.resend != Resend::Read || spec.family != Family::Connection {
+                let _ = write!(text, "; *again*: {}", spec.resend.text());
+            }
+            let _ = writeln!(text, "; *number* {}", spec.number);
+        }
+    }
+    text.push_str(
+        "\n## Not built yet\n\nThese answer an error that says so, as do the options after the colon:\n\n",
+    );
+    let verbs: Vec<_> = later().map(|(name, _)| format!("`{name}`")).collect();
+    let _ = writeln!(text, "{}", verbs.join(" "));
+    text.push('\n');
+    for spec in TABLE.iter().filter(|spec| !spec.later.is_empty()) {
+        let _ = writeln!(text, "- `{}`: {}", spec.name, spec.later.join(", "));
+    }
+    text
+}

@@ -1,0 +1,585 @@
+//! Reading a command's arguments: names, numbers, durations, options.
+//!
+//! Options are `NAME value` pairs in any order. Each may stand once; what contradicts, is unknown or is not
+//! built is refused with a sentence that says what to send.
+
+use bytes::Bytes;
+
+use super::table::Spec;
+use super::{Command, ConnAsk, NodeAsk, failure};
+use crate::id::ClientId;
+use crate::limits::{
+    DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, NAME_MAX, PREFETCH, PREFETCH_MAX, VALUE_MAX,
+};
+use crate::op::{
+    Ack, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl, Unlock, When,
+};
+use crate::reply::{Code, Failure};
+
+type Parsed = Result<Command, Failure>;
+
+/// The arguments of one command, read from left to right.
+pub struct Words<'a> {
+    spec: &'static Spec,
+    rest: &'a [Bytes],
+}
+
+impl<'a> Words<'a> {
+    pub(super) fn new(spec: &'static Spec, rest: &'a [Bytes]) -> Self {
+        Self { spec, rest }
+    }
+
+    /// Refuses what is left over.
+    pub(super) fn end(&self) -> Result<(), Failure> {
+        match self.rest.first() {
+            None => Ok(()),
+            Some(word) => Err(self.syntax(&format!("'{}' is not expected here", shown(word)))),
+        }
+    }
+
+    fn syntax(&self, what: &str) -> Failure {
+        failure(Code::Err, format!("syntax error: {what}; usage: {}", self.spec.syntax))
+    }
+
+    fn next(&mut self) -> Result<Bytes, Failure> {
+        let Some((first, rest)) = self.rest.split_first() else {
+            return Err(self.syntax("an argument is missing"));
+        };
+        self.rest = rest;
+        Ok(first.clone())
+    }
+
+    fn take_rest(&mut self) -> Vec<Bytes> {
+        core::mem::take(&mut self.rest).to_vec()
+    }
+
+    /// A name: of a lock, a key, a topic, an owner.
+    fn name(&mut self, what: &str) -> Result<Bytes, Failure> {
+        let name = self.next()?;
+        check_name(&name, what)?;
+        Ok(name)
+    }
+
+    fn names(&mut self, what: &str) -> Result<Vec<Bytes>, Failure> {
+        if self.rest.len() > MANY_MAX {
+            let text = format!(
+                "{} {what}s in one command, at most {MANY_MAX} are taken; send several",
+                self.rest.len()
+            );
+            return Err(failure(Code::TooBig, text));
+        }
+        let names = self.take_rest();
+        names.iter().try_for_each(|name| check_name(name, what))?;
+        Ok(names)
+    }
+
+    fn value(&mut self, what: &str) -> Result<Bytes, Failure> {
+        let value = self.next()?;
+        if value.len() > VALUE_MAX {
+            let text = format!("{what} of {} bytes, at most {VALUE_MAX} are taken", value.len());
+            return Err(failure(Code::TooBig, text));
+        }
+        Ok(value)
+    }
+
+    fn integer(&mut self) -> Result<i64, Failure> {
+        let word = self.next()?;
+        integer(&word).ok_or_else(|| failure(Code::Err, "value is not an integer or out of range"))
+    }
+
+    /// A number from `low` to `high`.
+    fn number(&mut self, what: &str, low: u64, high: u64) -> Result<u64, Failure> {
+        let number = self.integer()?;
+        u64::try_from(number).ok().filter(|n| (low..=high).contains(n)).ok_or_else(|| {
+            failure(Code::Err, format!("{what} must be a number from {low} to {high}, not {number}"))
+        })
+    }
+
+    fn token(&mut self) -> Result<u64, Failure> {
+        self.number("TOKEN", 1, i64::MAX as u64)
+    }
+
+    /// A duration in milliseconds; 0 only where `low` is 0.
+    fn millis(&mut self, what: &str, low: u64) -> Result<u64, Failure> {
+        self.number(what, low, DURATION_MAX)
+    }
+
+    fn count(&mut self, what: &str, high: u32) -> Result<u32, Failure> {
+        let number = self.number(what, 1, u64::from(high))?;
+        Ok(u32::try_from(number).expect("it is at most `high`"))
+    }
+
+    /// The next option's name, in upper case; `None` at the end. `seen` keeps options from coming twice.
+    fn option(
+        &mut self,
+        known: &'static [&'static str],
+        seen: &mut u32,
+    ) -> Result<Option<&'static str>, Failure> {
+        let Some(word) = self.rest.first() else { return Ok(None) };
+        let Some(at) = known.iter().position(|name| word.eq_ignore_ascii_case(name.as_bytes())) else {
+            let name = shown(word).to_ascii_uppercase();
+            if self.spec.later.contains(&name.as_str()) {
+                let verb = self.spec.name;
+                return Err(failure(
+                    Code::Err,
+                    format!("option {name} of {verb} is not built yet; send {verb} without it"),
+                ));
+            }
+            return Err(self.syntax(&format!("'{}' is not an option here", shown(word))));
+        };
+        self.rest = &self.rest[1..];
+        if *seen & (1 << at) != 0 {
+            return Err(self.syntax(&format!("{} stands twice", known[at])));
+        }
+        *seen |= 1 << at;
+        Ok(Some(known[at]))
+    }
+}
+
+fn check_name(name: &Bytes, what: &str) -> Result<(), Failure> {
+    if name.is_empty() {
+        return Err(failure(Code::Err, format!("the {what} is empty; give it a name")));
+    }
+    if name.len() > NAME_MAX {
+        let text = format!("{what} of {} bytes, at most {NAME_MAX} are taken", name.len());
+        return Err(failure(Code::TooBig, text));
+    }
+    Ok(())
+}
+
+fn shown(word: &Bytes) -> String {
+    word[..word.len().min(64)].escape_ascii().to_string()
+}
+
+fn integer(word: &[u8]) -> Option<i64> {
+    core::str::from_utf8(word).ok()?.parse().ok().filter(|_| !word.starts_with(b"+"))
+}
+
+fn op(op: Op) -> Parsed {
+    Ok(Command::Op(op))
+}
+
+fn connection(ask: ConnAsk) -> Parsed {
+    Ok(Command::Connection(ask))
+}
+
+pub(super) fn lock(words: &mut Words<'_>) -> Parsed {
+    let name = words.name("lock name")?;
+    let mut lock = Lock { name, shared: false, owner: None, ttl: LOCK_TTL, wait: 0 };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["SHARED", "OWNER", "TTL", "WAIT"], &mut seen)? {
+        match option {
+            "SHARED" => lock.shared = true,
+            "OWNER" => lock.owner = Some(words.name("owner")?),
+            "TTL" => lock.ttl = words.millis("TTL", 1)?,
+            _ => lock.wait = words.millis("WAIT", 0)?,
+        }
+    }
+    op(Op::Lock(lock))
+}
+
+pub(super) fn unlock(words: &mut Words<'_>) -> Parsed {
+    let mut unlock = Unlock { name: words.name("lock name")?, owner: None, token: None };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["OWNER", "TOKEN"], &mut seen)? {
+        match option {
+            "OWNER" => unlock.owner = Some(words.name("owner")?),
+            _ => unlock.token = Some(words.token()?),
+        }
+    }
+    op(Op::Unlock(unlock))
+}
+
+pub(super) fn renew(words: &mut Words<'_>) -> Parsed {
+    let mut renew = Renew { name: words.name("lock name")?, owner: None, token: None, ttl: LOCK_TTL };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["OWNER", "TOKEN", "TTL"], &mut seen)? {
+        match option {
+            "OWNER" => renew.owner = Some(words.name("owner")?),
+            "TOKEN" => renew.token = Some(words.token()?),
+            _ => renew.ttl = words.millis("TTL", 1)?,
+        }
+    }
+    op(Op::Renew(renew))
+}
+
+pub(super) fn lock_info(words: &mut Words<'_>) -> Parsed {
+    op(Op::LockInfo(words.name("lock name")?))
+}
+
+pub(super) fn publish(words: &mut Words<'_>) -> Parsed {
+    let topic = words.name("topic")?;
+    let mut publish = Pub { topic, body: words.value("message")?, dedupe: None, delay: 0 };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["ID", "DELAY"], &mut seen)? {
+        match option {
+            "ID" => publish.dedupe = Some(words.name("message ID")?),
+            _ => publish.delay = words.millis("DELAY", 0)?,
+        }
+    }
+    op(Op::Pub(publish))
+}
+
+pub(super) fn fetch(words: &mut Words<'_>) -> Parsed {
+    let mut fetch = Fetch { topic: words.name("topic")?, count: 1, block: 0, lease: None };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["COUNT", "BLOCK", "LEASE"], &mut seen)? {
+        match option {
+            "COUNT" => fetch.count = words.count("COUNT", FETCH_MAX)?,
+            "BLOCK" => fetch.block = words.millis("BLOCK", 0)?,
+            _ => fetch.lease = Some(words.millis("LEASE", 1)?),
+        }
+    }
+    op(Op::Fetch(fetch))
+}
+
+/// `id` or `id@attempt`.
+fn receipt(word: &Bytes) -> Result<Receipt, Failure> {
+    let (id, attempt) = match word.iter().position(|&byte| byte == b'@') {
+        Some(at) => (&word[..at], Some(&word[at + 1..])),
+        None => (&word[..], None),
+    };
+    let number = |digits: &[u8]| integer(digits).and_then(|n| u64::try_from(n).ok());
+    let attempt = attempt.map(|digits| number(digits).and_then(|n| u32::try_from(n).ok()));
+    match (number(id), attempt) {
+        (Some(id), None) => Ok(Receipt { id, attempt: None }),
+        (Some(id), Some(Some(attempt))) => Ok(Receipt { id, attempt: Some(attempt) }),
+        _ => {
+            let text = format!(
+                "'{}' is not a message id; give the number that FETCH showed, as id or id@attempt",
+                shown(word)
+            );
+            Err(failure(Code::Err, text))
+        }
+    }
+}
+
+pub(super) fn ack(words: &mut Words<'_>) -> Parsed {
+    let topic = words.name("topic")?;
+    if words.rest.len() > MANY_MAX {
+        let text = format!("{} ids in one ACK, at most {MANY_MAX} are taken; send several", words.rest.len());
+        return Err(failure(Code::TooBig, text));
+    }
+    if let Some(group) = words.rest.iter().position(|word| word.eq_ignore_ascii_case(b"GROUP")) {
+        words.rest = &words.rest[group..];
+        words.option(&[], &mut 0)?;
+    }
+    let receipts = words.take_rest().iter().map(receipt).collect::<Result<_, _>>()?;
+    op(Op::Ack(Ack { topic, receipts }))
+}
+
+pub(super) fn nack(words: &mut Words<'_>) -> Parsed {
+    let topic = words.name("topic")?;
+    let mut nack = Nack { topic, receipt: receipt(&words.next()?)?, delay: 0, dead: false };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["DELAY", "DEAD"], &mut seen)? {
+        match option {
+            "DELAY" => nack.delay = words.millis("DELAY", 0)?,
+            _ => nack.dead = true,
+        }
+    }
+    op(Op::Nack(nack))
+}
+
+pub(super) fn subscribe(words: &mut Words<'_>) -> Parsed {
+    let mut sub = Sub { topic: words.name("topic")?, prefetch: PREFETCH, lease: None };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["PREFETCH", "LEASE"], &mut seen)? {
+        match option {
+            "PREFETCH" => sub.prefetch = words.count("PREFETCH", PREFETCH_MAX)?,
+            _ => sub.lease = Some(words.millis("LEASE", 1)?),
+        }
+    }
+    op(Op::Sub(sub))
+}
+
+pub(super) fn unsubscribe(words: &mut Words<'_>) -> Parsed {
+    let topic = words.name("topic")?;
+    words.option(&[], &mut 0)?;
+    op(Op::Unsub(topic))
+}
+
+pub(super) fn queue_set(words: &mut Words<'_>) -> Parsed {
+    let mut set = QSet { topic: words.name("topic")?, lease: None, max_deliver: None };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["LEASE", "MAXDELIVER"], &mut seen)? {
+        match option {
+            "LEASE" => set.lease = Some(words.millis("LEASE", 1)?),
+            _ => set.max_deliver = Some(words.count("MAXDELIVER", MAX_DELIVER * 1024)?),
+        }
+    }
+    op(Op::QSet(set))
+}
+
+pub(super) fn queue_info(words: &mut Words<'_>) -> Parsed {
+    op(Op::QInfo(words.name("topic")?))
+}
+
+pub(super) fn get(words: &mut Words<'_>) -> Parsed {
+    op(Op::Get(words.name("key")?))
+}
+
+pub(super) fn set(words: &mut Words<'_>) -> Parsed {
+    let key = words.name("key")?;
+    let mut set =
+        Set { key, value: words.value("value")?, when: When::Always, expiry: Expiry::Never, get: false };
+    let mut seen = 0;
+    while let Some(option) = words.option(&["NX", "XX", "IFVER", "EX", "PX", "KEEPTTL", "GET"], &mut seen)? {
+        let one_condition = set.when == When::Always;
+        let one_deadline = set.expiry == Expiry::Never;
+        match option {
+            "NX" | "XX" | "IFVER" if !one_condition => {
+                return Err(words.syntax("NX, XX and IFVER exclude each other"));
+            }
+            "EX" | "PX" | "KEEPTTL" if !one_deadline => {
+                return Err(words.syntax("EX, PX and KEEPTTL exclude each other"));
+            }
+            "NX" => set.when = When::Absent,
+            "XX" => set.when = When::Present,
+            "IFVER" => set.when = When::Version(words.number("IFVER", 0, i64::MAX as u64)?),
+            "EX" => set.expiry = Expiry::After(expire_time(words.integer()?, 1000)?),
+            "PX" => set.expiry = Expiry::After(expire_time(words.integer()?, 1)?),
+            "KEEPTTL" => set.expiry = Expiry::Keep,
+            _ => set.get = true,
+        }
+    }
+    op(Op::Set(set))
+}
+
+fn expire_time(number: i64, unit: i64) -> Result<u64, Failure> {
+    let ms =
+        number.checked_mul(unit).and_then(|ms| u64::try_from(ms).ok()).filter(|&ms| ms > 0 && ms < 1 << 50);
+    ms.ok_or_else(|| failure(Code::Err, "invalid expire time in 'set' command"))
+}
+
+pub(super) fn del(words: &mut Words<'_>) -> Parsed {
+    op(Op::Del(words.names("key")?))
+}
+
+pub(super) fn exists(words: &mut Words<'_>) -> Parsed {
+    op(Op::Exists(words.names("key")?))
+}
+
+pub(super) fn incr(words: &mut Words<'_>) -> Parsed {
+    op(Op::Incr(Incr { key: words.name("key")?, by: 1 }))
+}
+
+pub(super) fn decr(words: &mut Words<'_>) -> Parsed {
+    op(Op::Incr(Incr { key: words.name("key")?, by: -1 }))
+}
+
+pub(super) fn incr_by(words: &mut Words<'_>) -> Parsed {
+    op(Op::Incr(Incr { key: words.name("key")?, by: words.integer()? }))
+}
+
+pub(super) fn decr_by(words: &mut Words<'_>) -> Parsed {
+    let key = words.name("key")?;
+    let by = words.integer()?.checked_neg();
+    let by = by.ok_or_else(|| failure(Code::Err, "value is not an integer or out of range"))?;
+    op(Op::Incr(Incr { key, by }))
+}
+
+fn expire_in(words: &mut Words<'_>, unit: i64) -> Parsed {
+    let key = words.name("key")?;
+    let ms = words.integer()?.checked_mul(unit).filter(|&ms| ms < 1 << 50);
+    let ms = ms.ok_or_else(|| failure(Code::Err, "invalid expire time in 'expire' command"))?;
+    words.option(&[], &mut 0)?;
+    op(Op::Expire(Expire { key, ms }))
+}
+
+pub(super) fn expire(words: &mut Words<'_>) -> Parsed {
+    expire_in(words, 1000)
+}
+
+pub(super) fn pexpire(words: &mut Words<'_>) -> Parsed {
+    expire_in(words, 1)
+}
+
+pub(super) fn ttl(words: &mut Words<'_>) -> Parsed {
+    op(Op::Ttl(Ttl { key: words.name("key")?, millis: false }))
+}
+
+pub(super) fn pttl(words: &mut Words<'_>) -> Parsed {
+    op(Op::Ttl(Ttl { key: words.name("key")?, millis: true }))
+}
+
+pub(super) fn status(_: &mut Words<'_>) -> Parsed {
+    Ok(Command::Node(NodeAsk::Status))
+}
+
+pub(super) fn members(_: &mut Words<'_>) -> Parsed {
+    Ok(Command::Node(NodeAsk::Members))
+}
+
+pub(super) fn leader(_: &mut Words<'_>) -> Parsed {
+    Ok(Command::Node(NodeAsk::Leader))
+}
+
+pub(super) fn partitions(_: &mut Words<'_>) -> Parsed {
+    Ok(Command::Node(NodeAsk::Partitions))
+}
+
+pub(super) fn ping(words: &mut Words<'_>) -> Parsed {
+    let message = if words.rest.is_empty() { None } else { Some(words.next()?) };
+    connection(ConnAsk::Ping(message))
+}
+
+pub(super) fn echo(words: &mut Words<'_>) -> Parsed {
+    connection(ConnAsk::Echo(words.next()?))
+}
+
+pub(super) fn hello(words: &mut Words<'_>) -> Parsed {
+    let mut version = None;
+    if !words.rest.is_empty() {
+        version = match integer(&words.next()?) {
+            Some(2) => Some(2),
+            Some(3) => Some(3),
+            Some(_) => {
+                return Err(failure(
+                    Code::NoProto,
+                    "unsupported protocol version; HELLO 2 and HELLO 3 are spoken",
+                ));
+            }
+            None => return Err(failure(Code::Err, "Protocol version is not an integer or out of range")),
+        };
+    }
+    let (mut auth, mut name, mut seen) = (false, None, 0);
+    while let Some(option) = words.option(&["AUTH", "SETNAME"], &mut seen)? {
+        if option == "AUTH" {
+            words.next()?;
+            words.next()?;
+            auth = true;
+        } else {
+            name = Some(client_name(words.next()?)?);
+        }
+    }
+    connection(ConnAsk::Hello { version, auth, name })
+}
+
+pub(super) fn auth(words: &mut Words<'_>) -> Parsed {
+    words.take_rest();
+    connection(ConnAsk::Auth)
+}
+
+fn client_name(name: Bytes) -> Result<Bytes, Failure> {
+    if name.iter().any(|byte| !(b'!'..=b'~').contains(byte)) {
+        return Err(failure(
+            Code::Err,
+            "Client names cannot contain spaces, newlines or special characters.",
+        ));
+    }
+    Ok(name)
+}
+
+/// A subcommand, in upper case.
+fn subcommand(words: &mut Words<'_>) -> Result<String, Failure> {
+    Ok(shown(&words.next()?).to_ascii_uppercase())
+}
+
+fn unknown_subcommand(words: &mut Words<'_>, name: &str) -> Parsed {
+    words.take_rest();
+    let verb = words.spec.name;
+    Err(failure(Code::Err, format!("unknown subcommand '{name}'. Try HELP {verb}.")))
+}
+
+pub(super) fn client(words: &mut Words<'_>) -> Parsed {
+    let name = subcommand(words)?;
+    connection(match name.as_str() {
+        "ID" => ConnAsk::ClientId,
+        "GETNAME" => ConnAsk::ClientGetName,
+        "SETNAME" => ConnAsk::ClientSetName(client_name(words.next()?)?),
+        "SETINFO" => {
+            let attribute = words.next()?;
+            if !attribute.eq_ignore_ascii_case(b"LIB-NAME") && !attribute.eq_ignore_ascii_case(b"LIB-VER") {
+                let text = format!(
+                    "Unrecognized option '{}'; CLIENT SETINFO takes LIB-NAME and LIB-VER",
+                    shown(&attribute)
+                );
+                return Err(failure(Code::Err, text));
+            }
+            ConnAsk::ClientSetInfo(attribute, client_name(words.next()?)?)
+        }
+        "INFO" => ConnAsk::ClientInfo,
+        "LIST" => ConnAsk::ClientList,
+        "TRACKING" | "CACHING" | "REPLY" | "KILL" | "PAUSE" | "UNPAUSE" | "NO-EVICT" | "NO-TOUCH" => {
+            return Err(failure(
+                Code::Err,
+                format!("CLIENT {name} is not built yet; see HELP CLIENT for what is"),
+            ));
+        }
+        _ => return unknown_subcommand(words, &name),
+    })
+}
+
+pub(super) fn config(words: &mut Words<'_>) -> Parsed {
+    match subcommand(words)?.as_str() {
+        "GET" if words.rest.is_empty() => Err(words.syntax("CONFIG GET needs a parameter or pattern")),
+        "GET" => connection(ConnAsk::ConfigGet(words.take_rest())),
+        "SET" | "REWRITE" | "RESETSTAT" => Err(failure(
+            Code::Err,
+            "the configuration is fixed at the start; change the file or the flags and start again",
+        )),
+        name => {
+            let name = name.to_owned();
+            unknown_subcommand(words, &name)
+        }
+    }
+}
+
+pub(super) fn info(words: &mut Words<'_>) -> Parsed {
+    connection(ConnAsk::Info(words.take_rest()))
+}
+
+pub(super) fn command(words: &mut Words<'_>) -> Parsed {
+    if words.rest.is_empty() {
+        return connection(ConnAsk::Command);
+    }
+    match subcommand(words)?.as_str() {
+        "COUNT" => connection(ConnAsk::CommandCount),
+        "LIST" => connection(ConnAsk::CommandList),
+        "INFO" => connection(ConnAsk::CommandInfo(words.take_rest())),
+        "DOCS" => connection(ConnAsk::CommandDocs(words.take_rest())),
+        name => {
+            let name = name.to_owned();
+            unknown_subcommand(words, &name)
+        }
+    }
+}
+
+pub(super) fn help(words: &mut Words<'_>) -> Parsed {
+    let verb = if words.rest.is_empty() { None } else { Some(words.next()?) };
+    connection(ConnAsk::Help(verb))
+}
+
+pub(super) fn select(words: &mut Words<'_>) -> Parsed {
+    match words.integer()? {
+        0 => connection(ConnAsk::Select),
+        _ => Err(failure(Code::Err, "DB index is out of range; there is one database, 0")),
+    }
+}
+
+pub(super) fn time(_: &mut Words<'_>) -> Parsed {
+    connection(ConnAsk::Time)
+}
+
+pub(super) fn reset(_: &mut Words<'_>) -> Parsed {
+    connection(ConnAsk::Reset)
+}
+
+pub(super) fn quit(_: &mut Words<'_>) -> Parsed {
+    connection(ConnAsk::Quit)
+}
+
+pub(super) fn session(words: &mut Words<'_>) -> Parsed {
+    match subcommand(words)?.as_str() {
+        "OPEN" => connection(ConnAsk::SessionOpen),
+        "RESUME" => {
+            let id = words.number("the session id", 1, i64::MAX as u64)?;
+            connection(ConnAsk::SessionResume(ClientId(id)))
+        }
+        name => {
+            let name = name.to_owned();
+            unknown_subcommand(words, &name)
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The table's invariants, the parser's errors, and docs/commands.md.
+
+use super::*;
+use crate::op::{Expiry, Fetch, Lock, Pub, Receipt, Set, When};
+
+fn words(line: &str) -> Vec<Bytes> {
+    line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
+}
+
+fn understood(line: &str) -> Command {
+    parse(&words(line)).unwrap_or_else(|failure| panic!("{line}: {failure}"))
+}
+
+fn refused(line: &str) -> String {
+    match parse(&words(line)) {
+        Err(failure) => failure.to_string(),
+        Ok(command) => panic!("{line}: understood as {command:?}"),
+    }
+}
+
+#[test]
+fn the_table_is_sorted_and_its_numbers_are_unique() {
+    assert!(TABLE.is_sorted_by(|a, b| a.name < b.name));
+    let mut numbers: Vec<u16> = TABLE.iter().map(|spec| spec.number).collect();
+    numbers.sort_unstable();
+    assert!(numbers.is_sorted_by(|a, b| a < b) && numbers[0] > 0);
+    assert!(table::later().is_sorted_by(|a, b| a.0 < b.0));
+    assert!(
+        table::later().all(|(name, _)| find(name.as_bytes()).is_none()),
+        "built verbs are not on the list"
+    );
+    for spec in TABLE {
+        assert_eq!(find(spec.name.to_ascii_lowercase().as_bytes()).map(|s| s.number), Some(spec.number));
+        assert_eq!(find_number(spec.number).map(|s| s.name), Some(spec.name));
+        assert!(spec.syntax.starts_with(spec.name));
+    }
+}
+
+#[test]
+fn options_come_in_any_order_and_case() {
+    let lock = Lock { name: "db".into(), shared: true, owner: Some("me".into()), ttl: 5, wait: 7 };
+    assert_eq!(understood("lock db wait 7 OWNER me Shared TTL 5"), Command::Op(Op::Lock(lock)));
+    let set = Set {
+        key: "k".into(),
+        value: "v".into(),
+        when: When::Absent,
+        expiry: Expiry::After(2000),
+        get: true,
+    };
+    assert_eq!(understood("SET k v GET EX 2 NX"), Command::Op(Op::Set(set)));
+    let publish = Pub { topic: "t".into(), body: "b".into(), dedupe: Some("x".into()), delay: 9 };
+    assert_eq!(understood("PUB t b DELAY 9 ID x"), Command::Op(Op::Pub(publish)));
+    let fetch = Fetch { topic: "t".into(), count: 2, block: 3, lease: Some(4) };
+    assert_eq!(understood("FETCH t LEASE 4 BLOCK 3 COUNT 2"), Command::Op(Op::Fetch(fetch)));
+    let Command::Op(Op::Ack(ack)) = understood("ACK t 5 6@2") else { panic!() };
+    assert_eq!(ack.receipts, [Receipt { id: 5, attempt: None }, Receipt { id: 6, attempt: Some(2) }]);
+    assert_eq!(understood("ping"), Command::Connection(ConnAsk::Ping(None)));
+}
+
+#[test]
+fn what_is_wrong_is_said_and_what_to_send_instead() {
+    let cases = [
+        ("GET", "ERR wrong number of arguments for 'get' command; usage: GET key"),
+        ("GET a b", "ERR wrong number of arguments"),
+        ("FOO a b", "ERR unknown command 'FOO', with args beginning with: 'a' 'b' "),
+        ("MULTI", "ERR MULTI is not built yet;"),
+        ("LOCK db SLOTS 3", "ERR option SLOTS of LOCK is not built yet"),
+        ("SET k v WRITEBACK", "ERR option WRITEBACK of SET is not built yet"),
+        ("ACK t 1 GROUP g", "ERR option GROUP of ACK is not built yet"),
+        ("UNSUB t GROUP g", "ERR option GROUP of UNSUB is not built yet"),
+        ("LOCK db TTL", "ERR syntax error: an argument is missing; usage: LOCK"),
+        ("LOCK db TTL 5 TTL 6", "ERR syntax error: TTL stands twice"),
+        ("LOCK db NOW", "ERR syntax error: 'NOW' is not an option here"),
+        ("LOCK db TTL 0", "ERR TTL must be a number from 1 to"),
+        ("LOCK db WAIT -1", "ERR WAIT must be a number from 0 to"),
+        ("LOCK db TTL x", "ERR value is not an integer or out of range"),
+        ("LOCK db TTL 99999999999999", "ERR TTL must be"),
+        ("UNLOCK db TOKEN 0", "ERR TOKEN must be a number from 1"),
+        ("SET k v NX XX", "ERR syntax error: NX, XX and IFVER exclude each other"),
+        ("SET k v EX 1 PX 1", "ERR syntax error: EX, PX and KEEPTTL exclude each other"),
+        ("SET k v EX 0", "ERR invalid expire time in 'set' command"),
+        ("SET k v EX 9223372036854775807", "ERR invalid expire time in 'set' command"),
+        ("FETCH t COUNT 0", "ERR COUNT must be a number from 1 to 1024"),
+        ("ACK t x", "ERR 'x' is not a message id"),
+        ("ACK t 1@", "ERR '1@' is not a message id"),
+        ("ACK t -1", "ERR '-1' is not a message id"),
+        ("INCRBY k +1", "ERR value is not an integer"),
+        ("DECRBY k -9223372036854775808", "ERR value is not an integer"),
+        ("SELECT 1", "ERR DB index is out of range"),
+        ("HELLO 4", "NOPROTO unsupported protocol version"),
+        ("HELLO x", "ERR Protocol version is not an integer"),
+        ("CLIENT MAINT_NOTIFICATIONS ON", "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try HELP CLIENT."),
+        ("CLIENT TRACKING ON", "ERR CLIENT TRACKING is not built yet"),
+        ("CONFIG SET a b", "ERR the configuration is fixed"),
+        ("SESSION RESUME 0", "ERR the session id must be"),
+    ];
+    for (line, expected) in cases {
+        let text = refused(line);
+        assert!(text.starts_with(expected), "{line}: {text}");
+    }
+    let long = "x".repeat(crate::limits::NAME_MAX + 1);
+    assert!(refused(&format!("GET {long}")).starts_with("TOOBIG key of 1025 bytes"));
+    assert!(parse(&[Bytes::from("GET"), Bytes::new()]).is_err(), "an empty key");
+    assert!(parse(&[]).is_err());
+    let many: String = (0..2000).map(|n| format!(" k{n}")).collect();
+    assert!(refused(&format!("DEL{many}")).starts_with("TOOBIG 2000 keys in one command"));
+}
+
+#[test]
+fn commands_md_is_what_the_table_says() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/commands.md");
+    if std::env::var_os("QUORATE_BLESS").is_some() {
+        std::fs::write(path, markdown()).expect("docs can be written");
+    }
+    let on_disk = std::fs::read_to_string(path).expect("docs/commands.md");
+    assert_eq!(on_disk, markdown(), "QUORATE_BLESS=1 cargo test -p quorate-protocol writes it anew");
+}
