@@ -15,6 +15,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+pub use quorate_protocol::command::NodeAsk;
 use quorate_protocol::id::{ClientId, ClientSeq, Identity, NodeId};
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Delivery, LinkFrame, RaftFrame};
@@ -32,19 +33,6 @@ pub struct Now {
     pub mono: u64,
     /// Milliseconds since 1970, for people only; may jump.
     pub wall: u64,
-}
-
-/// A question that the node answers from what it knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodeAsk {
-    /// STATUS
-    Status,
-    /// MEMBERS
-    Members,
-    /// LEADER
-    Leader,
-    /// PARTITIONS
-    Partitions,
 }
 
 /// What a request wants.

@@ -1,28 +1,516 @@
 //! The engine: `step` is the only place that knows all subsystems.
+//!
+//! Charter: routes inputs to the gateway, the household and the groups, and what they bring about to the
+//! shell. One turn: inputs are taken; at its end every group proposes and progresses until nothing is left
+//! to do, and everything that goes to the disk leaves as one `Persist`.
+//!
+//! Invariant: what waits for durability is kept with the number of its `Persist` and leaves in that order.
 
-use crate::effect::{Effects, Input, Now};
-use crate::journal::Recovered;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
+use quorate_protocol::id::{GroupId, Index, NodeId, Term};
+use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage};
+use quorate_protocol::reply::Reply;
+
+use crate::consensus::{Role, Setup};
+use crate::effect::{Effect, Effects, Input, Level, NodeAsk, Now, Request, Side, Want};
+use crate::gateway::Gateway;
+use crate::group::{Group, Told};
+use crate::household::{Household, Me};
+use crate::journal::{Meta, Persist, Recovered};
+use crate::ring::Ring;
+
+/// How often a node tells all others which groups it leads; ticks.
+const LEADING_TICKS: u64 = 5;
+
+/// Deliberate bugs, for the tests that show that the simulator's checkers see them.
+#[cfg(feature = "faults")]
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    /// Takes everything for durable at once.
+    pub reply_before_durable: bool,
+    /// Answers reads from the leader's state without a read round.
+    pub stale_reads: bool,
+    /// Executes a request of a client session as often as it comes.
+    pub resend_applied_twice: bool,
+    /// Goes on behind a refusal.
+    pub order_broken_behind_refusal: bool,
+    /// Now and then says `-TRYAGAIN` for what was proposed.
+    pub honest_codes_broken: bool,
+    /// Refuses above this many commands in flight, so that refusals happen at all.
+    pub small_in_flight: Option<usize>,
+    /// Bugs of the lock table.
+    pub locks: crate::lock::Faults,
+    /// Bugs of the queues.
+    pub queues: crate::queue::Faults,
+    /// Bugs of the store.
+    pub store: crate::store::Faults,
+}
 
 /// What a node is told once, when it starts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Config {
     /// Seed of everything that looks like chance (election timeouts).
     pub seed: u64,
     /// Where this node's clients connect, as it is to be told to others.
     pub client_address: String,
+    /// Deliberate bugs.
+    #[cfg(feature = "faults")]
+    pub faults: Faults,
+}
+
+impl Config {
+    /// A node without deliberate bugs.
+    #[must_use]
+    pub fn new(seed: u64, client_address: String) -> Self {
+        Self {
+            seed,
+            client_address,
+            #[cfg(feature = "faults")]
+            faults: Faults::default(),
+        }
+    }
+}
+
+/// A group as a node sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupReport {
+    /// The group.
+    pub group: GroupId,
+    /// The node's role in it.
+    pub role: Role,
+    /// The node's term.
+    pub term: Term,
+    /// The leader it knows of.
+    pub leader: Option<NodeId>,
+    /// Its commit index.
+    pub commit: Index,
+    /// Its applied index.
+    pub applied: Index,
+    /// The digest of the state at the applied index; equal on every replica at the same index.
+    pub digest: u64,
+}
+
+/// What leaves once a `Persist` is durable.
+#[derive(Default)]
+struct Withheld {
+    seq: u64,
+    numbers: Vec<(GroupId, u64)>,
+    messages: Vec<RaftMessage>,
 }
 
 /// One node's decisions. See `effect.rs` for the contract with its shell.
-pub struct Engine {}
+pub struct Engine {
+    me: NodeId,
+    meta: Meta,
+    ring: Ring,
+    gateway: Gateway,
+    household: Household,
+    groups: BTreeMap<GroupId, Group>,
+    withheld: VecDeque<Withheld>,
+    next_seq: u64,
+    ticks: u64,
+    leading: Vec<(GroupId, Term)>,
+    client_addresses: BTreeMap<NodeId, String>,
+    answers: BTreeMap<NodeId, Vec<Answer>>,
+    #[cfg(feature = "faults")]
+    faults: Faults,
+}
 
 impl Engine {
     /// A node that goes on from what its data directory holds.
     #[must_use]
-    pub fn new(_now: Now, _config: Config, _recovered: Recovered) -> Self {
-        Self {}
+    pub fn new(now: Now, config: Config, recovered: Recovered) -> Self {
+        let Recovered { meta, mut hard, mut entries } = recovered;
+        let ring = Ring::new(meta.founders.iter().map(|(node, _)| *node));
+        let mut groups = BTreeMap::new();
+        for group in (0..=meta.partitions).map(GroupId) {
+            let voters = ring.voters(group);
+            if !voters.contains(&meta.node) {
+                continue;
+            }
+            let setup = Setup {
+                seed: config.seed,
+                me: meta.node,
+                group,
+                voters,
+                hard: hard.remove(&group).unwrap_or_default(),
+                entries: entries.remove(&group).unwrap_or_default(),
+            };
+            groups.insert(group, Group::new(now.mono, setup, meta.partitions));
+        }
+        #[cfg(feature = "faults")]
+        for group in groups.values_mut() {
+            group.set_faults(&config.faults);
+        }
+        let client_address = config.client_address;
+        let me = Me {
+            node: meta.node,
+            identity: meta.identity,
+            boot: meta.boot,
+            client_address: client_address.clone(),
+        };
+        Self {
+            me: meta.node,
+            ring,
+            gateway: Gateway::new(meta.node, meta.partitions),
+            household: Household::new(me),
+            groups,
+            withheld: VecDeque::new(),
+            next_seq: 1,
+            ticks: 0,
+            leading: Vec::new(),
+            client_addresses: [(meta.node, client_address)].into(),
+            answers: BTreeMap::new(),
+            meta,
+            #[cfg(feature = "faults")]
+            faults: config.faults,
+        }
     }
 
     /// Takes one input and adds what is to be done about it.
-    pub fn step(&mut self, _now: Now, _input: Input, _fx: &mut Effects) {}
+    pub fn step(&mut self, now: Now, input: Input, fx: &mut Effects) {
+        let mono = now.mono;
+        match input {
+            Input::Tick => self.tick(mono, fx),
+            Input::EndOfTurn => self.end_turn(mono, fx),
+            Input::Persisted(seq) => self.persisted(mono, seq, fx),
+            Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
+            Input::Requests { conn, requests } => self.requests(mono, conn, requests),
+            Input::Disconnected { conn } => {
+                let gone = self.gateway.disconnected(conn);
+                self.household.close(mono, gone, &mut self.gateway);
+            }
+            Input::Raft { from, frame } => self.raft(mono, from, frame),
+            Input::LinkUp { peer, side: Side::Opener } => self.gateway.link_up(mono, peer),
+            Input::LinkDown { peer, side: Side::Opener } => self.gateway.link_down(mono, peer),
+            Input::LinkUp { peer, side: Side::Reached } | Input::LinkDown { peer, side: Side::Reached } => {
+                self.answers.remove(&peer);
+                self.groups.values_mut().for_each(|group| group.forget_node(peer));
+            }
+            Input::Link { peer, side, frame } => self.link(mono, peer, side, frame),
+        }
+    }
+
+    fn tick(&mut self, mono: u64, fx: &mut Effects) {
+        self.ticks += 1;
+        for group in self.groups.values_mut() {
+            group.tick(mono);
+        }
+        self.household.tick(mono, &mut self.gateway, fx);
+        self.gateway.tick(mono);
+    }
+
+    fn raft(&mut self, mono: u64, from: NodeId, frame: RaftFrame) {
+        for message in frame.messages {
+            if message.from != from {
+                continue;
+            }
+            if let Some(group) = self.groups.get_mut(&message.group) {
+                group.receive(mono, message);
+            }
+        }
+        for (group, term) in frame.leading {
+            if group.0 <= self.meta.partitions && !self.groups.contains_key(&group) {
+                self.gateway.set_route(mono, group, Some(from), term);
+            }
+        }
+    }
+
+    fn link(&mut self, mono: u64, peer: NodeId, side: Side, frame: LinkFrame) {
+        match (side, frame) {
+            (Side::Reached, LinkFrame::Forward(forward)) if forward.conn.node == peer => self.accept(forward),
+            (Side::Opener, LinkFrame::Answers(answers)) => {
+                for answer in answers {
+                    self.gateway.answered(mono, answer);
+                }
+            }
+            (Side::Opener, LinkFrame::Pushes(pushes)) => {
+                for (conn, delivery) in pushes {
+                    self.gateway.pushed(conn, delivery);
+                }
+            }
+            // A frame in the wrong direction is no work of ours.
+            _ => {}
+        }
+    }
+
+    fn accept(&mut self, forward: Forward) {
+        if let Some(group) = self.groups.get_mut(&forward.group) {
+            group.accept(forward);
+        }
+    }
+
+    fn requests(&mut self, mono: u64, conn: u64, mut requests: Vec<Request>) {
+        for request in &mut requests {
+            if let Want::Node(ask) = &request.want {
+                request.want = Want::Answered(self.view(ask));
+            }
+        }
+        self.gateway.requests(mono, conn, requests);
+    }
+
+    fn persisted(&mut self, mono: u64, seq: u64, fx: &mut Effects) {
+        while self.withheld.front().is_some_and(|withheld| withheld.seq <= seq) {
+            let withheld = self.withheld.pop_front().expect("it was just seen");
+            for (id, number) in withheld.numbers {
+                self.groups.get_mut(&id).expect("groups are never dropped").persisted(number);
+            }
+            self.send_raft(withheld.messages, false, fx);
+        }
+        let _ = mono;
+    }
+
+    fn send_raft(&self, messages: Vec<RaftMessage>, with_leading: bool, fx: &mut Effects) {
+        let mut frames: BTreeMap<NodeId, RaftFrame> = BTreeMap::new();
+        for message in messages {
+            frames.entry(message.to).or_default().messages.push(message);
+        }
+        if with_leading {
+            for (node, _) in self.meta.founders.iter().filter(|(node, _)| *node != self.me) {
+                frames.entry(*node).or_default().leading = self.leading.clone();
+            }
+        }
+        fx.extend(frames.into_iter().map(|(to, frame)| Effect::Raft { to, frame }));
+    }
+
+    fn end_turn(&mut self, mono: u64, fx: &mut Effects) {
+        let mut messages = Vec::new();
+        let mut withheld = Withheld::default();
+        let mut persist = Persist::default();
+        self.gateway.end_turn(mono);
+        loop {
+            self.deliver_forwards(fx);
+            let mut busy = false;
+            for (&id, group) in &mut self.groups {
+                group.flush(mono);
+                while let Some(progress) = group.progress(mono) {
+                    busy = true;
+                    messages.extend(progress.messages);
+                    withheld.messages.extend(progress.after_persist);
+                    withheld.numbers.push((id, progress.number));
+                    persist.hard.extend(progress.hard.map(|hard| (id, hard)));
+                    persist.entries.extend(progress.entries);
+                }
+            }
+            busy |= self.tell(mono, fx);
+            self.update_routes(mono, fx);
+            self.run_household(mono, fx);
+            self.gateway.end_turn(mono);
+            if !busy {
+                break;
+            }
+        }
+        self.deliver_answers(fx);
+        self.gateway.take_effects(fx);
+        let news = self.update_leading();
+        self.send_raft(messages, news, fx);
+        self.make_durable(mono, withheld, persist, fx);
+    }
+
+    /// Hands out what goes to the disk, and keeps what waits for it.
+    fn make_durable(&mut self, mono: u64, mut withheld: Withheld, mut persist: Persist, fx: &mut Effects) {
+        if withheld.numbers.is_empty() {
+            return;
+        }
+        let nothing_to_write = persist.hard.is_empty() && persist.entries.is_empty();
+        withheld.seq = if nothing_to_write { self.next_seq - 1 } else { self.next_seq };
+        let waits = !nothing_to_write || !self.withheld.is_empty();
+        self.withheld.push_back(withheld);
+        if !nothing_to_write {
+            persist.seq = self.next_seq;
+            self.next_seq += 1;
+            fx.push(Effect::Persist(persist));
+        }
+        #[cfg(feature = "faults")]
+        let waits = waits && !self.faults.reply_before_durable;
+        if !waits {
+            self.persisted(mono, self.next_seq - 1, fx);
+            self.end_turn(mono, fx);
+        }
+    }
+
+    /// Brings forwarded work to the leaders: this node's own groups at once, others by link.
+    fn deliver_forwards(&mut self, fx: &mut Effects) {
+        for (to, forward) in self.gateway.take_forwards() {
+            if to == self.me {
+                self.accept(forward);
+            } else {
+                fx.push(Effect::Link { peer: to, side: Side::Opener, frame: LinkFrame::Forward(forward) });
+            }
+        }
+    }
+
+    /// Brings what groups tell to where it belongs; whether anything was told to this node itself.
+    fn tell(&mut self, mono: u64, fx: &mut Effects) -> bool {
+        let mut here = false;
+        let mut pushes: BTreeMap<NodeId, Vec<_>> = BTreeMap::new();
+        for group in self.groups.values_mut() {
+            for told in group.take_told() {
+                match told {
+                    Told::Answer(answer) if answer.conn.node == self.me => {
+                        here = true;
+                        self.gateway.answered(mono, answer);
+                    }
+                    Told::Answer(answer) => self.answers.entry(answer.conn.node).or_default().push(answer),
+                    Told::Push(conn, delivery) if conn.node == self.me => self.gateway.pushed(conn, delivery),
+                    Told::Push(conn, delivery) => pushes.entry(conn.node).or_default().push((conn, delivery)),
+                    Told::Notice(line) => fx.push(Effect::Log(Level::Warn, line)),
+                }
+            }
+        }
+        if !pushes.is_empty() {
+            // A subscriber hears the answer to its SUB before its first message.
+            self.deliver_answers(fx);
+        }
+        for (peer, pushes) in pushes {
+            fx.push(link_pushes(peer, pushes));
+        }
+        here
+    }
+
+    fn deliver_answers(&mut self, fx: &mut Effects) {
+        for (peer, answers) in core::mem::take(&mut self.answers) {
+            fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Answers(answers) });
+        }
+    }
+
+    fn update_routes(&mut self, mono: u64, fx: &mut Effects) {
+        for (&id, group) in &mut self.groups {
+            let consensus = group.consensus();
+            let term = consensus.term();
+            let leader =
+                if consensus.leads() { group.leading().map(|_| self.me) } else { consensus.leader() };
+            self.gateway.set_route(mono, id, leader, term);
+        }
+        if let Some(members) =
+            self.groups.get_mut(&GroupId::SYSTEM).and_then(Group::system).and_then(|s| s.take_members())
+        {
+            for member in &members {
+                self.client_addresses.insert(member.node, member.client_address.clone());
+            }
+            fx.push(Effect::Members(members.into_vec()));
+        }
+    }
+
+    fn run_household(&mut self, mono: u64, fx: &mut Effects) {
+        for (errand, sent, reply) in self.gateway.take_finished() {
+            self.household.finished(mono, errand, sent, &reply, &mut self.gateway, fx);
+        }
+        self.household.introduce(mono, &mut self.gateway);
+        let Some(system) = self.groups.get_mut(&GroupId::SYSTEM).filter(|group| group.leading().is_some())
+        else {
+            return;
+        };
+        let parcels = system.system().map(|system| system.parcels()).unwrap_or_default();
+        self.household.deliver(mono, parcels, &mut self.gateway);
+    }
+
+    /// Notes which groups this node leads; whether the others are to be told.
+    fn update_leading(&mut self) -> bool {
+        let leading: Vec<(GroupId, Term)> =
+            self.groups.iter().filter_map(|(&id, group)| Some((id, group.leading()?))).collect();
+        let changed = leading != self.leading;
+        self.leading = leading;
+        let due = self.ticks >= LEADING_TICKS;
+        if due {
+            self.ticks = 0;
+        }
+        changed || (due && !self.leading.is_empty())
+    }
+
+    /// Every group that this node holds, as it sees it.
+    #[must_use]
+    pub fn report(&self) -> Vec<GroupReport> {
+        let report = |(&id, group): (&GroupId, &Group)| GroupReport {
+            group: id,
+            role: group.role(),
+            term: group.consensus().term(),
+            leader: group.consensus().leader(),
+            commit: group.consensus().commit(),
+            applied: group.applied(),
+            digest: group.digest(),
+        };
+        self.groups.iter().map(report).collect()
+    }
+
+    /// Answers a question about this node's own view.
+    fn view(&self, ask: &NodeAsk) -> Reply {
+        match ask {
+            NodeAsk::Status => self.status(),
+            NodeAsk::Members => self.members(),
+            NodeAsk::Leader => self.gateway.leader(GroupId::SYSTEM).map_or(Reply::Nil, |leader| {
+                Reply::Array([Reply::int(leader.0), self.address_of(leader)].into())
+            }),
+            NodeAsk::Partitions => self.partitions(),
+        }
+    }
+
+    fn address_of(&self, node: NodeId) -> Reply {
+        Reply::text(self.client_addresses.get(&node).cloned().unwrap_or_default())
+    }
+
+    fn status(&self) -> Reply {
+        let group = |r: GroupReport| {
+            let fields = [
+                ("group", Reply::int(u64::from(r.group.0))),
+                ("role", Reply::text(r.role.word())),
+                ("term", Reply::int(r.term)),
+                ("leader", r.leader.map_or(Reply::Nil, |node| Reply::int(node.0))),
+                ("commit", Reply::int(r.commit)),
+                ("applied", Reply::int(r.applied)),
+                ("digest", Reply::text(format!("{:016x}", r.digest))),
+            ];
+            map(fields)
+        };
+        let system = self.groups.get(&GroupId::SYSTEM);
+        map([
+            ("node", Reply::int(self.me.0)),
+            ("cluster", Reply::text(format!("{:016x}", self.meta.cluster.0))),
+            ("boot", Reply::int(self.meta.boot.0)),
+            ("role", Reply::text(system.map_or("none", |group| group.role().word()))),
+            ("session", Reply::text(if self.household.has_session() { "open" } else { "none" })),
+            ("groups", Reply::Array(self.report().into_iter().map(group).collect())),
+        ])
+    }
+
+    fn members(&self) -> Reply {
+        let member = |(node, peer): &(NodeId, String)| {
+            map([
+                ("node", Reply::int(node.0)),
+                ("client", self.address_of(*node)),
+                ("peer", Reply::text(peer.clone())),
+                ("leads", Reply::int(self.led_by(*node))),
+            ])
+        };
+        Reply::Array(self.meta.founders.iter().map(member).collect())
+    }
+
+    fn led_by(&self, node: NodeId) -> u64 {
+        (0..=self.meta.partitions).filter(|&group| self.gateway.leader(GroupId(group)) == Some(node)).count()
+            as u64
+    }
+
+    fn partitions(&self) -> Reply {
+        let partition = |group: u16| {
+            let voters =
+                self.ring.voters(GroupId(group)).into_iter().map(|node| Reply::int(node.0)).collect();
+            map([
+                ("partition", Reply::int(u64::from(group))),
+                ("leader", self.gateway.leader(GroupId(group)).map_or(Reply::Nil, |node| Reply::int(node.0))),
+                ("replicas", Reply::Array(voters)),
+            ])
+        };
+        Reply::Array((1..=self.meta.partitions).map(partition).collect())
+    }
+}
+
+fn link_pushes(peer: NodeId, pushes: Vec<(quorate_protocol::id::ConnId, Delivery)>) -> Effect {
+    Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Pushes(pushes) }
+}
+
+fn map<const N: usize>(fields: [(&str, Reply); N]) -> Reply {
+    Reply::Map(fields.into_iter().map(|(name, value)| (Reply::text(name), value)).collect())
 }

@@ -2,8 +2,21 @@
 #![no_std]
 extern crate alloc;
 
+pub mod batch;
+pub mod consensus;
 pub mod effect;
 pub mod engine;
+pub mod gateway;
+pub mod group;
+pub mod household;
 pub mod journal;
+pub mod lock;
+pub mod memory;
 pub mod outcome;
+pub mod partition;
+pub mod queue;
+pub mod ring;
+pub mod store;
+pub mod system;
 pub mod table;
+pub mod time;

@@ -1,11 +1,34 @@
 //! The node's journal: what is written where, and what is read back. Logic only, no I/O.
+//!
+//! Charter: one journal for all groups, in numbered segment files; one commit (write, then sync) for all that
+//! waits. `Journal::plan` says what to write, a shell does it in order; `recover` reads a directory's bytes.
+//! The bytes are drawn in docs/storage.md.
+//!
+//! Invariants:
+//! - Bytes that were synced are never written again: commits begin at multiples of `SECTOR`.
+//! - Every commit begins with a marker that says up to where the journal was known to be synced before it,
+//!   and where the record before it ended; after a pause a `Frontier` says so in a block of its own. Bad
+//!   bytes below any such position are damage, above it a torn tail.
+//! - Segment numbers rise and are never used twice; a restart seals the segment that it found open, at the
+//!   recovered end, and goes on in the next.
+//! - Terms and votes reach the disk, in both copies, before the entries of the same commit.
+
+pub mod record;
+mod recover;
+pub mod twin;
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, Index, NodeId, Term};
+use quorate_protocol::wire::Wire;
 use quorate_protocol::wire_struct;
+
+pub use recover::{Contents, Damage, Options, read_meta, recover};
+
+use record::{ALIGN, HEADER, Kind, Place, Record, size_of_body};
 
 wire_struct! {
     /// One entry of a group's Raft log.
@@ -76,3 +99,262 @@ pub struct Recovered {
     /// Each group's log from index 1, without holes.
     pub entries: BTreeMap<GroupId, Vec<Entry>>,
 }
+
+/// A file of a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum File {
+    /// What the directory is.
+    Meta,
+    /// Terms and votes.
+    Hard,
+    /// A segment of the journal.
+    Segment(u64),
+}
+
+impl File {
+    /// Its path within the directory.
+    #[must_use]
+    pub fn path(self) -> String {
+        match self {
+            Self::Meta => "meta".into(),
+            Self::Hard => "hardstate".into(),
+            Self::Segment(number) => format!("journal/{number:020}.seg"),
+        }
+    }
+}
+
+/// One thing for a shell to do; the order counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Io {
+    /// Make a segment file of this many zero bytes. What it held before does not matter.
+    Create {
+        /// The file.
+        file: File,
+        /// Its size.
+        size: u64,
+    },
+    /// Write bytes.
+    Write {
+        /// The file; made if it is not there.
+        file: File,
+        /// Where.
+        offset: u64,
+        /// What.
+        bytes: Bytes,
+    },
+    /// Wait until everything written to a file is on stable storage, and the file's name too.
+    Sync {
+        /// The file.
+        file: File,
+    },
+    /// Take a file away: it never held anything that was acted upon.
+    Remove {
+        /// The file.
+        file: File,
+    },
+}
+
+/// Commits, markers and seals begin at multiples of this, so that no synced sector is written again.
+pub const SECTOR: u64 = 512;
+/// Frontiers begin at multiples of this: another block than the one they vouch for.
+pub const BLOCK: u64 = 4096;
+/// Bytes of a segment in a server.
+pub const SEGMENT_SIZE: u64 = 64 << 20;
+
+wire_struct! {
+    /// The body of a marker (`Batch`, `Frontier`, `Seal`, and a segment's first record).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Marker {
+        /// Up to where the journal was known to be synced: the segment,
+        pub synced_segment: u64,
+        /// and the offset in it.
+        pub synced_offset: u64,
+        /// The segment of the record before it (another one, in a segment's first record),
+        pub previous_segment: u64,
+        /// and where that record ended.
+        pub previous_end: u64,
+    }
+}
+
+/// Bytes of a marker record.
+const MARKER: u64 = (HEADER + 32) as u64;
+
+wire_struct! {
+    /// The contents of the file of terms and votes.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct HardFile {
+        /// The directory that it belongs to.
+        pub identity: Identity,
+        /// Every group that has ever had a term.
+        pub groups: Vec<(GroupId, Hard)>,
+    }
+}
+
+/// Where the next record goes, and what is known of the disk. See the top of the file.
+#[derive(Debug)]
+pub struct Journal {
+    identity: Identity,
+    segment_size: u64,
+    /// The open segment, its size, and the end of its last record.
+    segment: u64,
+    size: u64,
+    end: u64,
+    /// What is known to be synced, and what will be when the plan is done.
+    synced: (u64, u64),
+    planned: (u64, u64),
+    /// Whether a frontier would say something new.
+    news: bool,
+    hard: BTreeMap<GroupId, Hard>,
+    hard_number: u64,
+}
+
+impl Journal {
+    /// Plans one commit for all batches. The shell does it all, in order, then says `done`.
+    pub fn plan(&mut self, batches: &[Persist], out: &mut Vec<Io>) {
+        let mut changed = false;
+        for (group, hard) in batches.iter().flat_map(|batch| &batch.hard) {
+            changed |= self.hard.insert(*group, *hard) != Some(*hard);
+        }
+        if changed {
+            self.hard_number += 1;
+            let groups = self.hard.iter().map(|(&group, &hard)| (group, hard)).collect();
+            let contents = HardFile { identity: self.identity, groups };
+            twin::replace(File::Hard, self.hard_number, &contents.to_wire(), out);
+        }
+        let mut entries = batches.iter().flat_map(|batch| &batch.entries).peekable();
+        while entries.peek().is_some() {
+            let first = size_of_body(entries.peek().expect("it was just seen").data.len()) as u64;
+            if self.end.next_multiple_of(SECTOR) + MARKER + first + room_for_seal() > self.size {
+                self.roll(first, out);
+            }
+            let offset = self.end.next_multiple_of(SECTOR);
+            let mut bytes = Vec::new();
+            self.mark(Kind::Batch, offset, &mut bytes);
+            while let Some(entry) = entries.peek() {
+                let at = offset + bytes.len() as u64;
+                if at + size_of_body(entry.data.len()) as u64 + room_for_seal() > self.size {
+                    break;
+                }
+                record_of(entry).put(self.place(at), &mut bytes);
+                entries.next();
+            }
+            self.write(offset, bytes, out);
+        }
+        if self.planned != self.synced {
+            out.push(Io::Sync { file: File::Segment(self.segment) });
+            self.news = true;
+        }
+    }
+
+    /// Everything that was planned is done.
+    pub fn done(&mut self) {
+        self.synced = self.planned;
+    }
+
+    /// Plans a frontier, if there is anything that it could vouch for. Then `done`, as after `plan`.
+    pub fn idle(&mut self, out: &mut Vec<Io>) {
+        let offset = self.end.next_multiple_of(BLOCK);
+        if !core::mem::take(&mut self.news) || offset + MARKER + room_for_seal() > self.size {
+            return;
+        }
+        let mut bytes = Vec::new();
+        self.mark(Kind::Frontier, offset, &mut bytes);
+        self.write(offset, bytes, out);
+        out.push(Io::Sync { file: File::Segment(self.segment) });
+    }
+
+    /// Whether `idle` would plan something.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.news
+    }
+
+    /// The segment after the open one: the shell may make its file ahead of need.
+    #[must_use]
+    pub fn next_segment(&self) -> (File, u64) {
+        (File::Segment(self.segment + 1), self.segment_size)
+    }
+
+    fn place(&self, offset: u64) -> Place {
+        Place { identity: self.identity, segment: self.segment, offset }
+    }
+
+    fn mark(&self, kind: Kind, offset: u64, bytes: &mut Vec<u8>) {
+        let marker = Marker {
+            synced_segment: self.synced.0,
+            synced_offset: self.synced.1,
+            previous_segment: self.segment,
+            previous_end: self.end,
+        };
+        marker_record(kind, marker).put(self.place(offset), bytes);
+    }
+
+    fn write(&mut self, offset: u64, bytes: Vec<u8>, out: &mut Vec<Io>) {
+        assert!(offset >= self.end && offset.is_multiple_of(ALIGN as u64), "the journal only grows");
+        self.end = offset + bytes.len() as u64;
+        assert!(self.end <= self.size, "a record does not cross its segment's end");
+        self.planned = (self.segment, self.end);
+        out.push(Io::Write { file: File::Segment(self.segment), offset, bytes: bytes.into() });
+    }
+
+    /// Seals the open segment and opens the next one, large enough for a record of `first` bytes.
+    fn roll(&mut self, first: u64, out: &mut Vec<Io>) {
+        self.seal(out);
+        self.open(self.segment + 1, first, out);
+    }
+
+    fn seal(&mut self, out: &mut Vec<Io>) {
+        let offset = self.end.next_multiple_of(SECTOR);
+        let mut bytes = Vec::new();
+        self.mark(Kind::Seal, offset, &mut bytes);
+        self.write(offset, bytes, out);
+        out.push(Io::Sync { file: File::Segment(self.segment) });
+    }
+
+    /// Opens a segment behind the sealed one.
+    fn open(&mut self, number: u64, first: u64, out: &mut Vec<Io>) {
+        let (previous_segment, previous_end) = (self.segment, self.end);
+        self.segment = number;
+        self.end = 0;
+        self.size =
+            self.segment_size.max((2 * SECTOR + MARKER + first + room_for_seal()).next_multiple_of(BLOCK));
+        out.push(Io::Create { file: File::Segment(number), size: self.size });
+        let marker = Marker {
+            synced_segment: previous_segment,
+            synced_offset: previous_end,
+            previous_segment,
+            previous_end,
+        };
+        let mut bytes = Vec::new();
+        marker_record(Kind::Segment, marker).put(self.place(0), &mut bytes);
+        self.write(0, bytes, out);
+    }
+}
+
+fn room_for_seal() -> u64 {
+    SECTOR + MARKER
+}
+
+fn marker_record(kind: Kind, marker: Marker) -> Record {
+    Record { kind, group: GroupId(0), subkind: 0, term: 0, index: 0, body: marker.to_wire() }
+}
+
+fn record_of(entry: &Entry) -> Record {
+    Record {
+        kind: Kind::Entry,
+        group: entry.group,
+        subkind: entry.kind,
+        term: entry.term,
+        index: entry.index,
+        body: entry.data.clone(),
+    }
+}
+
+/// What is to be done to found an empty directory. Afterwards `recover` makes its first start.
+pub fn found(meta: &Meta, out: &mut Vec<Io>) {
+    let unborn = Meta { boot: Boot(0), ..meta.clone() };
+    twin::replace(File::Meta, 1, &unborn.to_wire(), out);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! The node's own business with the groups: its session, the client sessions connected to it, connections
+//! that are gone, and the outbox of a system group that it leads.
+//!
+//! Invariants:
+//! - The session's lease is counted from the first sending of the last answered renewal and taken to end 1 %
+//!   early, so the node gives it up before the system group ends it.
+//! - A client session is introduced to a partition only with a number of ends that was read from the
+//!   system group after the session was seen alive (see `peer::Introduction`).
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
+use quorate_protocol::limits::SESSION_LEASE;
+use quorate_protocol::peer::{Introduction, OpenSession, Parcel, Receipted, Renewal, Work};
+use quorate_protocol::reply::Reply;
+
+use crate::effect::{Effect, Effects, Level};
+use crate::gateway::{Errand, Gateway};
+
+/// How often the session is renewed; microseconds.
+const RENEW_EVERY: u64 = 2_000_000;
+/// How long the node counts on its session; microseconds. 1 % short of the lease, for drifting clocks.
+const COUNTED_LEASE: u64 = SESSION_LEASE * 1000 / 100 * 99;
+/// How long to wait before an errand that was refused is run again; microseconds.
+const AGAIN: u64 = 200_000;
+
+/// Who the node is.
+#[derive(Debug, Clone)]
+pub struct Me {
+    /// Its id.
+    pub node: NodeId,
+    /// Its data directory.
+    pub identity: Identity,
+    /// Its start.
+    pub boot: Boot,
+    /// Where its clients connect.
+    pub client_address: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Session {
+    None { ask_at: u64 },
+    Asked,
+    Live { id: SessionId, until: u64, renew_at: u64, renewing: bool },
+}
+
+/// See the top of the file.
+pub struct Household {
+    me: Me,
+    session: Session,
+    /// Client session → the number of ends when it was last seen alive.
+    ends: BTreeMap<ClientId, u64>,
+    seeing: BTreeSet<ClientId>,
+    introducing: BTreeSet<(ClientId, GroupId)>,
+    parcels: BTreeSet<GroupId>,
+    parcels_at: u64,
+}
+
+impl Household {
+    /// A node that has just started.
+    #[must_use]
+    pub fn new(me: Me) -> Self {
+        Self {
+            me,
+            session: Session::None { ask_at: 0 },
+            ends: BTreeMap::new(),
+            seeing: BTreeSet::new(),
+            introducing: BTreeSet::new(),
+            parcels: BTreeSet::new(),
+            parcels_at: 0,
+        }
+    }
+
+    /// Whether the node has a session.
+    #[must_use]
+    pub fn has_session(&self) -> bool {
+        matches!(self.session, Session::Live { .. })
+    }
+
+    /// Lets time pass: opens, renews or gives up the session.
+    pub fn tick(&mut self, now: u64, gateway: &mut Gateway, fx: &mut Effects) {
+        match self.session {
+            Session::None { ask_at } if now >= ask_at => {
+                self.session = Session::Asked;
+                let Me { node, identity, boot, client_address } = self.me.clone();
+                let open = OpenSession { node, identity, boot, client_address };
+                gateway.run_errand(now, GroupId::SYSTEM, Work::OpenSession(open), Errand::OpenSession);
+            }
+            Session::Live { until, .. } if now >= until => {
+                let line = "this node's session ran out unrenewed; connections that hold locks or messages are closed";
+                fx.push(Effect::Log(Level::Warn, line.into()));
+                self.lose_session(now, gateway);
+            }
+            Session::Live { id, until, renew_at, renewing: false } if now >= renew_at => {
+                self.session = Session::Live { id, until, renew_at, renewing: true };
+                let clients: BTreeSet<ClientId> = gateway.clients().collect();
+                let renewal =
+                    Renewal { node: self.me.node, session: id, clients: clients.into_iter().collect() };
+                gateway.run_errand(now, GroupId::SYSTEM, Work::Renew(renewal), Errand::Renew(id));
+            }
+            _ => {}
+        }
+    }
+
+    fn lose_session(&mut self, now: u64, gateway: &mut Gateway) {
+        self.session = Session::None { ask_at: now };
+        gateway.set_session(SessionId(0));
+    }
+
+    /// Tells groups that a connection is gone.
+    pub fn close(&mut self, now: u64, gone: Vec<(GroupId, ConnId)>, gateway: &mut Gateway) {
+        for (group, conn) in gone {
+            gateway.run_errand(now, group, Work::CloseConn(conn), Errand::Close);
+        }
+    }
+
+    /// Introduces client sessions to groups where requests wait for it.
+    pub fn introduce(&mut self, now: u64, gateway: &mut Gateway) {
+        for (client, group) in gateway.take_unintroduced() {
+            if let Some(&ends) = self.ends.get(&client) {
+                if self.introducing.insert((client, group)) {
+                    let work = Work::Introduce(Introduction { client, ends });
+                    gateway.run_errand(now, group, work, Errand::Introduce(client, group));
+                }
+            } else if self.seeing.insert(client) {
+                gateway.run_errand(now, GroupId::SYSTEM, Work::SeeClient(client), Errand::See(client));
+            }
+        }
+    }
+
+    /// Brings outbox items to their partitions; called on the leader of the system group.
+    pub fn deliver(&mut self, now: u64, parcels: Vec<(GroupId, Parcel)>, gateway: &mut Gateway) {
+        if now < self.parcels_at {
+            return;
+        }
+        for (target, parcel) in parcels {
+            if self.parcels.insert(target) {
+                gateway.run_errand(now, target, Work::Take(parcel), Errand::Parcel(target));
+            }
+        }
+    }
+
+    /// Takes the answer to an errand.
+    pub fn finished(
+        &mut self,
+        now: u64,
+        errand: Errand,
+        sent: u64,
+        reply: &Reply,
+        gateway: &mut Gateway,
+        fx: &mut Effects,
+    ) {
+        let number = if let Reply::Int(n) = reply { u64::try_from(*n).ok() } else { None };
+        match errand {
+            Errand::OpenSession => self.session_opened(now, sent, number, reply, gateway, fx),
+            Errand::Renew(session) => self.session_renewed(now, session, sent, number, gateway),
+            Errand::Close => {}
+            Errand::Parcel(target) => {
+                if let Some(upto) = number {
+                    let work = Work::Taken(Receipted { target, upto });
+                    gateway.run_errand(now, GroupId::SYSTEM, work, Errand::Receipt(target));
+                } else {
+                    self.parcels.remove(&target);
+                    self.parcels_at = now + AGAIN;
+                }
+            }
+            Errand::Receipt(target) => {
+                self.parcels.remove(&target);
+            }
+            Errand::See(client) => {
+                self.seeing.remove(&client);
+                match reply {
+                    Reply::Array(values) => {
+                        if let [_, Reply::Int(ends)] = values[..] {
+                            self.ends.insert(client, u64::try_from(ends).unwrap_or(0));
+                        }
+                        gateway.wake();
+                    }
+                    Reply::Nil => gateway.forget_client(client),
+                    _ => gateway.wake(),
+                }
+            }
+            Errand::Introduce(client, group) => {
+                self.introducing.remove(&(client, group));
+                if number == Some(1) {
+                    gateway.set_introduced(client, group);
+                } else {
+                    // Sessions have ended since this one was seen alive: look again.
+                    self.ends.remove(&client);
+                    gateway.wake();
+                }
+            }
+        }
+    }
+
+    fn session_opened(
+        &mut self,
+        now: u64,
+        sent: u64,
+        number: Option<u64>,
+        reply: &Reply,
+        gateway: &mut Gateway,
+        fx: &mut Effects,
+    ) {
+        let until = sent + COUNTED_LEASE;
+        if let Some(id) = number.map(SessionId).filter(|_| now < until) {
+            self.session = Session::Live { id, until, renew_at: now + RENEW_EVERY, renewing: false };
+            gateway.set_session(id);
+            fx.push(Effect::Log(Level::Info, format!("session {} is open", id.0)));
+        } else {
+            if let Some(failure) = reply.failure() {
+                fx.push(Effect::Log(Level::Warn, format!("this node got no session: {failure}")));
+            }
+            self.session = Session::None { ask_at: now + AGAIN };
+        }
+    }
+
+    fn session_renewed(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        sent: u64,
+        number: Option<u64>,
+        gateway: &mut Gateway,
+    ) {
+        let Session::Live { id, until, .. } = self.session else { return };
+        if id != session {
+            return;
+        }
+        match number {
+            Some(0) => self.lose_session(now, gateway),
+            Some(_) => {
+                let until = until.max(sent + COUNTED_LEASE);
+                self.session = Session::Live { id, until, renew_at: sent + RENEW_EVERY, renewing: false };
+            }
+            None => self.session = Session::Live { id, until, renew_at: now + AGAIN, renewing: false },
+        }
+    }
+}

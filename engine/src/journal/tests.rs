@@ -1,0 +1,303 @@
+//! The journal on a disk that loses what was not synced, and on one whose bits flip.
+
+use alloc::string::ToString;
+use alloc::vec;
+
+use super::*;
+
+/// Small segments, so that they are rolled often.
+const SMALL: u64 = 16 << 10;
+
+/// A disk with live and durable bytes: a crash keeps any part of what was not synced, sector by sector.
+#[derive(Clone, Default)]
+struct Disk {
+    live: BTreeMap<File, Vec<u8>>,
+    durable: BTreeMap<File, Vec<u8>>,
+    seed: u64,
+}
+
+impl Disk {
+    fn draw(&mut self, n: u64) -> u64 {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) % n
+    }
+
+    /// Does some of the list; the rest is lost in the crash that follows.
+    fn perform(&mut self, ios: &[Io]) {
+        for io in ios {
+            match io {
+                Io::Create { file, size } => {
+                    // A recycled file: full of what some segment held in a former life.
+                    let mut bytes = self.live.values().next_back().cloned().unwrap_or_default();
+                    bytes.resize(usize::try_from(*size).unwrap(), 0);
+                    self.live.insert(*file, bytes);
+                }
+                Io::Write { file, offset, bytes } => {
+                    let live = self.live.entry(*file).or_default();
+                    let at = usize::try_from(*offset).unwrap();
+                    live.resize(live.len().max(at + bytes.len()), 0);
+                    live[at..at + bytes.len()].copy_from_slice(bytes);
+                }
+                Io::Sync { file } => {
+                    self.durable.insert(*file, self.live[file].clone());
+                }
+                Io::Remove { file } => {
+                    self.live.remove(file);
+                    self.durable.remove(file);
+                }
+            }
+        }
+    }
+
+    fn crash(&mut self) {
+        for (file, live) in self.live.clone() {
+            let mut kept = self.durable.get(&file).cloned().unwrap_or_default();
+            if kept.is_empty() && self.draw(2) == 0 {
+                self.durable.remove(&file);
+                continue;
+            }
+            kept.resize(live.len(), 0);
+            for at in (0..live.len()).step_by(512) {
+                let end = (at + 512).min(live.len());
+                if kept[at..end] != live[at..end] && self.draw(2) == 0 {
+                    let torn = at + usize::try_from(self.draw(512)).unwrap();
+                    let end = if self.draw(4) == 0 { torn.min(end) } else { end };
+                    kept[at..end].copy_from_slice(&live[at..end]);
+                }
+            }
+            self.durable.insert(file, kept);
+        }
+        self.live = self.durable.clone();
+    }
+
+    fn contents(&self) -> Contents {
+        let file = |file| self.live.get(&file).map(|bytes| Bytes::copy_from_slice(bytes));
+        let segments = self.live.iter().filter_map(|(file, bytes)| match file {
+            File::Segment(number) => Some((*number, Bytes::copy_from_slice(bytes))),
+            _ => None,
+        });
+        Contents { meta: file(File::Meta), hard: file(File::Hard), segments: segments.collect() }
+    }
+
+    fn start(&mut self) -> Result<(Recovered, Journal), Damage> {
+        let (recovered, mut journal, ios) = recover(&self.contents(), &Options::new(SMALL))?;
+        self.perform(&ios);
+        journal.done();
+        Ok((recovered, journal))
+    }
+
+    fn founded(seed: u64) -> Self {
+        let mut disk = Self { seed, ..Self::default() };
+        let mut ios = Vec::new();
+        found(&meta(), &mut ios);
+        disk.perform(&ios);
+        disk
+    }
+}
+
+fn meta() -> Meta {
+    Meta {
+        cluster: ClusterId(5),
+        node: NodeId(2),
+        identity: Identity(77),
+        boot: Boot(0),
+        partitions: 16,
+        founders: vec![(NodeId(1), "a:1".into()), (NodeId(2), "b:2".into())],
+    }
+}
+
+/// Makes batches like a node's: entries of a few groups, sometimes with a conflict, terms before entries.
+struct Writer {
+    seq: u64,
+    logs: BTreeMap<GroupId, Vec<Entry>>,
+    hard: BTreeMap<GroupId, Hard>,
+}
+
+impl Writer {
+    fn batch(&mut self, disk: &mut Disk) -> Persist {
+        self.seq += 1;
+        let mut persist = Persist { seq: self.seq, ..Persist::default() };
+        for _ in 0..disk.draw(4) {
+            let group = GroupId(u16::try_from(disk.draw(3)).unwrap());
+            let hard = self.hard.entry(group).or_default();
+            let log = self.logs.entry(group).or_default();
+            if disk.draw(5) == 0 || hard.term == 0 {
+                hard.term += 1;
+                hard.vote = NodeId(1 + disk.draw(3));
+                persist.hard.push((group, *hard));
+                let cut = usize::try_from(disk.draw(3)).unwrap();
+                log.truncate(log.len().saturating_sub(cut));
+            }
+            let size = [10, 600, 3000, 20_000][usize::try_from(disk.draw(40) / 13).unwrap()];
+            let data = vec![u8::try_from(self.seq % 251).unwrap(); size];
+            let entry =
+                Entry { group, term: hard.term, index: log.len() as u64 + 1, kind: 0, data: data.into() };
+            log.push(entry.clone());
+            persist.entries.push(entry);
+        }
+        persist
+    }
+}
+
+#[test]
+fn what_was_synced_is_recovered_whatever_a_crash_keeps_of_the_rest() {
+    for seed in 0..150 {
+        let mut disk = Disk::founded(seed);
+        let mut writer = Writer { seq: 0, logs: BTreeMap::new(), hard: BTreeMap::new() };
+        for boot in 1..=6 {
+            let (recovered, mut journal) =
+                disk.start().unwrap_or_else(|d| panic!("seed {seed} boot {boot}: {d}"));
+            assert_eq!(recovered.meta.boot, Boot(boot));
+            // Recovered: at least what was synced, at most what was ever written, entry by entry.
+            for (group, hard) in &recovered.hard {
+                assert!(writer.hard[group].term >= hard.term);
+            }
+            let mut known = writer.logs.clone();
+            known.retain(|_, log| !log.is_empty());
+            for (group, log) in &known {
+                let found = recovered.entries.get(group).map_or(&[][..], |log| &log[..]);
+                let acted = log.len().min(found.len());
+                assert!(
+                    found[..acted] == log[..acted] || boot == 1,
+                    "seed {seed} boot {boot}: group {group:?}"
+                );
+                assert!(
+                    found.len() >= log.len(),
+                    "seed {seed} boot {boot}: a synced entry of {group:?} is gone"
+                );
+            }
+            (writer.logs, writer.hard) = (recovered.entries, recovered.hard);
+            for _ in 0..disk.draw(20) {
+                let batches = [writer.batch(&mut disk), writer.batch(&mut disk)];
+                let mut ios = Vec::new();
+                journal.plan(&batches, &mut ios);
+                disk.perform(&ios);
+                journal.done();
+                if disk.draw(3) == 0 {
+                    let mut ios = Vec::new();
+                    journal.idle(&mut ios);
+                    disk.perform(&ios);
+                    journal.done();
+                }
+            }
+            let (logs, hard) = (writer.logs.clone(), writer.hard.clone());
+            // The last commit is cut anywhere.
+            let mut ios = Vec::new();
+            journal.plan(&[writer.batch(&mut disk)], &mut ios);
+            let part = usize::try_from(disk.draw(ios.len() as u64 + 1)).unwrap();
+            let whole = part == ios.len();
+            disk.perform(&ios[..part]);
+            disk.crash();
+            if !whole {
+                // What was cut may or may not be there: compare with what was synced, up to conflicts.
+                let keep = |(group, log): (GroupId, Vec<Entry>)| {
+                    let now = writer.logs.get(&group).map_or(0, Vec::len);
+                    (group, log.into_iter().take(now).collect::<Vec<_>>())
+                };
+                let synced: BTreeMap<_, _> = logs.into_iter().map(keep).collect();
+                for (group, log) in &mut writer.logs {
+                    let same = synced
+                        .get(group)
+                        .map_or(0, |old| old.iter().zip(&*log).take_while(|(a, b)| a == b).count());
+                    log.truncate(same);
+                }
+                let _ = hard;
+            }
+        }
+    }
+}
+
+/// A small journal with a restart in its middle and frontiers behind each commit.
+fn settled() -> (Disk, Recovered) {
+    let mut disk = Disk::founded(3);
+    let mut writer = Writer { seq: 0, logs: BTreeMap::new(), hard: BTreeMap::new() };
+    for _ in 0..2 {
+        let (_, mut journal) = disk.start().unwrap();
+        for _ in 0..4 {
+            let mut ios = Vec::new();
+            journal.plan(&[writer.batch(&mut disk)], &mut ios);
+            journal.done();
+            journal.idle(&mut ios);
+            disk.perform(&ios);
+            journal.done();
+        }
+    }
+    let before = disk.clone();
+    let (recovered, _) = disk.start().unwrap();
+    (before, recovered)
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_harmless_or_refused_and_never_changes_what_is_read() {
+    let (disk, expected) = settled();
+    let (mut refused, mut harmless) = (0, 0);
+    for (file, bytes) in &disk.live {
+        for at in 0..bytes.len() {
+            // Every byte where records lie, samples of the empty rest.
+            if bytes[at..].iter().take(64).all(|&byte| byte == 0) && at % 37 != 0 {
+                continue;
+            }
+            let mut flipped = disk.clone();
+            flipped.live.get_mut(file).unwrap()[at] ^= 1 << (at % 8);
+            match recover(&flipped.contents(), &Options::new(SMALL)) {
+                Ok((recovered, ..)) => {
+                    harmless += 1;
+                    assert_eq!(recovered, expected, "{file:?} byte {at}");
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(refused > 1000 && harmless > 1000, "both happen: {refused} refused, {harmless} harmless");
+}
+
+#[test]
+fn a_missing_or_foreign_file_is_refused_with_a_sentence() {
+    let (disk, _) = settled();
+    let refuse = |change: &dyn Fn(&mut Disk)| {
+        let mut disk = disk.clone();
+        change(&mut disk);
+        recover(&disk.contents(), &Options::new(SMALL)).map(|_| ()).unwrap_err().to_string()
+    };
+    type Change<'a> = &'a dyn Fn(&mut Disk);
+    let cases: [(&str, Change<'_>); 5] = [
+        ("meta is damaged", &|disk| drop(disk.live.remove(&File::Meta))),
+        ("hardstate is damaged at offset 0: it is older", &|disk| drop(disk.live.remove(&File::Hard))),
+        ("00000000000000000002.seg is damaged at offset 0: it follows", &|disk| {
+            drop(disk.live.remove(&File::Segment(1)));
+        }),
+        ("neither copy of terms", &|disk| disk.live.get_mut(&File::Hard).unwrap().fill(7)),
+        ("belongs to another data directory", &|disk| {
+            let other = HardFile { identity: Identity(78), groups: Vec::new() };
+            let mut ios = Vec::new();
+            twin::replace(File::Hard, 1 << 40, &other.to_wire(), &mut ios);
+            disk.perform(&ios);
+        }),
+    ];
+    for (expected, change) in cases {
+        let text = refuse(change);
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn a_record_is_valid_only_where_it_was_written() {
+    let entry = Entry { group: GroupId(1), term: 1, index: 1, kind: 0, data: "body".into() };
+    let here = Place { identity: Identity(1), segment: 2, offset: 0 };
+    let mut bytes = Vec::new();
+    record_of(&entry).put(here, &mut bytes);
+    let mut twice = bytes.clone();
+    twice.extend_from_slice(&bytes);
+    let bytes = Bytes::from(twice);
+    assert!(Record::read(&bytes, here, true).is_some());
+    for other in [
+        Place { identity: Identity(2), ..here },
+        Place { segment: 3, ..here },
+        Place { offset: bytes.len() as u64 / 2, ..here },
+    ] {
+        assert!(Record::read(&bytes, other, true).is_none(), "{other:?}");
+    }
+    for cut in 0..bytes.len() / 2 - ALIGN {
+        assert!(Record::read(&bytes.slice(..cut), here, true).is_none(), "cut at {cut}");
+    }
+}

@@ -1,0 +1,67 @@
+//! A small file that is replaced as a whole: two numbered copies of the same contents in separate blocks.
+//!
+//! ```text
+//!  0..4     4..8    8..16    16..20   20..
+//!  "QTWN"   CRC32   number   length   contents, then zeros to 8 KiB; the second copy begins there
+//! ```
+//!
+//! Invariant: the first copy is written and synced, then the second, and only then is acted upon. So the
+//! valid copy with the highest number is the newest that anybody can have acted upon, or one newer; if one
+//! copy cannot be read, the other is.
+
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+use super::{File, Io};
+
+/// Bytes of one copy.
+pub const COPY: u64 = 8192;
+const MAGIC: &[u8; 4] = b"QTWN";
+const HEADER: usize = 20;
+
+/// Adds what is to be done to replace a twin file's contents.
+///
+/// # Panics
+/// When the contents do not fit a copy, which the bound on partitions rules out.
+pub fn replace(file: File, number: u64, contents: &[u8], out: &mut Vec<Io>) {
+    let copy = encode(number, contents);
+    for offset in [0, COPY] {
+        out.push(Io::Write { file, offset, bytes: copy.clone() });
+        out.push(Io::Sync { file });
+    }
+}
+
+fn encode(number: u64, contents: &[u8]) -> Bytes {
+    let mut copy = Vec::with_capacity(HEADER + contents.len());
+    copy.extend_from_slice(MAGIC);
+    copy.extend_from_slice(&[0; 4]);
+    copy.extend_from_slice(&number.to_le_bytes());
+    copy.extend_from_slice(&u32::try_from(contents.len()).expect("it is small").to_le_bytes());
+    copy.extend_from_slice(contents);
+    assert!(copy.len() as u64 <= COPY, "the contents fit a copy");
+    let crc = crc32fast::hash(&copy[8..]);
+    copy[4..8].copy_from_slice(&crc.to_le_bytes());
+    copy.into()
+}
+
+/// The copies that can be read, newest first.
+#[must_use]
+pub fn copies(file: &Bytes) -> Vec<(u64, Bytes)> {
+    let mut copies: Vec<_> = [0, COPY].into_iter().filter_map(|offset| decode(file, offset)).collect();
+    copies.sort_by_key(|(number, _)| core::cmp::Reverse(*number));
+    copies
+}
+
+fn decode(file: &Bytes, offset: u64) -> Option<(u64, Bytes)> {
+    let start = usize::try_from(offset).ok()?;
+    let header = file.get(start..start + HEADER)?;
+    let length = u32::from_le_bytes(header[16..20].try_into().expect("four bytes")) as usize;
+    let end = (start + HEADER).checked_add(length)?;
+    let bytes = file.get(start + 8..end)?;
+    let crc = u32::from_le_bytes(header[4..8].try_into().expect("four bytes"));
+    if &header[..4] != MAGIC || crc32fast::hash(bytes) != crc {
+        return None;
+    }
+    let number = u64::from_le_bytes(header[8..16].try_into().expect("eight bytes"));
+    Some((number, file.slice(start + HEADER..end)))
+}

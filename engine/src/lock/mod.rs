@@ -1,0 +1,559 @@
+//! Locks: shared and exclusive, first come first served, with leases and fencing tokens.
+//!
+//! Charter: applies LOCK, UNLOCK, RENEW, the passing of time and the end of connections to the table of
+//! holders (`holds`) and waiting requests (`waits`). `graph.rs` refuses waits that could never end.
+//!
+//! Invariants:
+//! - Never two holders of a lock of whom one is exclusive. (Checked at every grant, in release too.)
+//! - Tokens rise with every grant, over all locks, and are never reused: one counter, no memory per name.
+//! - No waiting request that could be granted is left waiting: whatever takes a holder or a waiter away calls
+//!   `grant`.
+//! - No set of owners waits for each other: every request is checked when it begins to wait, and nothing
+//!   else adds a wait. (A withdrawal takes one away; a grant turns "ahead of me" into "holds against me".)
+//!
+//! Subtlety: a request is queued by the serial number of its place in the log; an upgrade (exclusive asked by
+//! a shared holder) stands before all others. An exclusive request is granted when nobody but its own owner
+//! holds the lock, which covers upgrades too.
+
+mod graph;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use bytes::Bytes;
+use quorate_protocol::id::{ConnId, NodeId, SessionId};
+use quorate_protocol::limits::{LOCK_WAITERS_MAX, LOCKS_MAX};
+use quorate_protocol::op::{Lock, Renew, Unlock};
+use quorate_protocol::reply::{Code, Reply};
+use quorate_protocol::{wire_enum, wire_struct};
+
+use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
+use crate::table::Table;
+
+/// Names of which refused tries are remembered; beyond it the memory starts anew.
+const REFUSED_MAX: usize = 4096;
+/// Places in a queue from here on are ordinary; those below are upgrades.
+const ORDINARY: u64 = 1 << 63;
+
+wire_enum! {
+    /// Who holds or waits.
+    #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Owner {
+        /// A critical section that a client has named.
+        Named(name: Bytes) = 1,
+        /// A connection.
+        Conn(conn: ConnId) = 2,
+    }
+}
+
+impl core::fmt::Display for Owner {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Named(name) => write!(f, "{}", name.escape_ascii()),
+            Self::Conn(conn) => write!(f, "conn:{}.{}", conn.node.0, conn.counter),
+        }
+    }
+}
+
+wire_struct! {
+    /// A grant. Its key is (lock, token).
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Hold {
+        /// Who holds.
+        pub owner: Owner,
+        /// Others may hold too.
+        pub shared: bool,
+        /// Group time at which the lease ends.
+        pub deadline: u64,
+    }
+}
+
+wire_struct! {
+    /// A waiting request. Its key is (lock, place in the queue).
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Wait {
+        /// Who waits.
+        pub owner: Owner,
+        /// Where the answer goes.
+        pub asker: Asker,
+        /// Others may hold too.
+        pub shared: bool,
+        /// The lease once it is granted, in milliseconds.
+        pub ttl: u64,
+        /// Group time at which the request is withdrawn.
+        pub deadline: u64,
+    }
+}
+
+/// A hold or a wait, by its lock and its number.
+type Key = (Bytes, u64);
+
+/// Derived: what a lock's rows come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Line {
+    holds: usize,
+    exclusive: usize,
+    waits: usize,
+}
+
+/// Derived: everything that is found by something else than its key.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Index {
+    /// (deadline, whether it is a wait, key); at equal times leases end before waits.
+    deadlines: BTreeSet<(u64, bool, Key)>,
+    lines: BTreeMap<Bytes, Line>,
+    holds: BTreeMap<Owner, BTreeSet<Key>>,
+    waits: BTreeMap<Owner, BTreeSet<Key>>,
+    asked_on: BTreeMap<ConnId, BTreeSet<Key>>,
+}
+
+/// Deliberate bugs, for the tests of the checkers.
+#[cfg(feature = "faults")]
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    /// A try finds every lock free.
+    pub double_grant: bool,
+    /// The token counter stands still.
+    pub token_reused: bool,
+    /// A shared request overtakes whoever waits.
+    pub overtaking: bool,
+    /// A waiting request is never checked for a cycle.
+    pub deadlock_ignored: bool,
+}
+
+/// See the top of the file.
+pub struct Locks {
+    holds: Table<Key, Hold>,
+    waits: Table<Key, Wait>,
+    /// One row: the last token.
+    token: Table<u8, u64>,
+    index: Index,
+    /// Whom a lock was refused during the present lease. Not replicated state: only a hint for the log.
+    refused: BTreeMap<Bytes, Owner>,
+    #[cfg(feature = "faults")]
+    faults: Faults,
+}
+
+impl Locks {
+    /// No locks.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut token = Table::new(503);
+        token.insert(0, 0);
+        Self {
+            holds: Table::new(501),
+            waits: Table::new(502),
+            token,
+            index: Index::default(),
+            refused: BTreeMap::new(),
+            #[cfg(feature = "faults")]
+            faults: Faults::default(),
+        }
+    }
+
+    /// Switches deliberate bugs on.
+    #[cfg(feature = "faults")]
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
+    }
+
+    /// The digest of all locks.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.holds.digest().wrapping_add(self.waits.digest()).wrapping_add(self.token.digest())
+    }
+
+    /// Whether no lock is held or awaited.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.holds.is_empty() && self.waits.is_empty()
+    }
+
+    /// The earliest end of a lease or a wait.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.index.deadlines.first().map(|(deadline, ..)| *deadline)
+    }
+
+    /// LOCK
+    pub fn lock(&mut self, ctx: &Ctx, asker: &Asker, op: Lock, out: &mut Outcomes) {
+        let owner = owner_of(op.owner.as_ref(), asker);
+        let held = self.held_by(&owner, &op.name);
+        if let Some((key, hold)) = &held
+            && (op.shared || !hold.shared)
+        {
+            // What it holds covers what it asks: the same token, the lease renewed.
+            self.set_deadline(key, ctx.time.saturating_add(op.ttl));
+            return answer(out, *asker, Reply::int(key.1));
+        }
+        if let Some(key) = self.waits_of(&owner, &op.name) {
+            return self.ask_again(ctx, asker, &op, &key, out);
+        }
+        if self.may_hold(&op.name, &owner, op.shared) && (held.is_some() || self.line(&op.name).waits == 0) {
+            if held.is_none() && self.index.lines.len() >= LOCKS_MAX {
+                return answer(out, *asker, full());
+            }
+            let token = self.hold(&op.name, owner, op.shared, ctx.time.saturating_add(op.ttl));
+            return answer(out, *asker, Reply::int(token));
+        }
+        if op.wait == 0 {
+            self.remember_refused(&op.name, owner);
+            return answer(out, *asker, Reply::Nil);
+        }
+        let place = if held.is_some() { ctx.at.serial() } else { ORDINARY | ctx.at.serial() };
+        self.wait(ctx, asker, owner, &op, place, out);
+    }
+
+    /// Queues a request, unless it could never be granted.
+    fn wait(&mut self, ctx: &Ctx, asker: &Asker, owner: Owner, op: &Lock, place: u64, out: &mut Outcomes) {
+        if self.line(&op.name).waits >= LOCK_WAITERS_MAX {
+            // Not -BUSY: that code promises that the command was never proposed, and it was.
+            let text = format!("{LOCK_WAITERS_MAX} requests wait for this lock already; try again later");
+            return answer(out, *asker, Reply::error(Code::Err, text));
+        }
+        let name = Bytes::copy_from_slice(&op.name);
+        let deadline = ctx.time.saturating_add(op.wait);
+        let wait = Wait { owner: owner.clone(), asker: *asker, shared: op.shared, ttl: op.ttl, deadline };
+        self.insert_wait((name.clone(), place), wait);
+        if let Some(cycle) = self.find_cycle(&owner) {
+            self.remove_wait(&(name, place));
+            out.push(Outcome::Notice(format!("DEADLOCK DETECTED: {cycle}")));
+            answer(out, *asker, Reply::error(Code::Deadlock, cycle));
+        }
+    }
+
+    /// An owner asks for a lock that it waits for already: the newer request takes the older one's place.
+    fn ask_again(&mut self, ctx: &Ctx, asker: &Asker, op: &Lock, key: &Key, out: &mut Outcomes) {
+        if op.wait == 0 {
+            return answer(out, *asker, Reply::Nil);
+        }
+        let old = self.remove_wait(key);
+        let text = "a newer request of the same owner has taken this one's place in the queue";
+        answer(out, old.asker, Reply::error(Code::InDoubt, text));
+        self.wait(ctx, asker, old.owner, op, key.1, out);
+        self.grant(ctx, &key.0, out);
+    }
+
+    /// UNLOCK
+    pub fn unlock(&mut self, ctx: &Ctx, asker: &Asker, op: Unlock, out: &mut Outcomes) {
+        let owner = owner_of(op.owner.as_ref(), asker);
+        match self.held_by(&owner, &op.name) {
+            Some((key, _)) if op.token.is_none_or(|token| token == key.1) => {
+                self.remove_hold(&key);
+                answer(out, *asker, Reply::Int(1));
+                self.grant(ctx, &op.name, out);
+            }
+            None if self.line(&op.name).holds > 0 => {
+                let text = "somebody else holds this lock; LOCKINFO shows who";
+                answer(out, *asker, Reply::error(Code::NotOwner, text));
+            }
+            _ => answer(out, *asker, Reply::Int(0)),
+        }
+    }
+
+    /// RENEW
+    pub fn renew(&mut self, ctx: &Ctx, asker: &Asker, op: Renew, out: &mut Outcomes) {
+        let owner = owner_of(op.owner.as_ref(), asker);
+        match self.held_by(&owner, &op.name) {
+            Some((key, _)) if op.token.is_none_or(|token| token == key.1) => {
+                self.set_deadline(&key, ctx.time.saturating_add(op.ttl));
+                answer(out, *asker, Reply::int(op.ttl));
+            }
+            _ => answer(out, *asker, Reply::Nil),
+        }
+    }
+
+    /// LOCKINFO, at the group time of the applied state.
+    #[must_use]
+    pub fn info(&self, time: u64, name: &Bytes) -> Reply {
+        let mode = |shared| Reply::text(if shared { "shared" } else { "exclusive" });
+        let left = |deadline: u64| Reply::int(deadline.saturating_sub(time));
+        let holder = |((_, token), hold): (&Key, &Hold)| {
+            fields([
+                ("owner", Reply::text(hold.owner.to_string())),
+                ("mode", mode(hold.shared)),
+                ("token", Reply::int(*token)),
+                ("ttl", left(hold.deadline)),
+            ])
+        };
+        let waiter = |(_, wait): (&Key, &Wait)| {
+            fields([
+                ("owner", Reply::text(wait.owner.to_string())),
+                ("mode", mode(wait.shared)),
+                ("wait", left(wait.deadline)),
+            ])
+        };
+        fields([
+            ("name", Reply::Bulk(name.clone())),
+            ("holders", Reply::Array(self.holds_of(name).map(holder).collect())),
+            ("waiters", Reply::Array(self.queue_of(name).map(waiter).collect())),
+        ])
+    }
+
+    /// Ends the leases and waits that group time has ended.
+    pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+        while let Some((deadline, is_wait, key)) = self.index.deadlines.first() {
+            if *deadline > ctx.time {
+                break;
+            }
+            let key = key.clone();
+            if *is_wait {
+                let wait = self.remove_wait(&key);
+                self.remember_refused(&key.0, wait.owner);
+                answer(out, wait.asker, Reply::Nil);
+            } else {
+                let hold = self.remove_hold(&key);
+                self.report_expiry(&key.0, &hold.owner, out);
+            }
+            self.grant(ctx, &key.0, out);
+        }
+    }
+
+    /// A lease that ran out while others wanted the lock looks like a deadlock to them: the log says so.
+    fn report_expiry(&mut self, name: &Bytes, owner: &Owner, out: &mut Outcomes) {
+        let waiting = self.queue_of(name).map(|(_, wait)| &wait.owner).find(|other| *other != owner);
+        let refused = self.refused.get(name).filter(|other| *other != owner);
+        if let Some(other) = waiting.or(refused) {
+            let name = name.escape_ascii();
+            out.push(Outcome::Notice(format!(
+                "DEADLOCK DETECTED: lease of {owner} on {name} expired with {other} waiting or refused; released"
+            )));
+        }
+        self.refused.remove(name);
+    }
+
+    /// A connection has ended: what it owns is released, what it asked is withdrawn.
+    pub fn close(&mut self, ctx: &Ctx, conn: ConnId, out: &mut Outcomes) {
+        let owner = Owner::Conn(conn);
+        let mut names = BTreeSet::new();
+        for key in self.index.holds.get(&owner).cloned().unwrap_or_default() {
+            self.remove_hold(&key);
+            names.insert(key.0);
+        }
+        for key in self.index.asked_on.get(&conn).cloned().unwrap_or_default() {
+            // A named owner that asks in a client session may go on on another connection.
+            let wait = self.waits.get(&key).expect("the index names rows");
+            if wait.owner == owner || wait.asker.client.is_none() {
+                let wait = self.remove_wait(&key);
+                answer(out, wait.asker, Reply::Nil);
+                names.insert(key.0);
+            }
+        }
+        for name in names {
+            self.grant(ctx, &name, out);
+        }
+    }
+
+    /// The session of a node has ended, and with it all connections of that session.
+    pub fn end_session(&mut self, ctx: &Ctx, node: NodeId, session: SessionId, out: &mut Outcomes) {
+        let conn = |counter| ConnId { node, session, counter };
+        let (first, last) = (conn(0), conn(u64::MAX));
+        let owners = self.index.holds.range(Owner::Conn(first)..=Owner::Conn(last)).filter_map(
+            |(owner, _)| match owner {
+                Owner::Conn(conn) => Some(*conn),
+                Owner::Named(_) => None,
+            },
+        );
+        let askers = self.index.asked_on.range(first..=last).map(|(conn, _)| *conn);
+        let conns: BTreeSet<ConnId> = owners.chain(askers).collect();
+        for conn in conns {
+            self.close(ctx, conn, out);
+        }
+    }
+
+    /// Grants a lock to whoever is next, as far as it goes.
+    fn grant(&mut self, ctx: &Ctx, name: &Bytes, out: &mut Outcomes) {
+        loop {
+            let Some((key, wait)) = self.queue_of(name).next() else { break };
+            if !self.may_hold(name, &wait.owner, wait.shared) {
+                break;
+            }
+            let key = key.clone();
+            let wait = self.remove_wait(&key);
+            let token = self.hold(name, wait.owner, wait.shared, ctx.time.saturating_add(wait.ttl));
+            answer(out, wait.asker, Reply::int(token));
+        }
+    }
+
+    /// Whether the holders let this owner hold the lock, whoever waits.
+    fn may_hold(&self, name: &Bytes, owner: &Owner, shared: bool) -> bool {
+        #[cfg(feature = "faults")]
+        if self.faults.double_grant {
+            return true;
+        }
+        if shared {
+            self.line(name).exclusive == 0
+        } else {
+            self.holds_of(name).all(|(_, hold)| hold.owner == *owner)
+        }
+    }
+
+    /// Makes an owner a holder, in place of what it held of the lock, and returns the token.
+    fn hold(&mut self, name: &Bytes, owner: Owner, shared: bool, deadline: u64) -> u64 {
+        if let Some((key, _)) = self.held_by(&owner, name) {
+            self.remove_hold(&key);
+        }
+        #[cfg(feature = "faults")]
+        let rises = u64::from(!self.faults.token_reused);
+        #[cfg(not(feature = "faults"))]
+        let rises = 1;
+        let token = self.token.change(&0, |token| {
+            *token += rises;
+            (*token).max(1)
+        });
+        let token = token.expect("the row exists from the beginning");
+        let name = Bytes::copy_from_slice(name);
+        self.refused.remove(&name);
+        self.insert_hold((name.clone(), token), Hold { owner, shared, deadline });
+        let line = self.line(&name);
+        #[cfg(feature = "faults")]
+        if self.faults.double_grant || self.faults.token_reused {
+            return token;
+        }
+        assert!(line.exclusive == 0 || line.holds == 1, "an exclusive holder is the only one");
+        token
+    }
+
+    fn remember_refused(&mut self, name: &Bytes, owner: Owner) {
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.clear();
+        }
+        if self.line(name).holds > 0 {
+            self.refused.insert(Bytes::copy_from_slice(name), owner);
+        }
+    }
+
+    fn line(&self, name: &Bytes) -> Line {
+        self.index.lines.get(name).cloned().unwrap_or_default()
+    }
+
+    fn holds_of(&self, name: &Bytes) -> impl Iterator<Item = (&Key, &Hold)> {
+        self.holds.range((name.clone(), 0)..=(name.clone(), u64::MAX))
+    }
+
+    fn queue_of(&self, name: &Bytes) -> impl Iterator<Item = (&Key, &Wait)> {
+        self.waits.range((name.clone(), 0)..=(name.clone(), u64::MAX))
+    }
+
+    fn held_by(&self, owner: &Owner, name: &Bytes) -> Option<(Key, Hold)> {
+        let keys = self.index.holds.get(owner)?;
+        let key = keys.range((name.clone(), 0)..=(name.clone(), u64::MAX)).next()?;
+        Some((key.clone(), self.holds.get(key).expect("the index names rows").clone()))
+    }
+
+    fn waits_of(&self, owner: &Owner, name: &Bytes) -> Option<Key> {
+        let keys = self.index.waits.get(owner)?;
+        keys.range((name.clone(), 0)..=(name.clone(), u64::MAX)).next().cloned()
+    }
+
+    fn set_deadline(&mut self, key: &Key, deadline: u64) {
+        let mut hold = self.remove_hold(key);
+        hold.deadline = deadline;
+        self.insert_hold(key.clone(), hold);
+    }
+
+    fn insert_hold(&mut self, key: Key, hold: Hold) {
+        self.index.add_hold(&key, &hold);
+        self.holds.insert(key, hold);
+    }
+
+    fn remove_hold(&mut self, key: &Key) -> Hold {
+        let hold = self.holds.remove(key).expect("the caller has seen it");
+        self.index.drop_hold(key, &hold);
+        hold
+    }
+
+    fn insert_wait(&mut self, key: Key, wait: Wait) {
+        self.index.add_wait(&key, &wait);
+        self.waits.insert(key, wait);
+    }
+
+    fn remove_wait(&mut self, key: &Key) -> Wait {
+        let wait = self.waits.remove(key).expect("the caller has seen it");
+        self.index.drop_wait(key, &wait);
+        wait
+    }
+
+    /// The index as the rows say it is.
+    #[cfg(test)]
+    fn rebuilt(&self) -> Index {
+        let mut index = Index::default();
+        self.holds.iter().for_each(|(key, hold)| index.add_hold(key, hold));
+        self.waits.iter().for_each(|(key, wait)| index.add_wait(key, wait));
+        index
+    }
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Index {
+    fn add_hold(&mut self, key: &Key, hold: &Hold) {
+        self.deadlines.insert((hold.deadline, false, key.clone()));
+        let line = self.lines.entry(key.0.clone()).or_default();
+        line.holds += 1;
+        line.exclusive += usize::from(!hold.shared);
+        self.holds.entry(hold.owner.clone()).or_default().insert(key.clone());
+    }
+
+    fn drop_hold(&mut self, key: &Key, hold: &Hold) {
+        self.deadlines.remove(&(hold.deadline, false, key.clone()));
+        self.change_line(&key.0, |line| {
+            line.holds -= 1;
+            line.exclusive -= usize::from(!hold.shared);
+        });
+        drop_from(&mut self.holds, &hold.owner, key);
+    }
+
+    fn add_wait(&mut self, key: &Key, wait: &Wait) {
+        self.deadlines.insert((wait.deadline, true, key.clone()));
+        self.lines.entry(key.0.clone()).or_default().waits += 1;
+        self.waits.entry(wait.owner.clone()).or_default().insert(key.clone());
+        self.asked_on.entry(wait.asker.conn).or_default().insert(key.clone());
+    }
+
+    fn drop_wait(&mut self, key: &Key, wait: &Wait) {
+        self.deadlines.remove(&(wait.deadline, true, key.clone()));
+        self.change_line(&key.0, |line| line.waits -= 1);
+        drop_from(&mut self.waits, &wait.owner, key);
+        drop_from(&mut self.asked_on, &wait.asker.conn, key);
+    }
+
+    fn change_line(&mut self, name: &Bytes, change: impl FnOnce(&mut Line)) {
+        let line = self.lines.get_mut(name).expect("every row has a line");
+        change(line);
+        if *line == Line::default() {
+            self.lines.remove(name);
+        }
+    }
+}
+
+fn drop_from<K: Ord>(map: &mut BTreeMap<K, BTreeSet<Key>>, owner: &K, key: &Key) {
+    let keys = map.get_mut(owner).expect("every row is in the index");
+    keys.remove(key);
+    if keys.is_empty() {
+        map.remove(owner);
+    }
+}
+
+fn owner_of(named: Option<&Bytes>, asker: &Asker) -> Owner {
+    named.map_or(Owner::Conn(asker.conn), |name| Owner::Named(Bytes::copy_from_slice(name)))
+}
+
+fn full() -> Reply {
+    // Not -BUSY: that code promises that the command was never proposed, and it was.
+    Reply::error(Code::Err, format!("{LOCKS_MAX} locks are held or awaited; release some"))
+}
+
+fn fields<const N: usize>(fields: [(&str, Reply); N]) -> Reply {
+    Reply::Map(
+        fields.into_iter().map(|(name, value)| (Reply::text(String::from(name)), value)).collect::<Vec<_>>(),
+    )
+}
+
+#[cfg(test)]
+mod tests;

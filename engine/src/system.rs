@@ -1,0 +1,318 @@
+//! The system group's state: locks, node sessions, client sessions, and the outbox of their ends.
+//!
+//! Invariants:
+//! - A node has at most one live session. Opening a new one ends the old one in the same command, and a
+//!   command of any but the live session is refused.
+//! - The end of a session gets a number and lies in the outbox until every partition has committed it.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
+use quorate_protocol::limits::{CLIENT_LEASE, CLIENTS_MAX, SESSION_LEASE};
+use quorate_protocol::op::Op;
+use quorate_protocol::peer::{Item, OpenSession, Parcel, Receipted, Renewal, Work};
+use quorate_protocol::reply::{Code, Reply};
+use quorate_protocol::wire_struct;
+
+use crate::effect::Member;
+use crate::lock::Locks;
+use crate::memory::Memory;
+use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
+use crate::table::Table;
+
+/// Outbox items of one parcel.
+const PARCEL_ITEMS: usize = 64;
+
+wire_struct! {
+    /// A node that has ever opened a session.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct NodeRow {
+        /// Its data directory.
+        pub identity: Identity,
+        /// Its start.
+        pub boot: Boot,
+        /// Its live session; 0 when it has none.
+        pub session: SessionId,
+        /// Group time at which the session ends.
+        pub deadline: u64,
+        /// Where its clients connect.
+        pub client_address: String,
+    }
+}
+
+/// See the top of the file.
+pub struct System {
+    /// The locks.
+    pub locks: Locks,
+    /// What client sessions have been answered here.
+    pub memory: Memory,
+    nodes: Table<NodeId, NodeRow>,
+    clients: Table<ClientId, u64>,
+    outbox: Table<u64, Item>,
+    /// Partition → the last number that it has.
+    taken: Table<GroupId, u64>,
+    /// One row: how many ends have been numbered.
+    ends: Table<u8, u64>,
+    members_changed: bool,
+    /// Derived: no node or client session ends before this. Deadlines only move away, so it may be early.
+    next_end: u64,
+}
+
+impl System {
+    /// A new cluster's state, with this many partitions.
+    #[must_use]
+    pub fn new(partitions: u16) -> Self {
+        let mut taken = Table::new(204);
+        for group in 1..=partitions {
+            taken.insert(GroupId(group), 0);
+        }
+        let mut ends = Table::new(205);
+        ends.insert(0, 0);
+        Self {
+            locks: Locks::new(),
+            memory: Memory::new(),
+            nodes: Table::new(201),
+            clients: Table::new(202),
+            outbox: Table::new(203),
+            taken,
+            ends,
+            members_changed: false,
+            next_end: u64::MAX,
+        }
+    }
+
+    /// Switches deliberate bugs on.
+    #[cfg(feature = "faults")]
+    pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
+        self.locks.set_faults(faults.locks.clone());
+    }
+
+    /// The digest of it all.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let parts = [
+            self.locks.digest(),
+            self.memory.digest(),
+            self.nodes.digest(),
+            self.clients.digest(),
+            self.outbox.digest(),
+            self.taken.digest(),
+            self.ends.digest(),
+        ];
+        parts.into_iter().fold(0, u64::wrapping_add)
+    }
+
+    /// Ends what group time has ended.
+    pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+        if ctx.time >= self.next_end {
+            self.expire_sessions(ctx, out);
+        }
+        self.locks.expire(ctx, out);
+    }
+
+    fn expire_sessions(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+        let over = |row: &&NodeRow| row.session != SessionId(0) && row.deadline <= ctx.time;
+        let nodes: Vec<NodeId> = self.nodes.iter().filter(|(_, row)| over(row)).map(|(id, _)| *id).collect();
+        for node in nodes {
+            self.end_node(ctx, node, out);
+        }
+        let clients: Vec<ClientId> =
+            self.clients.iter().filter(|&(_, &deadline)| deadline <= ctx.time).map(|(id, _)| *id).collect();
+        for client in clients {
+            self.clients.remove(&client);
+            self.memory.forget(client);
+            self.post(Item::ClientEnded(client));
+        }
+        let live =
+            self.nodes.iter().filter(|(_, row)| row.session != SessionId(0)).map(|(_, row)| row.deadline);
+        self.next_end =
+            live.chain(self.clients.iter().map(|(_, &deadline)| deadline)).min().unwrap_or(u64::MAX);
+    }
+
+    /// The earliest group time at which something may end.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        let session = (self.next_end != u64::MAX).then_some(self.next_end);
+        session.into_iter().chain(self.locks.next_deadline()).min()
+    }
+
+    fn post(&mut self, item: Item) {
+        let number = self.ends.change(&0, |n| {
+            *n += 1;
+            *n
+        });
+        self.outbox.insert(number.expect("the row exists from the beginning"), item);
+    }
+
+    fn ends(&self) -> u64 {
+        *self.ends.get(&0).expect("the row exists from the beginning")
+    }
+
+    fn end_node(&mut self, ctx: &Ctx, node: NodeId, out: &mut Outcomes) {
+        let session = self.nodes.change(&node, |row| core::mem::take(&mut row.session));
+        let Some(session) = session.filter(|session| session.0 != 0) else { return };
+        out.push(Outcome::Notice(format!(
+            "session {} of node {} has ended; its locks are released",
+            session.0, node.0
+        )));
+        self.locks.end_session(ctx, node, session, out);
+        self.post(Item::NodeEnded((node, session)));
+    }
+
+    /// Whether the connection's session is its node's live one.
+    fn is_live(&self, conn: &ConnId) -> bool {
+        conn.session.0 != 0 && self.nodes.get(&conn.node).is_some_and(|row| row.session == conn.session)
+    }
+
+    /// Applies a command.
+    pub fn apply(&mut self, ctx: &Ctx, asker: &Asker, work: Work, out: &mut Outcomes) {
+        match work {
+            Work::Op(op) => self.apply_op(ctx, asker, op, out),
+            Work::OpenSession(open) => self.open_session(ctx, asker, open, out),
+            Work::Renew(renewal) => self.renew(ctx, asker, &renewal, out),
+            Work::CloseConn(conn) => {
+                self.locks.close(ctx, conn, out);
+                answer(out, *asker, Reply::OK);
+            }
+            Work::OpenClient => self.open_client(ctx, asker, out),
+            Work::Taken(receipt) => self.taken(asker, receipt, out),
+            Work::SeeClient(_) | Work::Introduce(_) | Work::Take(_) => {
+                answer(out, *asker, Reply::error(Code::Err, "this is not the system group's work"));
+            }
+        }
+    }
+
+    fn apply_op(&mut self, ctx: &Ctx, asker: &Asker, op: Op, out: &mut Outcomes) {
+        if !self.is_live(&asker.conn) {
+            let text = "the session of this connection's node has ended; reconnect and ask again";
+            return answer(out, *asker, Reply::error(Code::Err, text));
+        }
+        match op {
+            Op::Lock(op) => self.locks.lock(ctx, asker, op, out),
+            Op::Unlock(op) => self.locks.unlock(ctx, asker, op, out),
+            Op::Renew(op) => self.locks.renew(ctx, asker, op, out),
+            _ => answer(
+                out,
+                *asker,
+                Reply::error(Code::Err, "this command is not decided by the system group"),
+            ),
+        }
+    }
+
+    fn open_session(&mut self, ctx: &Ctx, asker: &Asker, open: OpenSession, out: &mut Outcomes) {
+        let known = self.nodes.get(&open.node);
+        if known.is_some_and(|row| row.identity != open.identity) {
+            let text = format!(
+                "node {} is known with another data directory; restore it, or remove the member and add it anew",
+                open.node.0
+            );
+            return answer(out, *asker, Reply::error(Code::Err, text));
+        }
+        if known.is_some_and(|row| row.boot > open.boot) {
+            let text = format!("node {} has started again since; this start is over", open.node.0);
+            return answer(out, *asker, Reply::error(Code::Err, text));
+        }
+        self.end_node(ctx, open.node, out);
+        let session = SessionId(ctx.at.serial());
+        let row = NodeRow {
+            identity: open.identity,
+            boot: open.boot,
+            session,
+            deadline: ctx.time + SESSION_LEASE,
+            client_address: open.client_address,
+        };
+        self.next_end = self.next_end.min(row.deadline);
+        self.nodes.insert(open.node, row);
+        self.members_changed = true;
+        answer(out, *asker, Reply::int(session.0));
+    }
+
+    fn renew(&mut self, ctx: &Ctx, asker: &Asker, renewal: &Renewal, out: &mut Outcomes) {
+        let live = self.nodes.get(&renewal.node).is_some_and(|row| row.session == renewal.session);
+        if live && renewal.session.0 != 0 {
+            self.nodes.change(&renewal.node, |row| row.deadline = ctx.time + SESSION_LEASE);
+            for client in &renewal.clients {
+                self.clients.change(client, |deadline| *deadline = ctx.time + CLIENT_LEASE);
+            }
+        }
+        answer(out, *asker, Reply::Int(i64::from(live)));
+    }
+
+    fn open_client(&mut self, ctx: &Ctx, asker: &Asker, out: &mut Outcomes) {
+        if self.clients.len() >= CLIENTS_MAX {
+            let text = format!(
+                "there are {CLIENTS_MAX} client sessions already; close some, or wait until they end"
+            );
+            return answer(out, *asker, Reply::error(Code::Err, text));
+        }
+        let client = ClientId(ctx.at.serial());
+        self.next_end = self.next_end.min(ctx.time + CLIENT_LEASE);
+        self.clients.insert(client, ctx.time + CLIENT_LEASE);
+        self.memory.meet(client);
+        answer(out, *asker, self.see_client(client));
+    }
+
+    fn see_client(&self, client: ClientId) -> Reply {
+        if self.clients.contains(&client) {
+            Reply::Array([Reply::int(client.0), Reply::int(self.ends())].into())
+        } else {
+            Reply::Nil
+        }
+    }
+
+    fn taken(&mut self, asker: &Asker, receipt: Receipted, out: &mut Outcomes) {
+        self.taken.change(&receipt.target, |upto| *upto = receipt.upto.max(*upto));
+        let everywhere = self.taken.iter().map(|(_, &upto)| upto).min().unwrap_or(u64::MAX);
+        let gone: Vec<u64> = self.outbox.range(..=everywhere).map(|(&number, _)| number).collect();
+        for number in gone {
+            self.outbox.remove(&number);
+        }
+        answer(out, *asker, Reply::OK);
+    }
+
+    /// What the leader has still to bring to partitions.
+    #[must_use]
+    pub fn parcels(&self) -> Vec<(GroupId, Parcel)> {
+        let Some((&first, _)) = self.outbox.iter().next() else { return Vec::new() };
+        let behind = self.taken.iter().filter(|&(_, &upto)| upto < self.ends());
+        let parcels = behind.map(|(&target, &upto)| {
+            let first = first.max(upto + 1);
+            let items = self.outbox.range(first..).take(PARCEL_ITEMS).map(|(_, item)| item.clone()).collect();
+            (target, Parcel { source: GroupId::SYSTEM, first, items })
+        });
+        parcels.collect()
+    }
+
+    /// Answers a read.
+    #[must_use]
+    pub fn read(&self, time: u64, work: &Work) -> Reply {
+        match work {
+            Work::Op(Op::LockInfo(name)) => self.lock_info(time, name),
+            Work::SeeClient(client) => self.see_client(*client),
+            _ => Reply::error(Code::Err, "this cannot be read from the system group"),
+        }
+    }
+
+    fn lock_info(&self, time: u64, name: &Bytes) -> Reply {
+        self.locks.info(time, name)
+    }
+
+    /// The nodes, if they have changed since this was last asked.
+    pub fn take_members(&mut self) -> Option<Box<[Member]>> {
+        core::mem::take(&mut self.members_changed).then(|| self.members())
+    }
+
+    /// The nodes that have ever opened a session.
+    #[must_use]
+    pub fn members(&self) -> Box<[Member]> {
+        let member = |(&node, row): (&NodeId, &NodeRow)| Member {
+            node,
+            identity: row.identity,
+            client_address: row.client_address.clone(),
+        };
+        self.nodes.iter().map(member).collect()
+    }
+}

@@ -1,0 +1,64 @@
+//! Group time: the clock in which all deadlines of a group are kept.
+//!
+//! Every entry carries a stamp. A leader goes on from the highest stamp in its log and adds what its own
+//! clock has advanced since it began to lead, so stamps never fall and time stands still without a leader.
+//! A deadline takes effect only at a log position, by the stamp there: never early, late by at most the
+//! time without a leader and `STAMP_EVERY` per change of leader.
+
+/// A group with deadlines commits a stamp at least this often; milliseconds.
+pub const STAMP_EVERY: u64 = 1000;
+
+/// A leader's reading of group time.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupClock {
+    base: u64,
+    since: u64,
+    stamped: u64,
+}
+
+impl GroupClock {
+    /// Begins to lead at `mono` microseconds, with `highest` the highest stamp in the log.
+    #[must_use]
+    pub fn new(mono: u64, highest: u64) -> Self {
+        Self { base: highest, since: mono, stamped: highest }
+    }
+
+    /// Group time in milliseconds.
+    #[must_use]
+    pub fn read(&self, mono: u64) -> u64 {
+        self.base + mono.saturating_sub(self.since) / 1000
+    }
+
+    /// Reads the clock for an entry.
+    pub fn stamp(&mut self, mono: u64) -> u64 {
+        let stamp = self.read(mono);
+        assert!(stamp >= self.stamped, "group time never falls");
+        self.stamped = stamp;
+        stamp
+    }
+
+    /// Whether an entry is due only to carry time forward, given the group's next deadline.
+    #[must_use]
+    pub fn is_due(&self, mono: u64, deadline: Option<u64>) -> bool {
+        let Some(deadline) = deadline else { return false };
+        let time = self.read(mono);
+        // A deadline that the last stamp has passed is being dealt with by an entry on its way.
+        (time >= deadline && self.stamped < deadline) || time >= self.stamped + STAMP_EVERY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_from_the_log_not_from_the_machine() {
+        let mut clock = GroupClock::new(9_000_000, 500);
+        assert_eq!(clock.stamp(9_000_000), 500);
+        assert_eq!(clock.stamp(9_250_999), 750);
+        assert!(!clock.is_due(9_300_000, None));
+        assert!(!clock.is_due(9_300_000, Some(801)));
+        assert!(clock.is_due(9_301_000, Some(801)));
+        assert!(clock.is_due(10_250_000, Some(u64::MAX)));
+    }
+}
