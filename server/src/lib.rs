@@ -1,1 +1,15 @@
 //! What is done: sockets, files, threads around the engine.
+
+pub mod admin;
+pub mod answers;
+pub mod clock;
+pub mod config;
+pub mod connection;
+pub mod dev;
+pub mod driver;
+pub mod journal;
+pub mod listen;
+pub mod mailbox;
+pub mod node;
+pub mod outlet;
+pub mod peers;

@@ -1,1 +1,67 @@
-fn main() {}
+//! The binary: reads the settings, sets up the log, becomes a node or a cluster for trying things out.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use quorate_server::config::{CommandLine, Config, LogFormat, Plan};
+use quorate_server::{dev, node};
+use tracing_subscriber::filter::LevelFilter;
+
+/// The exit code of wrong settings; everything else that fails is 1.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let plan = match CommandLine::parse().plan() {
+        Ok(plan) => plan,
+        Err(text) => return fail(&text, USAGE),
+    };
+    let result = match plan {
+        Plan::Dev(flags) => dev::run(&flags),
+        Plan::Node(config) if config.print_config => {
+            print_config(&config);
+            Ok(())
+        }
+        Plan::Node(config) => {
+            log_to_stderr(&config);
+            end_on_panic();
+            node::run(&config)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => fail(&text, 1),
+    }
+}
+
+fn fail(text: &str, code: u8) -> ExitCode {
+    // Nobody may be reading.
+    let _ = writeln!(std::io::stderr(), "quorate-server: {text}");
+    ExitCode::from(code)
+}
+
+fn print_config(config: &Config) {
+    let mut out = std::io::stdout().lock();
+    for (name, value) in config.settings() {
+        let _ = writeln!(out, "{name} = \"{value}\"");
+    }
+}
+
+fn log_to_stderr(config: &Config) {
+    let level = config.log_level.parse().unwrap_or(LevelFilter::INFO);
+    let builder =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
+    match config.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// A broken invariant anywhere ends the node: half a node must not go on serving.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::exit(70);
+    }));
+}

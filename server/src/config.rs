@@ -1,0 +1,355 @@
+//! Settings: a file (TOML), then environment variables `QUORATE_*`, then flags. Checked once, at the start.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use quorate_protocol::id::{ClusterId, NodeId};
+use quorate_protocol::limits::{NODES_MAX, PARTITIONS};
+use serde::Deserialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::journal::Founding;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "quorate-server", version, about = "Locks, queues and keys for applications, replicated")]
+pub struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Mode>,
+    #[command(flatten)]
+    node: NodeFlags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Mode {
+    /// Start a whole cluster on this machine, to try things out.
+    Dev(DevFlags),
+}
+
+/// What `quorate-server dev` takes.
+#[derive(Debug, Clone, Args)]
+pub struct DevFlags {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub nodes: u16,
+    /// Client port of the first node; node i has base+10(i-1), its peer and admin ports follow.
+    #[arg(long, default_value_t = 7411, value_parser = clap::value_parser!(u16).range(1..=65_400))]
+    pub base_port: u16,
+    /// Where the nodes keep their data and logs.
+    #[arg(long, default_value = "quorate-data")]
+    pub data_dir: PathBuf,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines, an object a line.
+    Json,
+}
+
+/// What a node can be told, on the command line or in a file; none of it must be.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct NodeFlags {
+    /// A file with these settings (TOML, the names without dashes in front).
+    #[arg(long, env = "QUORATE_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// This node's number in the cluster [default: 1].
+    #[arg(long, env = "QUORATE_NODE_ID", value_name = "N")]
+    node_id: Option<u64>,
+    /// Where clients connect [default: 127.0.0.1:7411].
+    #[arg(long, env = "QUORATE_LISTEN", value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where other nodes connect [default: 127.0.0.1:7412].
+    #[arg(long, env = "QUORATE_PEER_LISTEN", value_name = "ADDR")]
+    peer_listen: Option<SocketAddr>,
+    /// Where health is told, over HTTP [default: 127.0.0.1:7413].
+    #[arg(long, env = "QUORATE_ADMIN_LISTEN", value_name = "ADDR")]
+    admin_listen: Option<SocketAddr>,
+    /// The client address that other nodes and LEADER name, if it is not the one listened on.
+    #[arg(long, env = "QUORATE_ADVERTISE", value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Where the node keeps its data [default: quorate-data].
+    #[arg(long, env = "QUORATE_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The nodes that found the cluster, as ID=HOST:PEERPORT,...; the same on all of them.
+    #[arg(long, env = "QUORATE_INITIAL_CLUSTER", value_name = "SPEC")]
+    initial_cluster: Option<String>,
+    /// Join a cluster that exists.
+    #[arg(long, env = "QUORATE_JOIN", value_name = "HOST:PEERPORT")]
+    join: Option<String>,
+    /// How log lines are written [default: text].
+    #[arg(long, env = "QUORATE_LOG_FORMAT", value_enum)]
+    log_format: Option<LogFormat>,
+    /// What is logged: error, warn, info, debug, trace [default: info].
+    #[arg(long, env = "QUORATE_LOG_LEVEL", value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Show the settings that are in force, and end.
+    #[arg(long)]
+    #[serde(skip)]
+    print_config: bool,
+    /// End when standard input ends (for a parent that must not leave children behind).
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    end_with_stdin: bool,
+}
+
+/// A node's settings, complete and checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// The client port.
+    pub listen: SocketAddr,
+    /// The peer port.
+    pub peer_listen: SocketAddr,
+    /// The admin port.
+    pub admin_listen: SocketAddr,
+    /// The client address to be told to others.
+    pub advertise: String,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// The nodes that found the cluster.
+    pub founders: Vec<(NodeId, String)>,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: String,
+    /// Only show the settings.
+    pub print_config: bool,
+    /// End when standard input ends.
+    pub end_with_stdin: bool,
+}
+
+/// What the process is to be.
+#[derive(Debug)]
+pub enum Plan {
+    /// A node.
+    Node(Box<Config>),
+    /// A whole cluster for trying things out.
+    Dev(DevFlags),
+}
+
+impl CommandLine {
+    /// Reads the file, if one is named, and checks everything.
+    ///
+    /// # Errors
+    /// With one line that says what to correct.
+    pub fn plan(self) -> Result<Plan, String> {
+        match self.command {
+            Some(Mode::Dev(flags)) => Ok(Plan::Dev(flags)),
+            None => {
+                let file = self.node.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+                Ok(Plan::Node(Box::new(self.node.or(file).check()?)))
+            }
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<NodeFlags, String> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("--config {}: {error}", path.display()))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.message().lines().next().unwrap_or("it is not TOML").to_owned();
+        format!("--config {}: {line}", path.display())
+    })
+}
+
+impl NodeFlags {
+    /// What is not said here is taken from `other`.
+    fn or(self, other: Self) -> Self {
+        Self {
+            config: self.config,
+            node_id: self.node_id.or(other.node_id),
+            listen: self.listen.or(other.listen),
+            peer_listen: self.peer_listen.or(other.peer_listen),
+            admin_listen: self.admin_listen.or(other.admin_listen),
+            advertise: self.advertise.or(other.advertise),
+            data_dir: self.data_dir.or(other.data_dir),
+            initial_cluster: self.initial_cluster.or(other.initial_cluster),
+            join: self.join.or(other.join),
+            log_format: self.log_format.or(other.log_format),
+            log_level: self.log_level.or(other.log_level),
+            print_config: self.print_config,
+            end_with_stdin: self.end_with_stdin,
+        }
+    }
+
+    fn check(self) -> Result<Config, String> {
+        if self.join.is_some() {
+            return Err(
+                "--join is not built yet; name all nodes with --initial-cluster when the cluster is founded"
+                    .into(),
+            );
+        }
+        let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let node = NodeId(self.node_id.unwrap_or(1));
+        let listen = self.listen.unwrap_or(loopback(7411));
+        let peer_listen = self.peer_listen.unwrap_or(loopback(7412));
+        let founders = match &self.initial_cluster {
+            Some(spec) => parse_cluster(spec)?,
+            None => vec![(node, peer_listen.to_string())],
+        };
+        if node.0 == 0 {
+            return Err("--node-id 0 is not allowed; nodes are numbered from 1".into());
+        }
+        if !founders.iter().any(|(id, _)| *id == node) {
+            return Err(format!(
+                "--initial-cluster does not name node {}; add {0}=HOST:PEERPORT or correct --node-id",
+                node.0
+            ));
+        }
+        let log_level = self.log_level.unwrap_or_else(|| "info".into()).to_lowercase();
+        if !["error", "warn", "info", "debug", "trace"].contains(&log_level.as_str()) {
+            return Err(format!("--log-level {log_level} is unknown; use error, warn, info, debug or trace"));
+        }
+        Ok(Config {
+            node,
+            listen,
+            peer_listen,
+            admin_listen: self.admin_listen.unwrap_or(loopback(7413)),
+            advertise: self.advertise.unwrap_or_else(|| listen.to_string()),
+            data_dir: self.data_dir.unwrap_or_else(|| "quorate-data".into()),
+            founders,
+            log_format: self.log_format.unwrap_or_default(),
+            log_level,
+            print_config: self.print_config,
+            end_with_stdin: self.end_with_stdin,
+        })
+    }
+}
+
+fn parse_cluster(spec: &str) -> Result<Vec<(NodeId, String)>, String> {
+    let mut nodes = BTreeMap::new();
+    for part in spec.split(',').map(str::trim) {
+        let parsed = part.split_once('=').and_then(|(id, address)| {
+            let id = id.trim().parse().ok().filter(|&id: &u64| id > 0)?;
+            let (host, port) = address.trim().rsplit_once(':')?;
+            (!host.is_empty() && port.parse::<u16>().is_ok()).then(|| (id, address.trim().to_owned()))
+        });
+        let Some((id, address)) = parsed else {
+            return Err(format!("--initial-cluster: '{part}' is not ID=HOST:PEERPORT"));
+        };
+        if nodes.insert(NodeId(id), address).is_some() {
+            return Err(format!("--initial-cluster names node {id} twice"));
+        }
+    }
+    if nodes.len() > NODES_MAX {
+        return Err(format!("--initial-cluster names {} nodes, at most {NODES_MAX} are taken", nodes.len()));
+    }
+    Ok(nodes.into_iter().collect())
+}
+
+impl Config {
+    /// What the data directory is founded as.
+    #[must_use]
+    pub fn founding(&self) -> Founding {
+        let spec: String = self.founders.iter().map(|(id, address)| format!("{}={address},", id.0)).collect();
+        Founding {
+            cluster: ClusterId(xxh3_64(spec.as_bytes())),
+            node: self.node,
+            partitions: PARTITIONS,
+            founders: self.founders.clone(),
+        }
+    }
+
+    /// The settings as they are in force, by name.
+    #[must_use]
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let founders: Vec<String> =
+            self.founders.iter().map(|(id, address)| format!("{}={address}", id.0)).collect();
+        let format = if self.log_format == LogFormat::Json { "json" } else { "text" };
+        let settings = [
+            ("node-id", self.node.0.to_string()),
+            ("listen", self.listen.to_string()),
+            ("peer-listen", self.peer_listen.to_string()),
+            ("admin-listen", self.admin_listen.to_string()),
+            ("advertise", self.advertise.clone()),
+            ("data-dir", self.data_dir.display().to_string()),
+            ("initial-cluster", founders.join(",")),
+            ("log-format", format.to_owned()),
+            ("log-level", self.log_level.clone()),
+        ];
+        settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// What CONFIG GET tells: the settings, and what Redis clients ask for.
+    #[must_use]
+    pub fn redis_settings(&self) -> Vec<(String, String)> {
+        let mut settings = self.settings();
+        for (name, value) in [
+            // Every write is on stable storage before its answer; there is no snapshot schedule.
+            ("save", ""),
+            ("appendonly", "yes"),
+            ("appendfsync", "always"),
+            ("databases", "1"),
+            ("maxmemory", "0"),
+            ("maxmemory-policy", "noeviction"),
+        ] {
+            settings.push((name.to_owned(), value.to_owned()));
+        }
+        settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(args: &[&str]) -> Result<Config, String> {
+        let line =
+            CommandLine::try_parse_from([&["quorate-server"], args].concat()).map_err(|e| e.to_string())?;
+        match line.plan()? {
+            Plan::Node(config) => Ok(*config),
+            Plan::Dev(_) => Err("dev".into()),
+        }
+    }
+
+    #[test]
+    fn alone_it_is_a_single_node_on_loopback() {
+        let config = plan(&[]).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
+        assert_eq!(config.founders, [(NodeId(1), "127.0.0.1:7412".to_owned())]);
+    }
+
+    #[test]
+    fn flags_come_before_the_file() {
+        let path = std::env::temp_dir().join(format!("quorate-config-{}.toml", std::process::id()));
+        std::fs::write(&path, "node-id = 2\nlog-level = \"debug\"\ninitial-cluster = \"2=b:1,1=a:1\"\n")
+            .unwrap();
+        let file = path.display().to_string();
+        let config = plan(&["--config", &file, "--log-level", "warn"]).unwrap();
+        assert_eq!((config.node, config.log_level.as_str()), (NodeId(2), "warn"));
+        assert_eq!(
+            config.founders[0],
+            (NodeId(1), "a:1".to_owned()),
+            "the order of the nodes does not matter"
+        );
+        std::fs::write(&path, "port = 2\n").unwrap();
+        let text = plan(&["--config", &file]).unwrap_err();
+        assert!(text.contains("unknown field `port`") && !text.contains('\n'), "{text}");
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_one_line() {
+        for (args, expected) in [
+            (&["--initial-cluster", "1"][..], "'1' is not ID=HOST:PEERPORT"),
+            (&["--initial-cluster", "1=a:1,1=b:1"], "names node 1 twice"),
+            (&["--initial-cluster", "2=a:1"], "does not name node 1"),
+            (&["--node-id", "0"], "nodes are numbered from 1"),
+            (&["--join", "a:1"], "--join is not built yet"),
+            (&["--log-level", "loud"], "--log-level loud is unknown"),
+        ] {
+            let text = plan(args).unwrap_err();
+            assert!(text.contains(expected) && !text.contains('\n'), "{text}");
+        }
+    }
+}

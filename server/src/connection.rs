@@ -1,0 +1,433 @@
+//! One client connection: bytes in, requests to the engine; answers out, in the client's dialect.
+//!
+//! Charter: one task per connection, no channel of its own. What one read brings goes to the engine as one
+//! batch; what one turn of the engine answers goes out as one write. What only the connection knows (PING,
+//! HELLO, COMMAND, …) is answered in `answers.rs`; if something is unanswered before it, its answer takes its
+//! turn through the engine.
+//!
+//! Invariants:
+//! - Nothing is read while `PIPELINE_MAX` requests or `PIPELINE_BYTES_MAX` bytes are unanswered, or while the
+//!   mailbox is full.
+//! - The dialect changes between two answers, where the request that changed it stands.
+//! - An idle connection holds no read buffer.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use quorate_engine::effect::{Input, Request, Want};
+use quorate_protocol::command::{Command, ConnAsk, find_number, parse, parse_as};
+use quorate_protocol::frame::{self, Frame, MAGIC, RequestFrame};
+use quorate_protocol::id::ClientSeq;
+use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX};
+use quorate_protocol::op::Op;
+use quorate_protocol::peer::Delivery;
+use quorate_protocol::reply::{Code, Failure, Reply};
+use quorate_protocol::resp::{self, Dialect, RequestDecoder};
+use tokio::net::TcpStream;
+
+use crate::answers::{Answered, Answerer};
+use crate::driver::Shared;
+use crate::outlet::{Out, Outlet};
+
+/// Room for one read.
+const READ: usize = 16 << 10;
+/// A read buffer above this is given back when it is empty.
+const KEEP: usize = 0;
+
+/// How requests come and answers go.
+enum Speech {
+    /// Nothing has been heard yet.
+    Unknown,
+    /// RESP and inline.
+    Text { decoder: RequestDecoder, dialect: Dialect },
+    /// Binary frames.
+    Binary,
+}
+
+/// What is remembered of an unanswered request.
+struct Asked {
+    id: u64,
+    weight: usize,
+    /// Text: the dialect from its answer on.
+    dialect: Option<Dialect>,
+    /// Text: the connection closes behind its answer.
+    last: bool,
+}
+
+/// See the top of the file.
+pub struct Connection {
+    number: u64,
+    stream: TcpStream,
+    shared: Arc<Shared>,
+    outlet: Arc<Outlet>,
+    answerer: Answerer,
+    speech: Speech,
+    read: BytesMut,
+    write: Vec<u8>,
+    written: usize,
+    next_id: u64,
+    batch: Vec<Request>,
+    batch_weight: usize,
+    /// Text: unanswered requests in order.
+    asked: VecDeque<Asked>,
+    /// Binary: unanswered requests, and the way back from correlation ids.
+    framed: HashMap<u64, (u64, usize)>,
+    correlations: HashMap<u64, u64>,
+    unanswered_bytes: usize,
+    connected: bool,
+    /// Nothing more is read; the connection closes when all is answered and written.
+    closing: bool,
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    #[must_use]
+    pub fn new(number: u64, stream: TcpStream, shared: Arc<Shared>, answerer: Answerer) -> Self {
+        let outlet = Arc::<Outlet>::default();
+        shared.outlets.insert(number, Arc::clone(&outlet));
+        Self {
+            number,
+            stream,
+            shared,
+            outlet,
+            answerer,
+            speech: Speech::Unknown,
+            read: BytesMut::new(),
+            write: Vec::new(),
+            written: 0,
+            next_id: 1,
+            batch: Vec::new(),
+            batch_weight: 0,
+            asked: VecDeque::new(),
+            framed: HashMap::new(),
+            correlations: HashMap::new(),
+            unanswered_bytes: 0,
+            connected: false,
+            closing: false,
+        }
+    }
+
+    /// Serves the connection until it ends.
+    pub async fn serve(mut self) {
+        if let Err(error) = self.talk().await {
+            tracing::debug!("connection {}: {error}", self.number);
+        }
+        self.shared.outlets.remove(self.number);
+        if self.connected {
+            self.shared.mailbox.post(Input::Disconnected { conn: self.number }, 64);
+        }
+    }
+
+    async fn talk(&mut self) -> io::Result<()> {
+        loop {
+            self.flush()?;
+            let pending = self.written < self.write.len();
+            if self.closing && !pending && self.unanswered() == 0 {
+                return Ok(());
+            }
+            let may_read = !self.closing
+                && self.unanswered() < PIPELINE_MAX
+                && self.unanswered_bytes < PIPELINE_BYTES_MAX
+                && self.write.len() - self.written < OUTPUT_MAX / 4;
+            tokio::select! {
+                biased;
+                () = self.outlet.news() => self.take_answers()?,
+                ready = self.stream.writable(), if pending => ready?,
+                ready = readable(&self.stream, &self.shared), if may_read => {
+                    ready?;
+                    if !self.read_some()? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn unanswered(&self) -> usize {
+        self.asked.len() + self.framed.len()
+    }
+
+    /// Writes as much as the socket takes.
+    fn flush(&mut self) -> io::Result<()> {
+        while self.written < self.write.len() {
+            match self.stream.try_write(&self.write[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.write.clear();
+        self.write.shrink_to(READ);
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Reads once and hands over what is complete; false at the end of the stream.
+    fn read_some(&mut self) -> io::Result<bool> {
+        self.read.reserve(READ);
+        match self.stream.try_read_buf(&mut self.read) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        self.decode();
+        self.hand_over();
+        if self.read.is_empty() && self.read.capacity() > KEEP {
+            self.read = BytesMut::new();
+        }
+        Ok(true)
+    }
+
+    fn decode(&mut self) {
+        if let (Speech::Unknown, Some(&first)) = (&self.speech, self.read.first()) {
+            self.speech = if first == MAGIC {
+                Speech::Binary
+            } else {
+                Speech::Text { decoder: RequestDecoder::default(), dialect: Dialect::Inline }
+            };
+        }
+        while !self.closing {
+            let more = match &mut self.speech {
+                Speech::Unknown => return,
+                Speech::Binary => self.next_frame(),
+                Speech::Text { .. } => self.next_text(),
+            };
+            if !more {
+                return;
+            }
+        }
+    }
+
+    fn next_text(&mut self) -> bool {
+        let Speech::Text { decoder, dialect } = &mut self.speech else { return false };
+        match decoder.decode(&mut self.read) {
+            Ok(None) => false,
+            Ok(Some(request)) => {
+                let last = self.asked.iter().rev().find_map(|asked| asked.dialect).unwrap_or(*dialect);
+                let switch = (last == Dialect::Inline && !request.inline).then_some(Dialect::Resp2);
+                self.text_request(&request.args, switch.unwrap_or(last), switch);
+                true
+            }
+            Err(error) => {
+                let reply = Reply::error(Code::Err, error.to_string());
+                self.answer_text(reply, 0, None, true);
+                self.closing = true;
+                false
+            }
+        }
+    }
+
+    fn text_request(&mut self, args: &[Bytes], now: Dialect, switch: Option<Dialect>) {
+        let weight = args.iter().map(|arg| 32 + arg.len()).sum();
+        match parse(args) {
+            Ok(Command::Op(Op::Sub(_))) if !now.has_pushes() => {
+                let text = "RESP2 cannot carry pushed messages; say HELLO 3 first, or use FETCH with BLOCK";
+                self.answer_text(Reply::error(Code::Err, text), weight, switch, false);
+            }
+            Ok(Command::Op(op)) => self.ask_text(Want::Op(op), weight, switch, false),
+            Ok(Command::Node(ask)) => self.ask_text(Want::Node(ask), weight, switch, false),
+            Ok(Command::Connection(ConnAsk::SessionOpen | ConnAsk::SessionResume(_))) => {
+                let text = "client sessions belong to the binary protocol; see docs/protocol.md";
+                self.answer_text(Reply::error(Code::Err, text), weight, switch, false);
+            }
+            Ok(Command::Connection(ask)) => {
+                let last = ask == ConnAsk::Quit;
+                let Answered { reply, dialect } = self.answerer.answer(ask, now);
+                self.answer_text(reply, weight, dialect.or(switch), last);
+                self.closing |= last;
+            }
+            Err(failure) => self.answer_text(refusal(failure), weight, switch, false),
+        }
+    }
+
+    /// An answer that is known: written at once when nothing stands before it.
+    fn answer_text(&mut self, reply: Reply, weight: usize, dialect: Option<Dialect>, last: bool) {
+        if self.asked.is_empty() {
+            self.write_text(dialect, &reply);
+        } else {
+            self.ask_text(Want::Answered(reply), weight, dialect, last);
+        }
+    }
+
+    fn ask_text(&mut self, want: Want, weight: usize, dialect: Option<Dialect>, last: bool) {
+        let id = self.ask(want, None, None, weight);
+        self.asked.push_back(Asked { id, weight, dialect, last });
+    }
+
+    fn ask(&mut self, want: Want, client: Option<ClientSeq>, after: Option<u64>, weight: usize) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.batch.push(Request { id, want, client, after });
+        self.batch_weight += weight;
+        self.unanswered_bytes += weight;
+        id
+    }
+
+    fn next_frame(&mut self) -> bool {
+        match frame::decode(&mut self.read) {
+            Ok(None) => false,
+            Ok(Some(Frame::Request(request))) => {
+                self.frame_request(request);
+                true
+            }
+            Ok(Some(_)) => {
+                self.goodbye("only requests are understood here");
+                false
+            }
+            Err(error) => {
+                self.goodbye(&error.to_string());
+                false
+            }
+        }
+    }
+
+    fn goodbye(&mut self, why: &str) {
+        let reply = Reply::error(Code::Err, why);
+        Frame::Goodbye { reply }.encode(&mut self.write);
+        self.closing = true;
+        self.framed.clear();
+    }
+
+    fn frame_request(&mut self, request: RequestFrame) {
+        let RequestFrame { correlation, opcode, client, after, args } = request;
+        if self.correlations.contains_key(&correlation) {
+            return self.goodbye(
+                "this correlation id belongs to a request that is not answered yet; choose another",
+            );
+        }
+        let weight = args.iter().map(|arg| 32 + arg.len()).sum();
+        let command = if opcode == 0 {
+            parse(&args)
+        } else {
+            let unknown = || Failure {
+                code: Code::Err,
+                text: format!("no command has the number {opcode}; see COMMAND"),
+            };
+            find_number(opcode).ok_or_else(unknown).and_then(|spec| parse_as(spec, &args))
+        };
+        let want = match command {
+            Ok(Command::Op(op)) => Want::Op(op),
+            Ok(Command::Node(ask)) => Want::Node(ask),
+            Ok(Command::Connection(ConnAsk::SessionOpen)) => Want::OpenClient,
+            Ok(Command::Connection(ConnAsk::SessionResume(id))) => Want::ResumeClient(id),
+            Ok(Command::Connection(ConnAsk::Quit)) => {
+                self.closing = true;
+                return Frame::Reply { correlation, reply: Reply::OK }.encode(&mut self.write);
+            }
+            Ok(Command::Connection(ask)) => {
+                let reply = self.answerer.answer(ask, Dialect::Resp3).reply;
+                return Frame::Reply { correlation, reply }.encode(&mut self.write);
+            }
+            Err(failure) => {
+                return Frame::Reply { correlation, reply: refusal(failure) }.encode(&mut self.write);
+            }
+        };
+        let after = after.and_then(|after| self.correlations.get(&after).copied());
+        let id = self.ask(want, client, after, weight);
+        self.framed.insert(id, (correlation, weight));
+        self.correlations.insert(correlation, id);
+    }
+
+    /// Gives the engine what has been gathered.
+    fn hand_over(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        if !self.connected {
+            self.connected = true;
+            let ordered = !matches!(self.speech, Speech::Binary);
+            self.shared.mailbox.post(Input::Connected { conn: self.number, ordered }, 64);
+        }
+        let requests = std::mem::take(&mut self.batch);
+        let weight = std::mem::take(&mut self.batch_weight);
+        self.shared.mailbox.post(Input::Requests { conn: self.number, requests }, weight);
+    }
+
+    fn take_answers(&mut self) -> io::Result<()> {
+        let Some(outs) = self.outlet.take() else {
+            tracing::warn!("connection {} is cut: its client does not read what it asked for", self.number);
+            return Err(io::Error::other("too much output"));
+        };
+        for out in outs {
+            match out {
+                Out::Reply(id, reply) => self.answered(id, reply),
+                Out::Push(delivery) => self.pushed(delivery),
+                Out::Close(reason) => self.close(&reason),
+            }
+        }
+        if self.write.len() - self.written > OUTPUT_MAX {
+            tracing::warn!("connection {} is cut: its client does not read what it asked for", self.number);
+            return Err(io::Error::other("too much output"));
+        }
+        // What was held back by a full pipeline may be decoded already.
+        if !self.closing && !self.read.is_empty() && self.unanswered() < PIPELINE_MAX {
+            self.decode();
+            self.hand_over();
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, id: u64, reply: Reply) {
+        if let Some((correlation, weight)) = self.framed.remove(&id) {
+            self.correlations.remove(&correlation);
+            self.unanswered_bytes -= weight;
+            return Frame::Reply { correlation, reply }.encode(&mut self.write);
+        }
+        if let Some(asked) = self.asked.pop_front() {
+            assert!(asked.id == id, "answers come in the order of the requests");
+            self.unanswered_bytes -= asked.weight;
+            self.write_text(asked.dialect, &reply);
+            self.closing |= asked.last;
+        }
+    }
+
+    fn write_text(&mut self, switch: Option<Dialect>, reply: &Reply) {
+        let Speech::Text { dialect, .. } = &mut self.speech else { return };
+        if let Some(switch) = switch {
+            *dialect = switch;
+        }
+        resp::encode(*dialect, reply, &mut self.write);
+    }
+
+    fn pushed(&mut self, delivery: Delivery) {
+        let Delivery { topic, id, attempt, body } = delivery;
+        let values = vec![
+            Reply::text("message"),
+            Reply::Bulk(topic),
+            Reply::int(id),
+            Reply::int(u64::from(attempt)),
+            Reply::Bulk(body),
+        ];
+        match &self.speech {
+            Speech::Text { dialect, .. } => resp::encode_push(*dialect, &values, &mut self.write),
+            Speech::Binary => Frame::Push { reply: Reply::Array(values) }.encode(&mut self.write),
+            Speech::Unknown => {}
+        }
+    }
+
+    /// The engine has closed the connection: what is unanswered will not be.
+    fn close(&mut self, reason: &str) {
+        if matches!(self.speech, Speech::Binary) {
+            self.goodbye(reason);
+        } else {
+            self.write_text(None, &Reply::error(Code::Err, reason));
+        }
+        self.asked.clear();
+        self.framed.clear();
+        self.closing = true;
+        self.connected = false;
+    }
+}
+
+fn refusal(failure: Failure) -> Reply {
+    Reply::Error(Box::new(failure))
+}
+
+/// Waits for room in the mailbox, then for bytes.
+async fn readable(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
+    shared.mailbox.room().await;
+    stream.readable().await
+}

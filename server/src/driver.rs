@@ -1,0 +1,98 @@
+//! The engine's thread: the only caller of `step`, and the performer of its effects, in order.
+//!
+//! Invariant: a turn is: what waits in the mailbox, a tick if one is due, `EndOfTurn`; then all effects.
+//! A tick that was missed is not made up. A `Halt`, and a failure of the disk, end the process: a node
+//! that cannot trust itself does not go on.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quorate_engine::effect::{Effect, Effects, Input, Level, Member, Side, TICK};
+use quorate_engine::engine::Engine;
+
+use crate::clock;
+use crate::journal::{Listener, SyncThread};
+use crate::mailbox::{Mailbox, Taken};
+use crate::outlet::{Out, Outlets};
+use crate::peers::Peers;
+
+/// What the engine's thread shares with the rest of the node.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// What waits for the engine.
+    pub mailbox: Mailbox,
+    /// What waits for clients.
+    pub outlets: Outlets,
+    /// Other nodes.
+    pub peers: Peers,
+    /// What the system group knows of the nodes.
+    pub members: Mutex<Vec<Member>>,
+}
+
+/// Tells the engine what the disk has done.
+#[derive(Debug)]
+pub struct DiskListener(pub Arc<Shared>);
+
+impl Listener for DiskListener {
+    fn durable(&self, seq: u64) {
+        self.0.mailbox.post_urgent(Input::Persisted(seq), 0);
+    }
+
+    fn failed(&self, why: String) {
+        stop_at_once(&why);
+    }
+}
+
+/// Ends the process because it must not go on. The last line says why.
+fn stop_at_once(why: &str) -> ! {
+    tracing::error!("{why}");
+    std::process::exit(70);
+}
+
+/// Runs the engine until the mailbox says stop.
+pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
+    let mut fx = Effects::new();
+    let mut taken = Taken::default();
+    let mut next_tick = clock::now().mono;
+    loop {
+        shared.mailbox.take(clock::until(next_tick, clock::now()), &mut taken);
+        let now = clock::now();
+        for input in taken.inputs.drain(..) {
+            engine.step(now, input, &mut fx);
+        }
+        if now.mono >= next_tick {
+            next_tick = (next_tick + TICK).max(now.mono);
+            engine.step(now, Input::Tick, &mut fx);
+        }
+        engine.step(now, Input::EndOfTurn, &mut fx);
+        perform(&mut fx, shared, &disk);
+        if taken.stopped {
+            return disk.close();
+        }
+    }
+}
+
+fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
+    let mut touched = Vec::new();
+    for effect in fx.drain(..) {
+        match effect {
+            Effect::Persist(batch) => disk.submit(batch),
+            Effect::Raft { to, frame } => shared.peers.send_raft(to, frame),
+            Effect::Link { peer, side: Side::Opener, frame } => shared.peers.send_forward(peer, frame),
+            Effect::Link { peer, side: Side::Reached, frame } => shared.peers.send_back(peer, frame),
+            Effect::Reply { conn, request, reply } => {
+                shared.outlets.add(conn, Out::Reply(request, reply), &mut touched);
+            }
+            Effect::Push { conn, delivery } => shared.outlets.add(conn, Out::Push(delivery), &mut touched),
+            Effect::Close { conn, reason } => shared.outlets.add(conn, Out::Close(reason), &mut touched),
+            Effect::Members(members) => *shared.members.lock() = members,
+            Effect::Log(Level::Debug, line) => tracing::debug!("{line}"),
+            Effect::Log(Level::Info, line) => tracing::info!("{line}"),
+            Effect::Log(Level::Warn, line) => tracing::warn!("{line}"),
+            Effect::Halt(why) => stop_at_once(&why),
+        }
+    }
+    for outlet in touched {
+        outlet.wake();
+    }
+}

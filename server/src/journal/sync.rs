@@ -1,0 +1,156 @@
+//! The thread that makes things durable: everything that waits becomes one commit.
+//!
+//! Invariants: batches become durable in the order in which they were submitted, and `durable` is told only
+//! after the sync. An error of the disk is told once, and nothing is done after it: a failed sync is never
+//! tried again, because the second one may say OK for bytes that are lost.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use quorate_engine::journal::{Io, Journal, Persist};
+
+use super::dir::{Disk, prepare};
+
+/// The pause after which a frontier vouches for what was committed.
+const IDLE: Duration = Duration::from_millis(10);
+
+/// What the thread reports.
+pub trait Listener: Send + 'static {
+    /// All batches up to this number are on stable storage.
+    fn durable(&self, seq: u64);
+    /// The disk has failed; nothing more will become durable.
+    fn failed(&self, why: String);
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    batches: Vec<Persist>,
+    closed: bool,
+}
+
+type Shared = Arc<(Mutex<Queue>, Condvar)>;
+
+/// A handle to the thread.
+#[derive(Debug)]
+pub struct SyncThread {
+    shared: Shared,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl SyncThread {
+    /// Starts the thread, and another that zeroes segments ahead of need.
+    ///
+    /// # Panics
+    /// When the operating system has no threads left.
+    #[must_use]
+    pub fn start(path: &Path, journal: Journal, listener: impl Listener) -> Self {
+        let shared = Shared::default();
+        let worker = Worker { path: path.to_owned(), journal, shared: Arc::clone(&shared), listener };
+        let builder = std::thread::Builder::new().name("journal".into());
+        let thread = builder.spawn(move || worker.run()).expect("a thread at the start");
+        Self { shared, thread: Some(thread) }
+    }
+
+    /// Hands a batch over; never waits.
+    pub fn submit(&self, batch: Persist) {
+        let (queue, wake) = &*self.shared;
+        queue.lock().batches.push(batch);
+        wake.notify_one();
+    }
+
+    /// Makes durable what was handed over, and ends the thread.
+    pub fn close(mut self) {
+        let (queue, wake) = &*self.shared;
+        queue.lock().closed = true;
+        wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker<L> {
+    path: PathBuf,
+    journal: Journal,
+    shared: Shared,
+    listener: L,
+}
+
+impl<L: Listener> Worker<L> {
+    fn run(mut self) {
+        let mut disk = Disk::new(&self.path);
+        let preparer = Preparer::start(&self.path);
+        let mut ios: Vec<Io> = Vec::new();
+        let mut asked = None;
+        loop {
+            let next = self.journal.next_segment();
+            if asked != Some(next) && preparer.ask(next) {
+                asked = Some(next);
+            }
+            let Some(batches) = self.wait() else { return };
+            ios.clear();
+            if batches.is_empty() {
+                self.journal.idle(&mut ios);
+            } else {
+                self.journal.plan(&batches, &mut ios);
+            }
+            if let Err(error) = disk.perform(&ios) {
+                let path = self.path.display();
+                return self.listener.failed(format!("the disk failed, so this node stops: {path}: {error}"));
+            }
+            self.journal.done();
+            if let Some(last) = batches.last() {
+                self.listener.durable(last.seq);
+            }
+        }
+    }
+
+    /// Waits for batches; empty ones mean a pause in which a frontier is due, `None` the end.
+    fn wait(&self) -> Option<Vec<Persist>> {
+        let (queue, wake) = &*self.shared;
+        let mut queue = queue.lock();
+        while queue.batches.is_empty() {
+            if queue.closed {
+                return None;
+            }
+            if self.journal.has_news() {
+                if wake.wait_for(&mut queue, IDLE).timed_out() {
+                    return Some(std::mem::take(&mut queue.batches));
+                }
+            } else {
+                wake.wait(&mut queue);
+            }
+        }
+        Some(std::mem::take(&mut queue.batches))
+    }
+}
+
+/// Zeroes the next segment beside the commits.
+struct Preparer {
+    wanted: std::sync::mpsc::SyncSender<(quorate_engine::journal::File, u64)>,
+}
+
+impl Preparer {
+    fn start(path: &Path) -> Self {
+        let (wanted, asked) = std::sync::mpsc::sync_channel(1);
+        let path = path.to_owned();
+        let work = move || {
+            while let Ok((file, size)) = asked.recv() {
+                if let Err(error) = prepare(&path, file, size) {
+                    tracing::warn!("the next segment could not be zeroed ahead: {error}");
+                }
+            }
+        };
+        let builder = std::thread::Builder::new().name("journal-ahead".into());
+        builder.spawn(work).expect("a thread at the start");
+        Self { wanted }
+    }
+
+    /// Whether it was asked; if it is busy with the one before, it is asked again at the next commit.
+    fn ask(&self, segment: (quorate_engine::journal::File, u64)) -> bool {
+        self.wanted.try_send(segment).is_ok()
+    }
+}
