@@ -1,1 +1,3 @@
-//! What can go wrong.
+//! What can go wrong: real clusters (`process`), and the tools that the suites share.
+
+pub mod process;

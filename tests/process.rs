@@ -1,0 +1,347 @@
+//! Real clusters: `quorate-server` processes on loopback, with their data, logs and signals.
+//!
+//! Charter: starts, stops, kills and freezes nodes, and finds what they wrote. Everything is taken down
+//! again when the value is dropped.
+//!
+//! Subtlety: the binary is built by a nested cargo call, once per test process, so that the tests run what
+//! users run: without the deliberate bugs that this crate's own build of the engine carries.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long anything may take before a test gives up; far above what it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two looks at a state that is waited for.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Looks again and again until `look` finds something; fails with `what` when it takes too long.
+///
+/// # Panics
+/// When nothing is found in time.
+pub fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+        if let Some(found) = look() {
+            return found;
+        }
+        std::thread::park_timeout(PAUSE);
+    }
+    panic!("{what}: not within {PATIENCE:?}");
+}
+
+/// The server's binary, built from this very source.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(["build", "--quiet", "-p", "quorate-server", "--bin", "quorate-server"])
+            .current_dir(root)
+            .status();
+        assert!(status.is_ok_and(|status| status.success()), "the server's binary is built");
+        let test = std::env::current_exe().expect("a test has a file");
+        let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+        profile.join("quorate-server")
+    })
+}
+
+/// An empty directory that is gone after the test.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[allow(clippy::new_without_default, reason = "it makes a directory")]
+    #[must_use]
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("quorate-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("the temporary directory can be written");
+        Self(path)
+    }
+
+    /// Its place.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Ports that were free a moment ago.
+///
+/// # Panics
+/// When the machine has none.
+#[must_use]
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
+}
+
+/// One node of a cluster.
+#[derive(Debug)]
+struct Node {
+    child: Option<Child>,
+    client: u16,
+    peer: u16,
+    admin: u16,
+}
+
+/// A cluster of real processes.
+#[derive(Debug)]
+pub struct Cluster {
+    scratch: Scratch,
+    nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until every node can serve.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start(n: usize) -> Self {
+        let node = |_| {
+            let [client, peer, admin] = free_ports();
+            Node { child: None, client, peer, admin }
+        };
+        let mut this = Self { scratch: Scratch::new(), nodes: (0..n).map(node).collect() };
+        (1..=n).for_each(|id| this.spawn(id));
+        (1..=n).for_each(|id| this.wait_ready(id));
+        this
+    }
+
+    fn node(&mut self, id: usize) -> &mut Node {
+        &mut self.nodes[id - 1]
+    }
+
+    /// Starts a node that does not run.
+    ///
+    /// # Panics
+    /// When it runs already, or its process cannot be started.
+    pub fn spawn(&mut self, id: usize) {
+        let spec: Vec<String> = self
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(i, node)| format!("{}=127.0.0.1:{}", i + 1, node.peer))
+            .collect();
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.log_path(id)).expect("a log file");
+        let data = self.scratch.path().join(format!("node{id}"));
+        let address = |port: u16| format!("127.0.0.1:{port}");
+        let node = self.node(id);
+        assert!(node.child.is_none(), "node {id} runs already");
+        let mut command = Command::new(binary());
+        command.args(["--node-id", &id.to_string(), "--initial-cluster", &spec.join(",")]);
+        command.args(["--listen", &address(node.client), "--peer-listen", &address(node.peer)]);
+        command.args(["--admin-listen", &address(node.admin)]).arg("--data-dir").arg(data);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        node.child = Some(child.expect("the server's process starts"));
+    }
+
+    /// Waits until a node answers, knows a leader and has its session.
+    ///
+    /// # Panics
+    /// When it takes too long.
+    pub fn wait_ready(&mut self, id: usize) {
+        poll(&format!("node {id} is ready"), || {
+            let mut client = Client::try_new(self.address(id))?;
+            let status = client.try_ask("STATUS")?;
+            let leader = client.try_ask("LEADER")?;
+            (status.contains("session: open") && leader.contains("127.0.0.1")).then_some(())
+        });
+    }
+
+    /// Where a node's clients connect.
+    #[must_use]
+    pub fn address(&self, id: usize) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.nodes[id - 1].client))
+    }
+
+    fn log_path(&self, id: usize) -> PathBuf {
+        self.scratch.path().join(format!("node{id}.log"))
+    }
+
+    /// A node's data directory.
+    #[must_use]
+    pub fn data_dir(&self, id: usize) -> PathBuf {
+        self.scratch.path().join(format!("node{id}"))
+    }
+
+    /// What a node has logged.
+    #[must_use]
+    pub fn log(&self, id: usize) -> String {
+        std::fs::read_to_string(self.log_path(id)).unwrap_or_default()
+    }
+
+    /// What all nodes have logged.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        (1..=self.nodes.len()).map(|id| self.log(id)).collect()
+    }
+
+    /// A line of talk with a node, as with nc.
+    #[must_use]
+    pub fn client(&self, id: usize) -> Client {
+        poll("a connection", || Client::try_new(self.address(id)))
+    }
+
+    /// The node that leads the system group, as a running node sees it.
+    #[must_use]
+    pub fn leader(&self, seen_by: usize) -> usize {
+        poll("a leader", || {
+            let reply = Client::try_new(self.address(seen_by))?.try_ask("LEADER")?;
+            let id = reply.lines().next()?.trim_start_matches("1) ").parse().ok()?;
+            Some(id)
+        })
+    }
+
+    /// Sends a signal to a node's process.
+    ///
+    /// # Panics
+    /// When the node does not run.
+    pub fn signal(&mut self, id: usize, signal: Signal) {
+        let child = self.node(id).child.as_ref().expect("the node runs");
+        kill_process(Pid::from_child(child), signal).expect("the process is ours");
+    }
+
+    /// kill -9, and waits until the process is gone.
+    ///
+    /// # Panics
+    /// When the node does not run.
+    pub fn kill(&mut self, id: usize) {
+        self.signal(id, Signal::KILL);
+        self.wait_exit(id);
+    }
+
+    /// Waits until a node's process is gone, and returns its exit code.
+    ///
+    /// # Panics
+    /// When the node does not run.
+    pub fn wait_exit(&mut self, id: usize) -> Option<i32> {
+        let mut child = self.node(id).child.take().expect("the node runs");
+        child.wait().expect("the process is ours").code()
+    }
+
+    /// kill -9 and start again.
+    pub fn crash(&mut self, id: usize) {
+        self.kill(id);
+        self.spawn(id);
+        self.wait_ready(id);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for id in 1..=self.nodes.len() {
+                let log = self.log(id);
+                let tail: Vec<&str> = log.lines().rev().take(15).collect();
+                #[allow(clippy::print_stderr, reason = "the test framework shows it with the failure")]
+                eprintln!("--- node {id}:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            }
+        }
+        for node in &mut self.nodes {
+            if let Some(mut child) = node.child.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+/// A person with nc: lines out, text back.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    /// Connects, if somebody listens.
+    #[must_use]
+    pub fn try_new(address: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_nodelay(true).ok()?;
+        Some(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Sends a line without waiting for its answer.
+    ///
+    /// # Panics
+    /// When the connection is gone.
+    pub fn say(&mut self, line: &str) {
+        let stream = self.stream.get_mut();
+        stream.write_all(format!("{line}\n").as_bytes()).expect("the connection stands");
+    }
+
+    /// One line of an answer.
+    ///
+    /// # Panics
+    /// When the connection is gone.
+    pub fn line(&mut self) -> String {
+        self.try_line().expect("an answer comes")
+    }
+
+    fn try_line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read = self.stream.read_line(&mut line).ok()?;
+        (read > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned())
+    }
+
+    /// Sends a line and returns the first line of its answer.
+    pub fn ask(&mut self, line: &str) -> String {
+        self.say(line);
+        self.line()
+    }
+
+    /// Sends a line whose answer may take several, and returns them all. The end is marked by an ECHO.
+    #[must_use]
+    pub fn try_ask(&mut self, line: &str) -> Option<String> {
+        self.stream.get_mut().write_all(format!("{line}\nECHO end-of-answer\n").as_bytes()).ok()?;
+        let mut text = String::new();
+        loop {
+            match self.try_line()?.as_str() {
+                "end-of-answer" => return Some(text),
+                line => {
+                    text.push_str(line);
+                    text.push('\n');
+                }
+            }
+        }
+    }
+
+    /// See `try_ask`.
+    ///
+    /// # Panics
+    /// When the connection is gone.
+    pub fn ask_all(&mut self, line: &str) -> String {
+        self.try_ask(line).expect("an answer comes")
+    }
+
+    /// Whether the other side has closed the connection (waits for it).
+    pub fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).is_ok()
+    }
+}

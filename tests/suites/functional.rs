@@ -1,0 +1,72 @@
+//! The replaced system's functional script, against three real processes.
+
+use quorate_tests::process::{Cluster, poll};
+
+/// Contention on a lock, and its release when the holder's lease has run out: node logs say so.
+#[test]
+fn a_timed_out_holder_is_released_and_the_log_says_deadlock_detected() {
+    let cluster = Cluster::start(3);
+    let mut one = cluster.client(1);
+    let mut two = cluster.client(2);
+    let first: u64 = one.ask("LOCK resource OWNER client-1 TTL 1500").parse().expect("a fencing token");
+    assert_eq!(two.ask("LOCK resource OWNER client-2 TTL 30000"), "(nil)");
+    assert!(two.ask_all("LOCKINFO resource").contains("client-1"));
+    let second: u64 = two.ask("LOCK resource OWNER client-2 TTL 30000 WAIT 30000").parse().expect("a token");
+    assert!(second > first, "tokens rise: {first}, {second}");
+    assert_eq!(one.ask(&format!("RENEW resource OWNER client-1 TOKEN {first}")), "(nil)");
+    assert!(one.ask(&format!("UNLOCK resource OWNER client-1 TOKEN {first}")).starts_with("-NOTOWNER"));
+    let leader = cluster.leader(1);
+    poll("the leader's log", || {
+        cluster.log(leader).contains("DEADLOCK DETECTED: lease of client-1").then_some(())
+    });
+    assert_eq!(two.ask(&format!("UNLOCK resource OWNER client-2 TOKEN {second}")), "1");
+}
+
+/// Two owners that wait for each other: the second wait is refused and the cycle is named.
+#[test]
+fn a_cycle_of_waiting_owners_is_refused_and_named() {
+    let cluster = Cluster::start(3);
+    let mut one = cluster.client(1);
+    let mut two = cluster.client(3);
+    assert!(one.ask("LOCK a OWNER x").parse::<u64>().is_ok());
+    assert!(two.ask("LOCK b OWNER y").parse::<u64>().is_ok());
+    one.say("LOCK b OWNER x WAIT 60000");
+    poll("x waits", || cluster.client(2).ask_all("LOCKINFO b").contains('x').then_some(()));
+    let refusal = two.ask("LOCK a OWNER y WAIT 60000");
+    assert!(refusal.starts_with("-DEADLOCK"), "{refusal}");
+    assert!(refusal.contains("y:a -> x:b -> y") || refusal.contains("x:b -> y:a -> x"), "{refusal}");
+    poll("the log", || cluster.logs().contains("DEADLOCK DETECTED").then_some(()));
+    assert_eq!(two.ask("UNLOCK b OWNER y"), "1");
+    assert!(one.line().parse::<u64>().is_ok(), "x is granted b");
+}
+
+/// A message that is not acknowledged comes back after its lease, 30 s by default.
+#[test]
+fn an_unacknowledged_message_comes_back_after_thirty_seconds() {
+    let cluster = Cluster::start(3);
+    let mut producer = cluster.client(1);
+    let id = producer.ask("PUB jobs hello");
+    assert!(id.parse::<u64>().is_ok(), "{id}");
+    let mut consumer = cluster.client(2);
+    let first = consumer.ask_all("FETCH jobs");
+    assert!(first.contains(&id) && first.contains("hello"), "{first}");
+    assert_eq!(cluster.client(3).ask_all("FETCH jobs").trim(), "(nil)");
+    let again = cluster.client(3).ask_all("FETCH jobs BLOCK 45000");
+    assert!(again.contains(&id) && again.contains("hello"), "{again}");
+    assert_eq!(consumer.ask(&format!("ACK jobs {id}@1")), "0", "the first delivery is stale");
+    assert_eq!(consumer.ask(&format!("ACK jobs {id}")), "1");
+    assert_eq!(consumer.ask(&format!("ACK jobs {id}")), "0");
+}
+
+/// The probe that finds the leader: every node names the same one, and its address.
+#[test]
+fn every_node_names_the_leader() {
+    let cluster = Cluster::start(3);
+    let leader = cluster.leader(1);
+    for id in 1..=3 {
+        let reply = cluster.client(id).ask_all("LEADER");
+        assert_eq!(reply, format!("1) {leader}\n2) {}\n", cluster.address(leader)));
+    }
+    let partitions = cluster.client(2).ask_all("PARTITIONS");
+    assert_eq!(partitions.matches("partition: ").count(), 16, "{partitions}");
+}
