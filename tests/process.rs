@@ -252,12 +252,12 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
+    #[allow(clippy::print_stderr, reason = "the test framework shows it with the failure")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             for id in 1..=self.nodes.len() {
                 let log = self.log(id);
                 let tail: Vec<&str> = log.lines().rev().take(15).collect();
-                #[allow(clippy::print_stderr, reason = "the test framework shows it with the failure")]
                 eprintln!("--- node {id}:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
             }
         }
