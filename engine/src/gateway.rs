@@ -46,7 +46,7 @@ pub enum Errand {
     /// Renew this session.
     Renew(SessionId),
     /// Tell a group that a connection is gone.
-    Close,
+    Close(GroupId, ConnId),
     /// Bring outbox items to a partition.
     Parcel(GroupId),
     /// Tell the system group that they have arrived.
@@ -260,7 +260,8 @@ impl Gateway {
     fn forget_closes(&mut self) {
         let own = self.conns.get_mut(&OWN).expect("the node's own connection is always there");
         own.slots.retain(|id, slot| {
-            let keep = slot.kind != Kind::Errand(Errand::Close) || !own.pending.contains(id);
+            let close = matches!(slot.kind, Kind::Errand(Errand::Close(..)));
+            let keep = !close || !own.pending.contains(id);
             if !keep {
                 own.pending.remove(id);
             }
@@ -501,9 +502,12 @@ impl Gateway {
         let moved = is_parked(part);
         let lane = conn.lanes.get_mut(&answer.group).expect("something was sent in it");
         *if slot.read { &mut lane.reads } else { &mut lane.writes } -= 1;
-        if refused && !moved && conn.ordered {
+        if refused && !moved {
+            // Also where order is not promised: the leader refuses the rest of a run whoever asks.
             lane.run += 1;
-            lane.refused_upto = conn.last;
+            if conn.ordered {
+                lane.refused_upto = conn.last;
+            }
         }
         self.settle(now, counter, answer.request);
     }
