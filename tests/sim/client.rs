@@ -281,7 +281,7 @@ impl World {
                 for (request, operation) in &requests {
                     conn.unanswered.insert(request.id);
                     if let Some(operation) = operation {
-                        self.checks.history.heard(*operation, name, counter, request.id);
+                        self.checks.history.heard(*operation, name, counter, request.id, self.time);
                     }
                 }
                 let requests = requests.into_iter().map(|(request, _)| request).collect();
@@ -327,6 +327,7 @@ impl World {
     pub fn closed(&mut self, at: usize, counter: u64, reason: String) {
         self.note(at, &[13, counter], || format!("closes {counter}: {reason}"));
         if let Some(id) = self.nodes[at].conns.remove(&counter) {
+            self.checks.conn_ended(id, self.time);
             self.conns.get_mut(&id).expect("connections are never forgotten").server_open = false;
             self.send_to_client(id, 0, ForClient::Closed);
         }
@@ -335,6 +336,7 @@ impl World {
     /// A node is gone: its clients notice sooner or later.
     pub fn drop_conns(&mut self, at: usize, power: bool) {
         for id in std::mem::take(&mut self.nodes[at].conns).into_values() {
+            self.checks.conn_ended(id, self.time);
             self.conns.get_mut(&id).expect("connections are never forgotten").server_open = false;
             let delay = if power { self.client_rng.below(3_000_000) } else { 0 };
             self.send_to_client(id, delay, ForClient::Closed);
@@ -377,6 +379,7 @@ impl World {
     fn connection_ended(&mut self, at: usize) {
         let client = &mut self.clients[at];
         let Some(id) = client.conn.take() else { return };
+        self.checks.conn_ended(id, self.time);
         self.conns.get_mut(&id).expect("connections are never forgotten").client_open = false;
         client.ready = false;
         client.mind.connection_ended();

@@ -6,6 +6,9 @@
 use super::network::Quality;
 use super::world::{Event, World};
 
+/// A pause that a node's session may not survive.
+const LONG_PAUSE: u64 = 5_000_000;
+
 /// A fault begins or ends.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
@@ -77,7 +80,13 @@ impl World {
 
     fn pause(&mut self, at: usize) {
         let longest = self.fault_rng.pick(&[50_000, 600_000, 2_000_000, 12_000_000]);
-        let until = self.time + self.fault_rng.below(longest);
+        let until = (self.time + self.fault_rng.below(longest)).min(self.plan.end);
+        if until > self.time + LONG_PAUSE {
+            // The node's session may end while it cannot tell its clients: what they held is not certain any more.
+            for conn in self.nodes[at].conns.values() {
+                self.checks.conn_ended(*conn, self.time);
+            }
+        }
         self.note(at, &[50, until], || "freezes".into());
         self.nodes[at].paused_until = self.nodes[at].paused_until.max(until);
     }

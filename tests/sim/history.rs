@@ -62,6 +62,8 @@ pub struct Record {
     pub request: u64,
     /// When it was asked first.
     pub invoked: u64,
+    /// When a node heard it last.
+    pub heard: u64,
     /// When its outcome became known to the client; `u64::MAX` while it is not.
     pub ended: u64,
     /// What the client may conclude.
@@ -133,6 +135,7 @@ impl History {
             conn: 0,
             request: 0,
             invoked: time,
+            heard: 0,
             ended: u64::MAX,
             outcome: Outcome::Open,
             maybe: false,
@@ -159,7 +162,8 @@ impl History {
     }
 
     /// A node hears an operation on a connection.
-    pub fn heard(&mut self, id: u64, node: u64, counter: u64, request: u64) {
+    pub fn heard(&mut self, id: u64, node: u64, counter: u64, request: u64, time: u64) {
+        self.get_mut(id).heard = time;
         self.by_asker.entry((node, counter, request)).or_default().push(id);
     }
 
@@ -184,6 +188,9 @@ impl History {
         };
         let Some(&id) = of_session.or_else(of_asker) else { return };
         self.get_mut(id).places.push(place);
+        if self.get(id).places.len() > 1 {
+            return;
+        }
         match op {
             Op::Set(set) => self.versions.insert(set.key.clone(), place.pos.serial()),
             Op::Incr(incr) => self.versions.insert(incr.key.clone(), place.pos.serial()),

@@ -50,7 +50,8 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let mut world = World::new(Plan::new(seed, settings), settings.keep);
     let end = world.plan.end;
     if world.run_until(end) && !settings.idle && world.come_to_rest() {
-        world.checks.conclude(world.time);
+        let auditor = world.clients.len() - 1;
+        world.checks.conclude(world.time, world.plan.partitions, auditor);
     }
     Report {
         seed,

@@ -91,7 +91,7 @@ impl Plan {
             slow_disks: rng.chance(300),
             disconnects: rng.chance(600),
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
-            pipeline: rng.pick(&[1, 2, 4, 8, 16]),
+            pipeline: rng.pick(&[1, 2, 4, 8]),
             segment: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
             small_in_flight: rng.chance(300).then(|| rng.index(10) + 1),
             bug,

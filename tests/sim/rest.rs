@@ -4,7 +4,8 @@
 //! violation of its own.
 
 use bytes::Bytes;
-use quorate_protocol::op::{Ack, DEAD_LETTERS, Fetch, Op, Receipt};
+use quorate_protocol::limits::MANY_MAX;
+use quorate_protocol::op::{Ack, DEAD_LETTERS, Expiry, Fetch, Op, Receipt};
 use quorate_protocol::reply::Reply;
 
 use super::history::Outcome;
@@ -48,6 +49,18 @@ impl World {
         }
         for counter in 0..COUNTERS {
             if self.inquire(auditor, Op::Get(name("n", counter))).is_none() {
+                return false;
+            }
+        }
+        let mortal = |record: &super::history::Record| match &record.op {
+            Op::Set(set) if set.expiry != Expiry::Never && set.expiry != Expiry::Keep => {
+                Some(set.key.clone())
+            }
+            _ => None,
+        };
+        let mortal: Vec<Bytes> = self.checks.history.records().iter().filter_map(mortal).collect();
+        for keys in mortal.chunks(MANY_MAX) {
+            if self.inquire(auditor, Op::Exists(keys.to_vec())).is_none() {
                 return false;
             }
         }

@@ -151,6 +151,7 @@ impl World {
     fn next_lock_op(&mut self, at: usize) -> Op {
         let id = self.checks.history.next_id();
         let rng = &mut self.client_rng;
+        let ordered = self.clients[at].ordered;
         let mind = &mut self.clients[at].mind;
         if !mind.held.is_empty() && rng.chance(650) {
             let held = mind.held[rng.index(mind.held.len())].clone();
@@ -176,9 +177,10 @@ impl World {
             return Op::LockInfo(name("l", rng.below(LOCKS)));
         }
         if mind.held.iter().all(|held| held.owner != mind.owner) {
-            // Nothing is held in the old critical section: a new one begins, under a new name.
+            // Nothing is held in the old critical section: a new one begins, under a new name. A client session
+            // outlives its connections, so it owns nothing by connection.
             mind.sections += 1;
-            mind.owner = rng.chance(500).then(|| format!("o{at}.{}", mind.sections).into());
+            mind.owner = (!ordered || rng.chance(500)).then(|| format!("o{at}.{}", mind.sections).into());
         }
         let wait = rng.pick(&[0, 300, 2000, 6000]);
         Op::Lock(Lock {

@@ -2,19 +2,26 @@
 //!
 //! Invariant: the first violation ends a run; what comes after it proves nothing.
 
+pub mod deadlock;
 pub mod digests;
+pub mod expiry;
 pub mod journal;
 pub mod leaders;
+pub mod locks;
 pub mod log;
+pub mod order;
+pub mod outcome;
+pub mod queues;
+pub mod registers;
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use quorate_engine::engine::GroupReport;
 use quorate_engine::journal::{Persist, Recovered};
 use quorate_protocol::id::GroupId;
+use quorate_protocol::op::{Home, partition_of, partition_of_topic};
 
-use super::history::History;
+use super::history::{History, Record};
 
 /// A promise that was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +45,9 @@ pub struct Checks {
     /// The first violation.
     pub violation: Option<Violation>,
     /// What subscribers received: when, topic, message, attempt, body.
-    pub deliveries: Vec<(u64, Bytes, u64, u32, Bytes)>,
+    pub deliveries: Vec<queues::Pushed>,
+    /// Connection → when it ended, at either end.
+    pub conn_ends: BTreeMap<u64, u64>,
     leaders: leaders::Leaders,
     log: log::Logs,
     digests: digests::Digests,
@@ -55,6 +64,7 @@ impl Checks {
             history: History::default(),
             violation: None,
             deliveries: Vec::new(),
+            conn_ends: BTreeMap::new(),
             leaders: leaders::Leaders::default(),
             log: log::Logs::new(nodes, voters),
             digests: digests::Digests::default(),
@@ -99,6 +109,11 @@ impl Checks {
         self.log.restarted(node, recovered);
     }
 
+    /// A connection has ended at one of its ends.
+    pub fn conn_ended(&mut self, conn: u64, time: u64) {
+        self.conn_ends.entry(conn).or_insert(time);
+    }
+
     /// A bit was flipped on a node's disk.
     pub fn flipped(&mut self, node: usize) {
         self.flipped[node] = true;
@@ -132,8 +147,31 @@ impl Checks {
 }
 
 impl Checks {
-    /// Looks at the whole history once the world is at rest.
-    pub fn conclude(&mut self, time: u64) {
-        let _ = time;
+    /// Looks at the whole history once the world is at rest and `auditor` has seen what is left.
+    pub fn conclude(&mut self, time: u64, partitions: u16, auditor: usize) {
+        let home = |record: &Record| match record.op.home() {
+            Home::System => Some(GroupId::SYSTEM),
+            Home::Key(name) => Some(partition_of(name, partitions)),
+            Home::Topic(name) => Some(partition_of_topic(name, partitions)),
+            Home::Each(_) => None,
+        };
+        let history = &self.history;
+        let holds = locks::holds(history, &self.conn_ends);
+        let verdicts = [
+            ("outcome", outcome::check(history)),
+            ("connection order", order::check(history, home)),
+            ("linearizable registers", registers::check(history)),
+            ("expiry", expiry::check(history, auditor)),
+            ("lock exclusion", locks::exclusion(&holds)),
+            ("rising tokens", locks::tokens(history)),
+            ("lock fairness", locks::fairness(history)),
+            ("no orphaned locks", locks::infos(history, auditor)),
+            ("deadlock", deadlock::check(history, &holds, &self.conn_ends)),
+            ("queues", queues::check(history, &self.deliveries)),
+        ];
+        drop(holds);
+        for (property, verdict) in verdicts {
+            self.judge(property, time, verdict);
+        }
     }
 }
