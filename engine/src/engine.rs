@@ -155,7 +155,7 @@ impl Engine {
         Self {
             me: meta.node,
             ring,
-            gateway: Gateway::new(meta.node, meta.partitions),
+            gateway: Gateway::new(meta.node, meta.boot, meta.partitions),
             household: Household::new(me),
             groups,
             withheld: VecDeque::new(),

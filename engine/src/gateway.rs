@@ -13,6 +13,9 @@
 //! - A barrier stands alone: it waits for all before it, and all behind it wait for it.
 //! - A write that may have been delivered is never sent again, unless it carries a client session.
 //!
+//! - The groups know a connection by its counter and the node's boot, so an answer to a connection of an earlier boot
+//!   is never taken for an answer to its namesake of this one.
+//!
 //! Subtlety: a request that a former leader never proposed (`Moved`) goes back among the pending ones; it
 //! is sent again only under a newer term, and pending requests are sent in order, so it cannot be overtaken.
 
@@ -21,7 +24,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use quorate_protocol::id::{ClientId, ClientSeq, ConnId, GroupId, NodeId, SessionId, Term};
+use quorate_protocol::id::{Boot, ClientId, ClientSeq, ConnId, GroupId, NodeId, SessionId, Term};
 use quorate_protocol::limits::CLIENT_WINDOW;
 use quorate_protocol::op::{Home, Op, partition_of, partition_of_topic};
 use quorate_protocol::peer::{Answer, Ask, Delivery, Forward, Principal, Verdict, Work};
@@ -37,6 +40,8 @@ const ANSWER: u64 = 5_000_000;
 const GRACE: u64 = 1_000_000;
 /// The counter of the node's own connection.
 pub const OWN: u64 = 0;
+/// Where the boot begins in a counter as the groups know it: a boot has room for 2^40 connections.
+const BOOT_SHIFT: u32 = 40;
 
 /// What the node itself wants to know of the groups; see `household.rs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +156,7 @@ enum Sent {
 /// See the top of the file.
 pub struct Gateway {
     me: NodeId,
+    boot: Boot,
     partitions: u16,
     conns: BTreeMap<u64, Conn>,
     routes: Vec<Route>,
@@ -172,9 +178,10 @@ pub struct Gateway {
 impl Gateway {
     /// The counter of a node, for a cluster of this many partitions.
     #[must_use]
-    pub fn new(me: NodeId, partitions: u16) -> Self {
+    pub fn new(me: NodeId, boot: Boot, partitions: u16) -> Self {
         let mut this = Self {
             me,
+            boot,
             partitions,
             conns: BTreeMap::new(),
             routes: alloc::vec![Route::default(); usize::from(partitions) + 1],
@@ -305,8 +312,20 @@ impl Gateway {
         let Some(conn) = self.conns.remove(&counter) else { return Vec::new() };
         let refused = conn.lanes.iter().filter(|(_, lane)| lane.run > 0).map(|(&group, _)| group);
         let told: BTreeSet<GroupId> = conn.owns.iter().copied().chain(refused).collect();
-        let id = ConnId { node: self.me, session: conn.session, counter };
+        let id = self.name(conn.session, counter);
         told.into_iter().map(|group| (group, id)).collect()
+    }
+
+    /// A connection of this boot, as the groups know it.
+    fn name(&self, session: SessionId, counter: u64) -> ConnId {
+        assert!(counter < 1 << BOOT_SHIFT, "a boot has room for its connections");
+        ConnId { node: self.me, session, counter: self.boot.0 << BOOT_SHIFT | counter }
+    }
+
+    /// The counter of a connection of this boot.
+    fn counter_of(&self, conn: &ConnId) -> Option<u64> {
+        let counter = conn.counter & ((1 << BOOT_SHIFT) - 1);
+        (conn.counter >> BOOT_SHIFT == self.boot.0).then_some(counter)
     }
 
     /// A client asks.
@@ -445,7 +464,7 @@ impl Gateway {
         if slot.needs_session {
             conn.session = self.session;
         }
-        let from = ConnId { node: self.me, session: conn.session, counter };
+        let from = self.name(conn.session, counter);
         let principal = if counter == OWN { Principal::Node(self.me) } else { Principal::Anonymous };
         for part in slot.parts.iter_mut().filter(|part| is_parked(part)) {
             let route = self.routes[part.group.slot()];
@@ -473,7 +492,7 @@ impl Gateway {
 
     /// An answer has come.
     pub fn answered(&mut self, now: u64, answer: Answer) {
-        let counter = answer.conn.counter;
+        let Some(counter) = self.counter_of(&answer.conn) else { return };
         let Some(conn) = self.conns.get_mut(&counter) else { return };
         let Some(slot) = conn.slots.get_mut(&answer.request) else { return };
         let of_group = |part: &&mut Part| part.group == answer.group;
@@ -580,8 +599,9 @@ impl Gateway {
 
     /// A message for a subscriber.
     pub fn pushed(&mut self, to: ConnId, delivery: Delivery) {
-        if self.conns.get(&to.counter).is_some_and(|conn| conn.session == to.session) {
-            self.effects.push(Effect::Push { conn: to.counter, delivery });
+        let Some(counter) = self.counter_of(&to) else { return };
+        if self.conns.get(&counter).is_some_and(|conn| conn.session == to.session) {
+            self.effects.push(Effect::Push { conn: counter, delivery });
         }
     }
 

@@ -68,7 +68,7 @@ wire_struct! {
         pub node: NodeId,
         /// That node's session when the connection first needed one.
         pub session: SessionId,
-        /// Rises with every connection of one boot of the node.
+        /// Rises with every connection of one boot of the node; above 2^40 the boot, so no counter comes twice.
         pub counter: u64,
     }
 }
