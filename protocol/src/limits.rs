@@ -60,6 +60,8 @@ pub const PREFETCH: u32 = 64;
 pub const PREFETCH_MAX: u32 = 4096;
 /// Messages of one topic; above it `-QFULL`.
 pub const TOPIC_MESSAGES_MAX: usize = 8 << 20;
+/// Bytes of messages in one partition's topics; above it `-QFULL`.
+pub const QUEUES_MAX: u64 = 1 << 30;
 /// Topics of one partition.
 pub const TOPICS_MAX: usize = 65_536;
 /// Waiting FETCHes and subscriptions of one topic; above it `-BUSY`.
