@@ -96,6 +96,8 @@ impl Household {
             Session::Live { id, until, renew_at, renewing: false } if now >= renew_at => {
                 self.session = Session::Live { id, until, renew_at, renewing: true };
                 let clients: BTreeSet<ClientId> = gateway.clients().collect();
+                self.ends.retain(|client, _| clients.contains(client));
+                gateway.keep_clients(&clients);
                 let renewal =
                     Renewal { node: self.me.node, session: id, clients: clients.into_iter().collect() };
                 gateway.run_errand(now, GroupId::SYSTEM, Work::Renew(renewal), Errand::Renew(id));
