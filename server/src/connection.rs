@@ -10,6 +10,8 @@
 //!   mailbox is full.
 //! - The dialect changes between two answers, where the request that changed it stands.
 //! - An idle connection holds no read buffer.
+//! - A client that sends no more (`nc -N`), and one of a node that stops, is still answered what it has asked;
+//!   only what waits (LOCK with WAIT, FETCH with BLOCK) ends then, as it does when a client is gone.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -54,6 +56,15 @@ struct Asked {
     dialect: Option<Dialect>,
     /// Text: the connection closes behind its answer.
     last: bool,
+    /// Its answer may rightly take long.
+    waits: bool,
+}
+
+/// The same of a frame's.
+struct Framed {
+    correlation: u64,
+    weight: usize,
+    waits: bool,
 }
 
 /// See the top of the file.
@@ -73,7 +84,7 @@ pub struct Connection {
     /// Text: unanswered requests in order.
     asked: VecDeque<Asked>,
     /// Binary: unanswered requests, and the way back from correlation ids.
-    framed: HashMap<u64, (u64, usize)>,
+    framed: HashMap<u64, Framed>,
     correlations: HashMap<u64, u64>,
     unanswered_bytes: usize,
     connected: bool,
@@ -124,7 +135,7 @@ impl Connection {
         loop {
             self.flush()?;
             let pending = self.written < self.write.len();
-            if self.closing && !pending && self.unanswered() == 0 {
+            if self.closing && !pending && !self.has_answers_due() {
                 return Ok(());
             }
             let may_read = !self.closing
@@ -137,16 +148,22 @@ impl Connection {
                 ready = self.stream.writable(), if pending => ready?,
                 ready = readable(&self.stream, &self.shared), if may_read => {
                     ready?;
-                    if !self.read_some()? {
-                        return Ok(());
-                    }
+                    self.closing |= !self.read_some()?;
                 }
+                () = self.shared.stopping.cancelled(), if !self.closing => self.closing = true,
             }
         }
     }
 
     fn unanswered(&self) -> usize {
         self.asked.len() + self.framed.len()
+    }
+
+    /// Whether a connection that reads no more has still to answer something soon.
+    fn has_answers_due(&self) -> bool {
+        // In order, nothing is answered before the first is.
+        self.asked.front().is_some_and(|first| !first.waits)
+            || self.framed.values().any(|framed| !framed.waits)
     }
 
     /// Writes as much as the socket takes.
@@ -253,8 +270,9 @@ impl Connection {
     }
 
     fn ask_text(&mut self, want: Want, weight: usize, dialect: Option<Dialect>, last: bool) {
+        let waits = waits(&want);
         let id = self.ask(want, None, None, weight);
-        self.asked.push_back(Asked { id, weight, dialect, last });
+        self.asked.push_back(Asked { id, weight, dialect, last, waits });
     }
 
     fn ask(&mut self, want: Want, client: Option<ClientSeq>, after: Option<u64>, weight: usize) -> u64 {
@@ -326,8 +344,9 @@ impl Connection {
             }
         };
         let after = after.and_then(|after| self.correlations.get(&after).copied());
+        let waits = waits(&want);
         let id = self.ask(want, client, after, weight);
-        self.framed.insert(id, (correlation, weight));
+        self.framed.insert(id, Framed { correlation, weight, waits });
         self.correlations.insert(correlation, id);
     }
 
@@ -371,7 +390,7 @@ impl Connection {
     }
 
     fn answered(&mut self, id: u64, reply: Reply) {
-        if let Some((correlation, weight)) = self.framed.remove(&id) {
+        if let Some(Framed { correlation, weight, .. }) = self.framed.remove(&id) {
             self.correlations.remove(&correlation);
             self.unanswered_bytes -= weight;
             return Frame::Reply { correlation, reply }.encode(&mut self.write);
@@ -424,6 +443,10 @@ impl Connection {
 
 fn refusal(failure: Failure) -> Reply {
     Reply::Error(Box::new(failure))
+}
+
+fn waits(want: &Want) -> bool {
+    matches!(want, Want::Op(op) if op.patience() > 0)
 }
 
 /// Waits for room in the mailbox, then for bytes.
