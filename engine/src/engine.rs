@@ -157,7 +157,7 @@ impl Engine {
         Self {
             me: meta.node,
             ring,
-            gateway: Gateway::new(meta.node, meta.partitions),
+            gateway: Gateway::new(meta.node, meta.boot, meta.partitions),
             household: Household::new(me),
             groups,
             withheld: VecDeque::new(),
@@ -423,6 +423,13 @@ impl Engine {
             self.ticks = 0;
         }
         changed || (due && !self.leading.is_empty())
+    }
+
+    /// Whether the node has nothing left to tell the groups (closed connections, above all): a node that
+    /// stops waits for it a while.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.gateway.has_no_errand()
     }
 
     /// Every group that this node holds, as it sees it.

@@ -82,6 +82,8 @@ pub struct Group {
     consensus: Consensus,
     state: State,
     applied: Index,
+    /// The last index that was found in the journal: what is applied up to it may have been told before.
+    replayed: Index,
     /// Group time of the applied state.
     time: u64,
     /// The leader's clock; none while this node does not lead.
@@ -117,6 +119,7 @@ impl Group {
         Self {
             id: setup.group,
             me: setup.me,
+            replayed: setup.entries.last().map_or(0, |entry| entry.index),
             consensus: Consensus::new(now, setup),
             state,
             applied: 0,
@@ -479,7 +482,7 @@ impl Group {
                     }
                 }
                 Outcome::Notice(line) => {
-                    if self.clock.is_some() {
+                    if self.clock.is_some() && self.applied > self.replayed {
                         self.told.push(Told::Notice(line));
                     }
                 }

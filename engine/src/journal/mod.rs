@@ -280,6 +280,13 @@ impl Journal {
         (File::Segment(self.segment + 1), self.segment_size)
     }
 
+    /// Whether the open segment is filled so far that the next one is worth making: a node that writes
+    /// little never makes one in vain.
+    #[must_use]
+    pub fn wants_next(&self) -> bool {
+        self.end >= self.size / 4
+    }
+
     fn place(&self, offset: u64) -> Place {
         Place { identity: self.identity, segment: self.segment, offset }
     }
