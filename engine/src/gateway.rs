@@ -241,6 +241,11 @@ impl Gateway {
         self.wake = true;
     }
 
+    /// Forgets what it knows of client sessions that are not connected here any more.
+    pub fn keep_clients(&mut self, connected: &BTreeSet<ClientId>) {
+        self.introduced.retain(|(client, _)| connected.contains(client));
+    }
+
     /// The client sessions that are connected.
     pub fn clients(&self) -> impl Iterator<Item = ClientId> {
         self.conns.values().filter_map(|conn| conn.client)
@@ -368,13 +373,13 @@ impl Gateway {
 
     fn try_send(&mut self, now: u64, counter: u64, conn: &mut Conn, id: u64) -> Sent {
         let slot = &conn.slots[&id];
+        if slot.after.is_some_and(|after| conn.slots.contains_key(&after)) {
+            return Sent::Waits;
+        }
         if slot.ready.is_some() || slot.parts.iter().all(|part| matches!(part.state, PartState::Done(_))) {
             return Sent::Answered;
         }
         if conn.ordered && (conn.barrier || (slot.barrier && conn.unanswered > 0)) {
-            return Sent::Waits;
-        }
-        if slot.after.is_some_and(|after| conn.slots.contains_key(&after)) {
             return Sent::Waits;
         }
         if let Some(reply) = self.refusal(conn, id) {

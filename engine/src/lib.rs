@@ -10,12 +10,15 @@ pub mod gateway;
 pub mod group;
 pub mod household;
 pub mod journal;
+pub mod keep;
 pub mod lock;
 pub mod memory;
 pub mod outcome;
 pub mod partition;
 pub mod queue;
 pub mod ring;
+#[cfg(test)]
+mod script;
 pub mod store;
 pub mod system;
 pub mod table;

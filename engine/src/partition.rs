@@ -4,7 +4,6 @@
 //! commands of connections of an ended node session are refused, and a client session is made known only
 //! by somebody who has seen it alive after all ends that arrived here (`Introduction::ends`).
 
-use bytes::Bytes;
 use quorate_protocol::id::{ConnId, NodeId, SessionId};
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Introduction, Item, Parcel, Work};
@@ -110,7 +109,7 @@ impl Partition {
             Op::Ack(op) => self.queues.ack(ctx, asker, op, out),
             Op::Nack(op) => self.queues.nack(ctx, asker, op, out),
             Op::Sub(op) => self.queues.sub(ctx, asker, op, out),
-            Op::Unsub(topic) => self.queues.unsub(ctx, asker, topic, out),
+            Op::Unsub(topic) => self.queues.unsub(ctx, asker, &topic, out),
             Op::QSet(op) => self.queues.qset(ctx, asker, op, out),
             _ => answer(out, *asker, Reply::error(Code::Err, "this command is not decided by a partition")),
         }
@@ -144,7 +143,7 @@ impl Partition {
                     if self.ended.get(&node).is_none_or(|&ended| ended < session) {
                         self.ended.insert(node, session);
                     }
-                    self.queues.end_session(ctx, session, out);
+                    self.queues.end_session(ctx, node, session, out);
                 }
                 Item::ClientEnded(client) => self.memory.forget(client),
             }
@@ -156,14 +155,10 @@ impl Partition {
     #[must_use]
     pub fn read(&self, time: u64, work: &Work) -> Reply {
         match work {
-            Work::Op(Op::QInfo(topic)) => self.queue_info(time, topic),
+            Work::Op(Op::QInfo(topic)) => self.queues.info(topic),
             Work::Op(op) => self.store.read(op, time),
             _ => Reply::error(Code::Err, "this cannot be read from a partition"),
         }
-    }
-
-    fn queue_info(&self, time: u64, topic: &Bytes) -> Reply {
-        self.queues.info(time, topic)
     }
 }
 

@@ -60,6 +60,8 @@ pub const PREFETCH: u32 = 64;
 pub const PREFETCH_MAX: u32 = 4096;
 /// Messages of one topic; above it `-QFULL`.
 pub const TOPIC_MESSAGES_MAX: usize = 8 << 20;
+/// Bytes of messages in one partition's topics; above it `-QFULL`.
+pub const QUEUES_MAX: u64 = 1 << 30;
 /// Topics of one partition.
 pub const TOPICS_MAX: usize = 65_536;
 /// Waiting FETCHes and subscriptions of one topic; above it `-BUSY`.
@@ -76,7 +78,7 @@ pub const STORE_MAX: u64 = 1 << 30;
 pub const SESSION_LEASE: u64 = 10_000;
 /// Lease of a client's session, renewed by the node that holds its connection.
 pub const CLIENT_LEASE: u64 = 60_000;
-/// Live client sessions of a cluster; above it `-BUSY`.
+/// Live client sessions of a cluster; above it none is opened.
 pub const CLIENTS_MAX: usize = 4096;
 /// Requests of a client session from its lowest unanswered one; above it `-BUSY`.
 pub const CLIENT_WINDOW: u64 = 1024;

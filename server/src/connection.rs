@@ -6,16 +6,17 @@
 //! turn through the engine.
 //!
 //! Invariants:
-//! - Nothing is read while `PIPELINE_MAX` requests or `PIPELINE_BYTES_MAX` bytes are unanswered, or while the
-//!   mailbox is full.
+//! - Nothing is read or decoded while `PIPELINE_MAX` requests or `PIPELINE_BYTES_MAX` bytes are unanswered,
+//!   or much output waits to be written; nothing is read while the mailbox is full.
 //! - The dialect changes between two answers, where the request that changed it stands.
 //! - An idle connection holds no read buffer.
-//! - A client that sends no more (`nc -N`), and one of a node that stops, is still answered what it has asked;
-//!   only what waits (LOCK with WAIT, FETCH with BLOCK) ends then, as it does when a client is gone.
+//! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
+//!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quorate_engine::effect::{Input, Request, Want};
@@ -27,7 +28,9 @@ use quorate_protocol::op::Op;
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::{self, Dialect, RequestDecoder};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
 use crate::answers::{Answered, Answerer};
 use crate::driver::Shared;
@@ -37,6 +40,14 @@ use crate::outlet::{Out, Outlet};
 const READ: usize = 16 << 10;
 /// A read buffer above this is given back when it is empty.
 const KEEP: usize = 0;
+/// Output above which requests wait.
+const OUTPUT_FULL: usize = OUTPUT_MAX / 4;
+/// How long a client that has closed its side waits for its next answer.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a connection that was closed from here is drained, so that the last words are not lost in a reset.
+const LINGER: Duration = Duration::from_secs(1);
+/// Pause between two looks whether a client that is not read has gone.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How requests come and answers go.
 enum Speech {
@@ -48,23 +59,22 @@ enum Speech {
     Binary,
 }
 
+/// What an unanswered request takes up.
+#[derive(Clone, Copy)]
+struct Cost {
+    bytes: usize,
+    /// It waits by its nature.
+    waits: bool,
+}
+
 /// What is remembered of an unanswered request.
 struct Asked {
     id: u64,
-    weight: usize,
+    cost: Cost,
     /// Text: the dialect from its answer on.
     dialect: Option<Dialect>,
     /// Text: the connection closes behind its answer.
     last: bool,
-    /// Its answer may rightly take long.
-    waits: bool,
-}
-
-/// The same of a frame's.
-struct Framed {
-    correlation: u64,
-    weight: usize,
-    waits: bool,
 }
 
 /// See the top of the file.
@@ -84,10 +94,16 @@ pub struct Connection {
     /// Text: unanswered requests in order.
     asked: VecDeque<Asked>,
     /// Binary: unanswered requests, and the way back from correlation ids.
-    framed: HashMap<u64, Framed>,
+    framed: HashMap<u64, (u64, Cost)>,
     correlations: HashMap<u64, u64>,
     unanswered_bytes: usize,
+    /// Unanswered requests that wait by their nature.
+    waiting: usize,
     connected: bool,
+    /// What was read may hold more requests than were decoded.
+    held_back: bool,
+    /// The client has closed its side, or the node stops: what waits is not answered any more.
+    half_closed: bool,
     /// Nothing more is read; the connection closes when all is answered and written.
     closing: bool,
 }
@@ -115,19 +131,25 @@ impl Connection {
             framed: HashMap::new(),
             correlations: HashMap::new(),
             unanswered_bytes: 0,
+            waiting: 0,
             connected: false,
+            held_back: false,
+            half_closed: false,
             closing: false,
         }
     }
 
     /// Serves the connection until it ends.
     pub async fn serve(mut self) {
-        if let Err(error) = self.talk().await {
-            tracing::debug!("connection {}: {error}", self.number);
-        }
+        let ended = self.talk().await;
         self.shared.outlets.remove(self.number);
         if self.connected {
             self.shared.mailbox.post(Input::Disconnected { conn: self.number }, 64);
+        }
+        match ended {
+            Ok(()) if self.closing && !self.half_closed => self.linger().await,
+            Ok(()) => {}
+            Err(error) => tracing::debug!("connection {}: {error}", self.number),
         }
     }
 
@@ -135,35 +157,81 @@ impl Connection {
         loop {
             self.flush()?;
             let pending = self.written < self.write.len();
-            if self.closing && !pending && !self.has_answers_due() {
+            let over = if self.half_closed { !self.has_answers_due() } else { self.unanswered() == 0 };
+            if self.closing && !pending && over {
                 return Ok(());
             }
-            let may_read = !self.closing
-                && self.unanswered() < PIPELINE_MAX
-                && self.unanswered_bytes < PIPELINE_BYTES_MAX
-                && self.write.len() - self.written < OUTPUT_MAX / 4;
+            if self.held_back && self.has_room() {
+                self.decode();
+                self.hand_over();
+                continue;
+            }
+            let may_read = !self.closing && !self.half_closed && self.has_room();
             tokio::select! {
                 biased;
                 () = self.outlet.news() => self.take_answers()?,
                 ready = self.stream.writable(), if pending => ready?,
                 ready = readable(&self.stream, &self.shared), if may_read => {
                     ready?;
-                    self.closing |= !self.read_some()?;
+                    if !self.read_some()? {
+                        self.leave();
+                    }
                 }
-                () = self.shared.stopping.cancelled(), if !self.closing => self.closing = true,
+                // What is still unread may say that more was asked: only its end is looked for.
+                gone = gone(&self.stream), if !may_read && !self.half_closed => {
+                    gone?;
+                    if self.closing || self.waiting > 0 {
+                        self.leave();
+                    }
+                }
+                () = self.shared.stopping.cancelled(), if !self.half_closed => self.leave(),
+                () = sleep(GRACE), if self.half_closed => return Ok(()),
             }
         }
+    }
+
+    /// Whether more may be asked.
+    fn has_room(&self) -> bool {
+        self.unanswered() < PIPELINE_MAX
+            && self.unanswered_bytes < PIPELINE_BYTES_MAX
+            && self.write.len() - self.written < OUTPUT_FULL
+    }
+
+    /// Closes this side and lets the client read what was written: closed at once, with bytes of the client
+    /// unread, the connection would be reset and the last words lost.
+    async fn linger(&mut self) {
+        let drain = async {
+            self.stream.shutdown().await?;
+            let mut scratch = Vec::with_capacity(READ);
+            loop {
+                scratch.clear();
+                self.stream.readable().await?;
+                match self.stream.try_read_buf(&mut scratch) {
+                    Ok(0) => return Ok(()),
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                    _ => {}
+                }
+            }
+        };
+        // A client that does not close its side in time is none of our concern.
+        let _: Result<io::Result<()>, _> = timeout(LINGER, drain).await;
     }
 
     fn unanswered(&self) -> usize {
         self.asked.len() + self.framed.len()
     }
 
-    /// Whether a connection that reads no more has still to answer something soon.
+    /// Nobody will ask more here.
+    fn leave(&mut self) {
+        self.half_closed = true;
+        self.closing = true;
+    }
+
+    /// Whether something is unanswered that does not wait for anything.
     fn has_answers_due(&self) -> bool {
         // In order, nothing is answered before the first is.
-        self.asked.front().is_some_and(|first| !first.waits)
-            || self.framed.values().any(|framed| !framed.waits)
+        self.asked.front().is_some_and(|first| !first.cost.waits)
+            || self.framed.values().any(|(_, cost)| !cost.waits)
     }
 
     /// Writes as much as the socket takes.
@@ -206,7 +274,12 @@ impl Connection {
                 Speech::Text { decoder: RequestDecoder::default(), dialect: Dialect::Inline }
             };
         }
+        self.held_back = false;
         while !self.closing {
+            if !self.has_room() {
+                self.held_back = true;
+                return;
+            }
             let more = match &mut self.speech {
                 Speech::Unknown => return,
                 Speech::Binary => self.next_frame(),
@@ -261,27 +334,39 @@ impl Connection {
     }
 
     /// An answer that is known: written at once when nothing stands before it.
-    fn answer_text(&mut self, reply: Reply, weight: usize, dialect: Option<Dialect>, last: bool) {
+    fn answer_text(&mut self, reply: Reply, bytes: usize, dialect: Option<Dialect>, last: bool) {
         if self.asked.is_empty() {
             self.write_text(dialect, &reply);
         } else {
-            self.ask_text(Want::Answered(reply), weight, dialect, last);
+            self.ask_text(Want::Answered(reply), bytes, dialect, last);
         }
     }
 
-    fn ask_text(&mut self, want: Want, weight: usize, dialect: Option<Dialect>, last: bool) {
-        let waits = waits(&want);
-        let id = self.ask(want, None, None, weight);
-        self.asked.push_back(Asked { id, weight, dialect, last, waits });
+    fn ask_text(&mut self, want: Want, bytes: usize, dialect: Option<Dialect>, last: bool) {
+        let (id, cost) = self.ask(want, None, None, bytes);
+        self.asked.push_back(Asked { id, cost, dialect, last });
     }
 
-    fn ask(&mut self, want: Want, client: Option<ClientSeq>, after: Option<u64>, weight: usize) -> u64 {
+    fn ask(
+        &mut self,
+        want: Want,
+        client: Option<ClientSeq>,
+        after: Option<u64>,
+        bytes: usize,
+    ) -> (u64, Cost) {
         let id = self.next_id;
         self.next_id += 1;
+        let waits = matches!(&want, Want::Op(op) if op.patience() > 0);
         self.batch.push(Request { id, want, client, after });
-        self.batch_weight += weight;
-        self.unanswered_bytes += weight;
-        id
+        self.batch_weight += bytes;
+        self.unanswered_bytes += bytes;
+        self.waiting += usize::from(waits);
+        (id, Cost { bytes, waits })
+    }
+
+    fn no_longer_owed(&mut self, cost: Cost) {
+        self.unanswered_bytes -= cost.bytes;
+        self.waiting -= usize::from(cost.waits);
     }
 
     fn next_frame(&mut self) -> bool {
@@ -307,6 +392,7 @@ impl Connection {
         Frame::Goodbye { reply }.encode(&mut self.write);
         self.closing = true;
         self.framed.clear();
+        self.waiting = 0;
     }
 
     fn frame_request(&mut self, request: RequestFrame) {
@@ -326,28 +412,29 @@ impl Connection {
             };
             find_number(opcode).ok_or_else(unknown).and_then(|spec| parse_as(spec, &args))
         };
+        let after = after.and_then(|after| self.correlations.get(&after).copied());
         let want = match command {
             Ok(Command::Op(op)) => Want::Op(op),
             Ok(Command::Node(ask)) => Want::Node(ask),
             Ok(Command::Connection(ConnAsk::SessionOpen)) => Want::OpenClient,
             Ok(Command::Connection(ConnAsk::SessionResume(id))) => Want::ResumeClient(id),
-            Ok(Command::Connection(ConnAsk::Quit)) => {
-                self.closing = true;
-                return Frame::Reply { correlation, reply: Reply::OK }.encode(&mut self.write);
-            }
             Ok(Command::Connection(ask)) => {
-                let reply = self.answerer.answer(ask, Dialect::Resp3).reply;
-                return Frame::Reply { correlation, reply }.encode(&mut self.write);
+                self.closing |= ask == ConnAsk::Quit;
+                Want::Answered(self.answerer.answer(ask, Dialect::Resp3).reply)
             }
-            Err(failure) => {
-                return Frame::Reply { correlation, reply: refusal(failure) }.encode(&mut self.write);
-            }
+            Err(failure) => Want::Answered(refusal(failure)),
         };
-        let after = after.and_then(|after| self.correlations.get(&after).copied());
-        let waits = waits(&want);
-        let id = self.ask(want, client, after, weight);
-        self.framed.insert(id, Framed { correlation, weight, waits });
-        self.correlations.insert(correlation, id);
+        match want {
+            // Behind another request it takes its turn through the engine.
+            Want::Answered(reply) if after.is_none() => {
+                Frame::Reply { correlation, reply }.encode(&mut self.write);
+            }
+            want => {
+                let (id, cost) = self.ask(want, client, after, weight);
+                self.framed.insert(id, (correlation, cost));
+                self.correlations.insert(correlation, id);
+            }
+        }
     }
 
     /// Gives the engine what has been gathered.
@@ -381,23 +468,18 @@ impl Connection {
             tracing::warn!("connection {} is cut: its client does not read what it asked for", self.number);
             return Err(io::Error::other("too much output"));
         }
-        // What was held back by a full pipeline may be decoded already.
-        if !self.closing && !self.read.is_empty() && self.unanswered() < PIPELINE_MAX {
-            self.decode();
-            self.hand_over();
-        }
         Ok(())
     }
 
     fn answered(&mut self, id: u64, reply: Reply) {
-        if let Some(Framed { correlation, weight, .. }) = self.framed.remove(&id) {
+        if let Some((correlation, cost)) = self.framed.remove(&id) {
             self.correlations.remove(&correlation);
-            self.unanswered_bytes -= weight;
+            self.no_longer_owed(cost);
             return Frame::Reply { correlation, reply }.encode(&mut self.write);
         }
         if let Some(asked) = self.asked.pop_front() {
             assert!(asked.id == id, "answers come in the order of the requests");
-            self.unanswered_bytes -= asked.weight;
+            self.no_longer_owed(asked.cost);
             self.write_text(asked.dialect, &reply);
             self.closing |= asked.last;
         }
@@ -436,6 +518,7 @@ impl Connection {
         }
         self.asked.clear();
         self.framed.clear();
+        self.waiting = 0;
         self.closing = true;
         self.connected = false;
     }
@@ -445,12 +528,19 @@ fn refusal(failure: Failure) -> Reply {
     Reply::Error(Box::new(failure))
 }
 
-fn waits(want: &Want) -> bool {
-    matches!(want, Want::Op(op) if op.patience() > 0)
-}
-
 /// Waits for room in the mailbox, then for bytes.
 async fn readable(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     shared.mailbox.room().await;
     stream.readable().await
+}
+
+/// Waits until the client has closed its side, without reading. Looks now and then: the bytes that are not
+/// read would wake it for ever.
+async fn gone(stream: &TcpStream) -> io::Result<()> {
+    loop {
+        sleep(LOOK).await;
+        if stream.ready(Interest::READABLE).await?.is_read_closed() {
+            return Ok(());
+        }
+    }
 }

@@ -30,6 +30,11 @@ pub use recover::{Contents, Damage, Options, read_meta, recover};
 
 use record::{ALIGN, HEADER, Kind, Place, Record, size_of_body};
 
+/// An entry that holds a batch of commands (or nothing: a new leader's first).
+pub const COMMANDS: u8 = 0;
+/// An entry that changes a group's voters. The number is taken; no release proposes one yet.
+pub const CONFIGURATION: u8 = 1;
+
 wire_struct! {
     /// One entry of a group's Raft log.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +45,7 @@ wire_struct! {
         pub term: Term,
         /// Its place in the log. It replaces whatever the log held there and after it.
         pub index: Index,
-        /// 0 for commands; other kinds belong to `consensus.rs`.
+        /// `COMMANDS`, or `CONFIGURATION`.
         pub kind: u8,
         /// The entry's bytes.
         pub data: Bytes,

@@ -1,9 +1,242 @@
-//! Locks at given log positions and times.
+//! Locks by the contract's sentences; the deadlock search against a plain one; the index against the rows.
+
+use alloc::collections::BTreeSet;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use quorate_protocol::op::Op;
 
 use super::*;
+use crate::script::{Dice, Script, Subject, conn};
+
+impl Subject for Locks {
+    fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+        Locks::expire(self, ctx, out);
+    }
+
+    fn apply(&mut self, ctx: &Ctx, asker: &Asker, op: Op, out: &mut Outcomes) {
+        match op {
+            Op::Lock(op) => self.lock(ctx, asker, op, out),
+            Op::Unlock(op) => self.unlock(ctx, asker, op, out),
+            Op::Renew(op) => self.renew(ctx, asker, op, out),
+            Op::LockInfo(name) => answer(out, *asker, self.info(ctx.time, &name)),
+            other => panic!("{other:?} is not for locks"),
+        }
+    }
+
+    fn check(&self) {
+        assert_eq!(self.index, self.rebuilt(), "the index is what the rows say");
+        for (name, line) in &self.index.lines {
+            assert!(line.exclusive == 0 || line.holds == 1, "an exclusive holder is alone");
+            let first = self.queue_of(name).next();
+            let idle = first.is_some_and(|(_, wait)| self.may_hold(name, &wait.owner, wait.shared));
+            assert!(!idle, "nobody waits for what could be granted");
+        }
+        assert!(self.deadlocked().is_empty(), "no set of owners waits for each other");
+    }
+}
+
+impl Locks {
+    /// The owners that are deadlocked, found the plain way: everybody who is not takes part in the reduction.
+    fn deadlocked(&self) -> BTreeSet<Owner> {
+        let mut holds: Vec<(Bytes, Owner, bool)> = self
+            .holds
+            .iter()
+            .map(|((name, _), hold)| (name.clone(), hold.owner.clone(), hold.shared))
+            .collect();
+        let mut waits: Vec<(Bytes, Owner, bool)> = self
+            .waits
+            .iter()
+            .map(|((name, _), wait)| (name.clone(), wait.owner.clone(), wait.shared))
+            .collect();
+        loop {
+            let waiting: BTreeSet<Owner> = waits.iter().map(|(_, owner, _)| owner.clone()).collect();
+            holds.retain(|(_, owner, _)| waiting.contains(owner));
+            let free = |at: usize| {
+                let (name, owner, shared) = &waits[at];
+                let held = holds.iter().all(|(n, o, s)| n != name || o == owner || (*s && *shared));
+                let ahead = waits[..at].iter().all(|(n, o, _)| n != name || o == owner);
+                held && ahead
+            };
+            let Some(at) = (0..waits.len()).find(|&at| free(at)) else { return waiting };
+            let (name, owner, shared) = waits.remove(at);
+            holds.retain(|(n, o, _)| (n, o) != (&name, &owner));
+            holds.push((name, owner, shared));
+        }
+    }
+}
+
+fn locks() -> Script<Locks> {
+    Script::new(Locks::new())
+}
 
 #[test]
-fn the_index_is_what_the_rows_say() {
-    let locks = Locks::new();
-    assert_eq!(locks.index, locks.rebuilt());
+fn one_holder_at_a_time_first_come_first_served() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK db"), "1");
+    assert_eq!(l.say(2, "LOCK db"), "(nil)");
+    assert_eq!(l.say(2, "LOCK db WAIT 1000"), "");
+    assert_eq!(l.say(3, "LOCK db WAIT 1000"), "");
+    assert_eq!(l.say(2, "UNLOCK db"), "-NOTOWNER somebody else holds this lock; LOCKINFO shows who");
+    assert_eq!(l.say(1, "UNLOCK db TOKEN 9"), "0");
+    assert_eq!(l.say(1, "UNLOCK db TOKEN 1"), "1");
+    assert_eq!(l.heard(), ["2: 2"]);
+    l.pass(1000);
+    assert_eq!(l.heard(), ["3: (nil)"], "an unfulfilled wait is withdrawn");
+    assert_eq!(l.say(2, "UNLOCK db"), "1");
+    assert_eq!(l.say(2, "UNLOCK db"), "0", "nothing is held");
+    assert_eq!(l.say(3, "LOCK db"), "3");
+}
+
+#[test]
+fn the_same_owner_gets_the_same_token_and_keeps_its_place() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK db OWNER a TTL 100"), "1");
+    assert_eq!(l.say(2, "LOCK db OWNER a TTL 500"), "1", "on any connection, the lease renewed");
+    l.pass(400);
+    assert!(l.say(1, "LOCKINFO db").contains("ttl: 100"));
+    assert_eq!(l.say(3, "LOCK db OWNER b WAIT 10000"), "");
+    assert_eq!(l.say(4, "LOCK db OWNER c WAIT 10000"), "");
+    assert_eq!(l.say(5, "LOCK db OWNER b WAIT 20000"), "");
+    assert_eq!(
+        l.heard(),
+        ["3: -INDOUBT a newer request of the same owner has taken this one's place in the queue"]
+    );
+    assert_eq!(l.say(1, "UNLOCK db OWNER a"), "1");
+    assert_eq!(l.heard(), ["5: 2"], "b is still before c");
+}
+
+#[test]
+fn leases_end_by_group_time_and_the_log_says_who_waited() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK db OWNER a TTL 100"), "1");
+    assert_eq!(l.say(2, "LOCK db OWNER b"), "(nil)");
+    l.pass(99);
+    assert_eq!(l.say(1, "RENEW db OWNER a TOKEN 1 TTL 50"), "50");
+    l.pass(49);
+    assert!(l.heard().is_empty());
+    l.pass(1);
+    let line = "DEADLOCK DETECTED: lease of a on db expired with b waiting or refused; released";
+    assert_eq!(l.heard(), [alloc::format!("notice: {line}")]);
+    assert_eq!(l.say(1, "RENEW db OWNER a TOKEN 1"), "(nil)");
+    assert_eq!(l.say(2, "LOCK db OWNER b TTL 10"), "2");
+    l.pass(10);
+    assert!(l.heard().is_empty(), "nobody else wanted it");
+}
+
+#[test]
+fn shared_holders_do_not_starve_an_exclusive_waiter() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK db SHARED"), "1");
+    assert_eq!(l.say(2, "LOCK db SHARED"), "2");
+    assert_eq!(l.say(3, "LOCK db WAIT 9000"), "");
+    assert_eq!(l.say(4, "LOCK db SHARED"), "(nil)");
+    assert_eq!(l.say(4, "LOCK db SHARED WAIT 9000"), "");
+    assert_eq!(l.say(5, "LOCK db SHARED WAIT 9000"), "");
+    l.say(1, "UNLOCK db");
+    assert!(l.heard().is_empty());
+    l.say(2, "UNLOCK db");
+    assert_eq!(l.heard(), ["3: 3"]);
+    l.say(3, "UNLOCK db");
+    assert_eq!(l.heard(), ["4: 4", "5: 5"], "all shared ones in front at once");
+}
+
+#[test]
+fn an_upgrade_stands_before_all_and_a_second_one_is_a_deadlock() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK db SHARED OWNER a"), "1");
+    assert_eq!(l.say(2, "LOCK db SHARED OWNER b"), "2");
+    assert_eq!(l.say(3, "LOCK db OWNER c WAIT 9000"), "");
+    assert_eq!(l.say(1, "LOCK db OWNER a WAIT 9000"), "");
+    let refusal = l.say(2, "LOCK db OWNER b WAIT 9000");
+    assert!(refusal.starts_with("-DEADLOCK ") && refusal.contains("b:db -> a:db -> b"), "{refusal}");
+    assert_eq!(l.heard().len(), 1, "the log is told");
+    l.say(2, "UNLOCK db OWNER b");
+    assert_eq!(l.heard(), ["1: 3"], "the upgrade gets a new token");
+    assert_eq!(
+        l.say(1, "LOCK db SHARED OWNER a"),
+        "3",
+        "shared asked by the exclusive holder changes nothing"
+    );
+    l.say(1, "UNLOCK db OWNER a");
+    assert_eq!(l.heard(), ["3: 4"]);
+}
+
+#[test]
+fn a_cycle_is_refused_and_named_whatever_its_length() {
+    for n in 2..6u64 {
+        let mut l = locks();
+        for i in 0..n {
+            assert_eq!(l.say(i, &alloc::format!("LOCK l{i} OWNER o{i}")), (i + 1).to_string());
+        }
+        for i in 0..n - 1 {
+            assert_eq!(l.say(i, &alloc::format!("LOCK l{} OWNER o{i} WAIT 9000", i + 1)), "");
+        }
+        let refusal = l.say(n - 1, &alloc::format!("LOCK l0 OWNER o{} WAIT 9000", n - 1));
+        assert!(refusal.starts_with("-DEADLOCK "), "{refusal}");
+        assert_eq!(refusal.matches(" -> ").count() as u64, n, "every owner of the cycle is named: {refusal}");
+        // Whoever gives up lets the others go on, one after the other.
+        l.say(n - 1, &alloc::format!("UNLOCK l{} OWNER o{}", n - 1, n - 1));
+        assert_eq!(l.heard().last(), Some(&alloc::format!("{}: {}", n - 2, n + 1)));
+    }
+}
+
+#[test]
+fn waiting_behind_somebody_counts_as_waiting_for_them() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK a OWNER x"), "1");
+    assert_eq!(l.say(2, "LOCK b OWNER y SHARED"), "2");
+    assert_eq!(l.say(1, "LOCK b OWNER x WAIT 9000"), "");
+    assert_eq!(l.say(3, "LOCK c OWNER z"), "3");
+    assert_eq!(l.say(4, "LOCK c OWNER x WAIT 9000"), "", "an owner may wait for several locks");
+    // z would stand behind x's exclusive request for b, and x waits for z's c.
+    assert!(l.say(3, "LOCK b OWNER z SHARED WAIT 9000").starts_with("-DEADLOCK "));
+}
+
+#[test]
+fn a_connection_that_ends_releases_and_withdraws() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK a"), "1");
+    assert_eq!(l.say(1, "LOCK named OWNER me"), "2");
+    assert_eq!(l.say(2, "LOCK a WAIT 9000"), "");
+    assert_eq!(l.say(3, "LOCK a WAIT 9000"), "");
+    l.event(|locks, ctx, out| locks.close(ctx, conn(2), out));
+    assert_eq!(l.heard(), ["2: (nil)"]);
+    l.event(|locks, ctx, out| locks.close(ctx, conn(1), out));
+    assert_eq!(l.heard(), ["3: 3"]);
+    assert_eq!(l.say(4, "LOCK named"), "(nil)", "a named owner outlives its connection");
+    l.event(|locks, ctx, out| locks.end_session(ctx, NodeId(1), SessionId(1), out));
+    assert_eq!(l.say(4, "LOCK a"), "4");
+}
+
+#[test]
+fn many_random_steps_keep_every_invariant() {
+    let mut refused = 0;
+    for seed in 0..60 {
+        let mut dice = Dice::new(seed);
+        let mut l = locks();
+        let mut last = 0;
+        for _ in 0..250 {
+            let (who, name) = (dice.roll(5), dice.roll(3));
+            let shared = if dice.roll(3) == 0 { " SHARED" } else { "" };
+            match dice.roll(8) {
+                0..=4 => {
+                    let wait = ["", " WAIT 60", " WAIT 200"][usize::try_from(dice.roll(3)).unwrap()];
+                    let reply =
+                        l.say(who, &alloc::format!("LOCK l{name} OWNER o{who} TTL 150{wait}{shared}"));
+                    refused += u32::from(reply.starts_with("-DEADLOCK"));
+                }
+                5 => drop(l.say(who, &alloc::format!("UNLOCK l{name} OWNER o{who}"))),
+                6 => l.pass(dice.roll(60)),
+                _ => l.event(|locks, ctx, out| locks.close(ctx, conn(who), out)),
+            }
+            let token = *l.subject.token.get(&0).unwrap();
+            assert!(token >= last, "tokens rise");
+            last = token;
+        }
+        l.pass(1000);
+        let left: Vec<String> = l.subject.waits.iter().map(|(key, _)| alloc::format!("{key:?}")).collect();
+        assert!(left.is_empty(), "seed {seed}: every wait ends: {left:?}");
+    }
+    assert!(refused > 100, "deadlocks do come up: {refused}");
 }

@@ -4,9 +4,6 @@
 //! - A version is the serial number of the place in the log where the key was last written (`LogPos::serial`),
 //!   so it rises with every write of any key and never repeats, also after DEL.
 //! - A key whose deadline has passed exists until `expire` runs at a log position; reads never look at a clock.
-//!
-//! Subtlety: values arrive as slices of their log entry's memory. A small value is copied out, so that it
-//! does not keep a whole entry alive; a large one is the better part of its entry and is shared.
 
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -17,11 +14,10 @@ use quorate_protocol::op::{Expire, Expiry, Incr, Op, Set, Ttl, When};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire_struct;
 
+use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
 use crate::table::Table;
 
-/// Values below this size are copied out of the entry that brought them.
-const SHARED_FROM: usize = 16 << 10;
 /// What a key costs beyond its name and value.
 const ROW_COST: u64 = 96;
 
@@ -225,8 +221,8 @@ impl Store {
 
     fn put(&mut self, ctx: &Ctx, key: Bytes, value: Bytes, deadline: Option<u64>) {
         self.remove(&key);
-        let key = Bytes::copy_from_slice(&key);
-        let value = if value.len() < SHARED_FROM { Bytes::copy_from_slice(&value) } else { value };
+        let key = keep(key);
+        let value = keep(value);
         self.bytes += cost(&key, &value);
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, key.clone()));

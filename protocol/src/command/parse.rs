@@ -12,7 +12,8 @@ use crate::limits::{
     DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, NAME_MAX, PREFETCH, PREFETCH_MAX, VALUE_MAX,
 };
 use crate::op::{
-    Ack, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl, Unlock, When,
+    Ack, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl,
+    Unlock, When,
 };
 use crate::reply::{Code, Failure};
 
@@ -57,6 +58,17 @@ impl<'a> Words<'a> {
     fn name(&mut self, what: &str) -> Result<Bytes, Failure> {
         let name = self.next()?;
         check_name(&name, what)?;
+        Ok(name)
+    }
+
+    /// A topic's name; its dead letters' name must fit too.
+    fn topic(&mut self) -> Result<Bytes, Failure> {
+        let name = self.name("topic")?;
+        let most = NAME_MAX - DEAD_LETTERS.len();
+        if name.len() > most && !name.ends_with(DEAD_LETTERS) {
+            let text = format!("topic of {} bytes, at most {most} are taken", name.len());
+            return Err(failure(Code::TooBig, text));
+        }
         Ok(name)
     }
 
@@ -208,7 +220,7 @@ pub(super) fn lock_info(words: &mut Words<'_>) -> Parsed {
 }
 
 pub(super) fn publish(words: &mut Words<'_>) -> Parsed {
-    let topic = words.name("topic")?;
+    let topic = words.topic()?;
     let mut publish = Pub { topic, body: words.value("message")?, dedupe: None, delay: 0 };
     let mut seen = 0;
     while let Some(option) = words.option(&["ID", "DELAY"], &mut seen)? {
@@ -221,7 +233,7 @@ pub(super) fn publish(words: &mut Words<'_>) -> Parsed {
 }
 
 pub(super) fn fetch(words: &mut Words<'_>) -> Parsed {
-    let mut fetch = Fetch { topic: words.name("topic")?, count: 1, block: 0, lease: None };
+    let mut fetch = Fetch { topic: words.topic()?, count: 1, block: 0, lease: None };
     let mut seen = 0;
     while let Some(option) = words.option(&["COUNT", "BLOCK", "LEASE"], &mut seen)? {
         match option {
@@ -255,7 +267,7 @@ fn receipt(word: &Bytes) -> Result<Receipt, Failure> {
 }
 
 pub(super) fn ack(words: &mut Words<'_>) -> Parsed {
-    let topic = words.name("topic")?;
+    let topic = words.topic()?;
     if words.rest.len() > MANY_MAX {
         let text = format!("{} ids in one ACK, at most {MANY_MAX} are taken; send several", words.rest.len());
         return Err(failure(Code::TooBig, text));
@@ -269,7 +281,7 @@ pub(super) fn ack(words: &mut Words<'_>) -> Parsed {
 }
 
 pub(super) fn nack(words: &mut Words<'_>) -> Parsed {
-    let topic = words.name("topic")?;
+    let topic = words.topic()?;
     let mut nack = Nack { topic, receipt: receipt(&words.next()?)?, delay: 0, dead: false };
     let mut seen = 0;
     while let Some(option) = words.option(&["DELAY", "DEAD"], &mut seen)? {
@@ -282,7 +294,7 @@ pub(super) fn nack(words: &mut Words<'_>) -> Parsed {
 }
 
 pub(super) fn subscribe(words: &mut Words<'_>) -> Parsed {
-    let mut sub = Sub { topic: words.name("topic")?, prefetch: PREFETCH, lease: None };
+    let mut sub = Sub { topic: words.topic()?, prefetch: PREFETCH, lease: None };
     let mut seen = 0;
     while let Some(option) = words.option(&["PREFETCH", "LEASE"], &mut seen)? {
         match option {
@@ -294,13 +306,13 @@ pub(super) fn subscribe(words: &mut Words<'_>) -> Parsed {
 }
 
 pub(super) fn unsubscribe(words: &mut Words<'_>) -> Parsed {
-    let topic = words.name("topic")?;
+    let topic = words.topic()?;
     words.option(&[], &mut 0)?;
     op(Op::Unsub(topic))
 }
 
 pub(super) fn queue_set(words: &mut Words<'_>) -> Parsed {
-    let mut set = QSet { topic: words.name("topic")?, lease: None, max_deliver: None };
+    let mut set = QSet { topic: words.topic()?, lease: None, max_deliver: None };
     let mut seen = 0;
     while let Some(option) = words.option(&["LEASE", "MAXDELIVER"], &mut seen)? {
         match option {
@@ -312,7 +324,7 @@ pub(super) fn queue_set(words: &mut Words<'_>) -> Parsed {
 }
 
 pub(super) fn queue_info(words: &mut Words<'_>) -> Parsed {
-    op(Op::QInfo(words.name("topic")?))
+    op(Op::QInfo(words.topic()?))
 }
 
 pub(super) fn get(words: &mut Words<'_>) -> Parsed {
