@@ -309,7 +309,7 @@ impl Engine {
         }
         self.deliver_answers(fx);
         self.gateway.take_effects(fx);
-        let news = self.update_leading();
+        let news = self.update_leading(fx);
         self.send_raft(messages, news, fx);
         self.make_durable(mono, withheld, persist, fx);
     }
@@ -413,10 +413,13 @@ impl Engine {
     }
 
     /// Notes which groups this node leads; whether the others are to be told.
-    fn update_leading(&mut self) -> bool {
+    fn update_leading(&mut self, fx: &mut Effects) -> bool {
         let leading: Vec<(GroupId, Term)> =
             self.groups.iter().filter_map(|(&id, group)| Some((id, group.leading()?))).collect();
         let changed = leading != self.leading;
+        if changed {
+            fx.push(Effect::Log(Level::Info, leads_line(&leading)));
+        }
         self.leading = leading;
         let due = self.ticks >= LEADING_TICKS;
         if due {
@@ -519,6 +522,17 @@ impl Engine {
             ])
         };
         Reply::Array((1..=self.meta.partitions).map(partition).collect())
+    }
+}
+
+/// What the log says when a node begins or ceases to lead groups.
+fn leads_line(leading: &[(GroupId, Term)]) -> String {
+    let groups: Vec<String> =
+        leading.iter().map(|(group, term)| format!("{} (term {term})", group.0)).collect();
+    if groups.is_empty() {
+        "this node leads no group".into()
+    } else {
+        format!("this node leads groups {}", groups.join(", "))
     }
 }
 
