@@ -21,7 +21,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use quorate_protocol::id::{ClientId, ClientSeq, ConnId, GroupId, NodeId, SessionId, Term};
+use quorate_protocol::id::{Boot, ClientId, ClientSeq, ConnId, GroupId, NodeId, SessionId, Term};
 use quorate_protocol::limits::CLIENT_WINDOW;
 use quorate_protocol::op::{Home, Op, partition_of, partition_of_topic};
 use quorate_protocol::peer::{Answer, Ask, Delivery, Forward, Principal, Verdict, Work};
@@ -151,6 +151,7 @@ enum Sent {
 /// See the top of the file.
 pub struct Gateway {
     me: NodeId,
+    boot: Boot,
     partitions: u16,
     conns: BTreeMap<u64, Conn>,
     routes: Vec<Route>,
@@ -172,9 +173,10 @@ pub struct Gateway {
 impl Gateway {
     /// The counter of a node, for a cluster of this many partitions.
     #[must_use]
-    pub fn new(me: NodeId, partitions: u16) -> Self {
+    pub fn new(me: NodeId, boot: Boot, partitions: u16) -> Self {
         let mut this = Self {
             me,
+            boot,
             partitions,
             conns: BTreeMap::new(),
             routes: alloc::vec![Route::default(); usize::from(partitions) + 1],
@@ -201,6 +203,12 @@ impl Gateway {
     /// What the shell is to do.
     pub fn take_effects(&mut self, fx: &mut Effects) {
         fx.append(&mut self.effects);
+    }
+
+    /// Whether everything that the node itself wanted of the groups is answered.
+    #[must_use]
+    pub fn has_no_errand(&self) -> bool {
+        self.conns.get(&OWN).is_none_or(|own| own.slots.is_empty())
     }
 
     /// Errands that are done: which, when it was first sent, and the answer.
@@ -309,7 +317,7 @@ impl Gateway {
         let Some(conn) = self.conns.remove(&counter) else { return Vec::new() };
         let refused = conn.lanes.iter().filter(|(_, lane)| lane.run > 0).map(|(&group, _)| group);
         let told: BTreeSet<GroupId> = conn.owns.iter().copied().chain(refused).collect();
-        let id = ConnId { node: self.me, session: conn.session, counter };
+        let id = ConnId::new(self.me, conn.session, self.boot, counter);
         told.into_iter().map(|group| (group, id)).collect()
     }
 
@@ -449,7 +457,7 @@ impl Gateway {
         if slot.needs_session {
             conn.session = self.session;
         }
-        let from = ConnId { node: self.me, session: conn.session, counter };
+        let from = ConnId::new(self.me, conn.session, self.boot, counter);
         let principal = if counter == OWN { Principal::Node(self.me) } else { Principal::Anonymous };
         for part in slot.parts.iter_mut().filter(|part| is_parked(part)) {
             let route = self.routes[part.group.slot()];
@@ -477,7 +485,11 @@ impl Gateway {
 
     /// An answer has come.
     pub fn answered(&mut self, now: u64, answer: Answer) {
-        let counter = answer.conn.counter;
+        if answer.conn.boot() != self.boot {
+            // Somebody of a former boot asked for it; the log has been replayed since.
+            return;
+        }
+        let counter = answer.conn.number();
         let Some(conn) = self.conns.get_mut(&counter) else { return };
         let Some(slot) = conn.slots.get_mut(&answer.request) else { return };
         let of_group = |part: &&mut Part| part.group == answer.group;
@@ -581,8 +593,10 @@ impl Gateway {
 
     /// A message for a subscriber.
     pub fn pushed(&mut self, to: ConnId, delivery: Delivery) {
-        if self.conns.get(&to.counter).is_some_and(|conn| conn.session == to.session) {
-            self.effects.push(Effect::Push { conn: to.counter, delivery });
+        let counter = to.number();
+        let here = self.conns.get(&counter).is_some_and(|conn| conn.session == to.session);
+        if here && to.boot() == self.boot {
+            self.effects.push(Effect::Push { conn: counter, delivery });
         }
     }
 

@@ -12,8 +12,8 @@
 //!   must never be cut for a pipeline of ordinary depth.
 //! - The dialect changes between two answers, where the request that changed it stands.
 //! - An idle connection holds no read buffer.
-//! - A client that has closed its side (`nc -N`) is answered what it asked before, but nothing that waits by
-//!   its nature: a LOCK or FETCH of somebody who is gone must not take anything.
+//! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
+//!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -112,7 +112,7 @@ pub struct Connection {
     connected: bool,
     /// What was read may hold more requests than were decoded.
     held_back: bool,
-    /// The client has closed its side.
+    /// The client has closed its side, or the node stops: what waits is not answered any more.
     half_closed: bool,
     /// Nothing more is read; the connection closes when all is answered and written.
     closing: bool,
@@ -169,7 +169,8 @@ impl Connection {
         loop {
             self.flush()?;
             let pending = self.written < self.write.len();
-            if self.closing && !pending && self.unanswered() == 0 || self.half_closed && self.waiting > 0 {
+            let over = if self.half_closed { !self.has_answers_due() } else { self.unanswered() == 0 };
+            if self.closing && !pending && over {
                 return Ok(());
             }
             if self.held_back && self.has_room() {
@@ -185,15 +186,17 @@ impl Connection {
                 ready = readable(&self.stream, &self.shared), if may_read => {
                     ready?;
                     if !self.read_some()? {
-                        self.half_closed = true;
-                        self.closing = true;
+                        self.leave();
                     }
                 }
                 // What is still unread may say that more was asked: only its end is looked for.
                 gone = gone(&self.stream), if !may_read && !self.half_closed => {
                     gone?;
-                    self.half_closed = self.closing || self.waiting > 0;
+                    if self.closing || self.waiting > 0 {
+                        self.leave();
+                    }
                 }
+                () = self.shared.stopping.cancelled(), if !self.half_closed => self.leave(),
                 () = sleep(GRACE), if self.half_closed => return Ok(()),
             }
         }
@@ -229,6 +232,19 @@ impl Connection {
 
     fn unanswered(&self) -> usize {
         self.asked.len() + self.framed.len()
+    }
+
+    /// Nobody will ask more here.
+    fn leave(&mut self) {
+        self.half_closed = true;
+        self.closing = true;
+    }
+
+    /// Whether something is unanswered that does not wait for anything.
+    fn has_answers_due(&self) -> bool {
+        // In order, nothing is answered before the first is.
+        self.asked.front().is_some_and(|first| !first.cost.waits)
+            || self.framed.values().any(|(_, cost)| !cost.waits)
     }
 
     /// Writes as much as the socket takes.

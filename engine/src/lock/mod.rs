@@ -51,7 +51,7 @@ impl core::fmt::Display for Owner {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Named(name) => write!(f, "{}", name.escape_ascii()),
-            Self::Conn(conn) => write!(f, "conn:{}.{}", conn.node.0, conn.counter),
+            Self::Conn(conn) => write!(f, "conn:{}.{}.{}", conn.node.0, conn.boot().0, conn.number()),
         }
     }
 }
