@@ -26,7 +26,7 @@ use raft::{RawNode, ReadOnlyOption, StateRole, Storage, StorageError};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::effect::TICK;
-use crate::journal::{Entry, Hard};
+use crate::journal::{COMMANDS, CONFIGURATION, Entry, Hard};
 
 /// Ticks between two heartbeats of a leader.
 const HEARTBEAT_TICKS: usize = 2;
@@ -366,12 +366,15 @@ impl Log {
         let Some(first) = entries.first() else { return };
         let keep = usize::try_from(first.index - 1).expect("the log is in memory");
         assert!(keep <= self.entries.len(), "the log has no holes");
-        for gone in self.entries.drain(keep..) {
-            self.bytes -= gone.data.len();
-        }
-        self.bytes += entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+        self.bytes -= self.entries.drain(keep..).map(|gone| size_of_entry(&gone)).sum::<usize>();
+        self.bytes += entries.iter().map(size_of_entry).sum::<usize>();
         self.entries.extend(entries);
     }
+}
+
+/// What an entry takes of the memory, roughly.
+fn size_of_entry(entry: &RawEntry) -> usize {
+    size_of::<RawEntry>() + entry.data.len()
 }
 
 impl Storage for Log {
@@ -422,7 +425,11 @@ impl Storage for Log {
 
 fn to_raw_entry(entry: &Entry) -> RawEntry {
     let mut raw = RawEntry::default();
-    raw.set_entry_type(if entry.kind == 0 { EntryType::EntryNormal } else { EntryType::EntryConfChangeV2 });
+    raw.set_entry_type(if entry.kind == COMMANDS {
+        EntryType::EntryNormal
+    } else {
+        EntryType::EntryConfChangeV2
+    });
     raw.term = entry.term;
     raw.index = entry.index;
     raw.data = entry.data.clone();
@@ -430,7 +437,7 @@ fn to_raw_entry(entry: &Entry) -> RawEntry {
 }
 
 fn from_raw_entry(group: GroupId, raw: &RawEntry) -> Entry {
-    let kind = u8::from(raw.get_entry_type() != EntryType::EntryNormal);
+    let kind = if raw.get_entry_type() == EntryType::EntryNormal { COMMANDS } else { CONFIGURATION };
     Entry { group, term: raw.term, index: raw.index, kind, data: raw.data.clone() }
 }
 

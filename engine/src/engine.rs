@@ -11,6 +11,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, Index, NodeId, Term};
+use quorate_protocol::limits::LOG_MAX;
 use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage};
 use quorate_protocol::reply::Reply;
 
@@ -21,6 +22,7 @@ use crate::group::{Group, Told};
 use crate::household::{Household, Me};
 use crate::journal::{Meta, Persist, Recovered};
 use crate::ring::Ring;
+use crate::system::System;
 
 /// How often a node tells all others which groups it leads; ticks.
 const LEADING_TICKS: u64 = 5;
@@ -139,7 +141,7 @@ impl Engine {
                 hard: hard.remove(&group).unwrap_or_default(),
                 entries: entries.remove(&group).unwrap_or_default(),
             };
-            groups.insert(group, Group::new(now.mono, setup, meta.partitions));
+            groups.insert(group, Group::new(now.mono, setup, &meta));
         }
         #[cfg(feature = "faults")]
         for group in groups.values_mut() {
@@ -196,7 +198,9 @@ impl Engine {
 
     fn tick(&mut self, mono: u64, fx: &mut Effects) {
         self.ticks += 1;
+        let full = self.groups.values().map(|group| group.consensus().log_bytes()).sum::<usize>() >= LOG_MAX;
         for group in self.groups.values_mut() {
+            group.set_log_full(full);
             group.tick(mono);
         }
         self.household.tick(mono, &mut self.gateway, fx);
@@ -305,7 +309,7 @@ impl Engine {
         }
         self.deliver_answers(fx);
         self.gateway.take_effects(fx);
-        let news = self.update_leading();
+        let news = self.update_leading(fx);
         self.send_raft(messages, news, fx);
         self.make_durable(mono, withheld, persist, fx);
     }
@@ -386,7 +390,7 @@ impl Engine {
             self.gateway.set_route(mono, id, leader, term);
         }
         if let Some(members) =
-            self.groups.get_mut(&GroupId::SYSTEM).and_then(Group::system).and_then(|s| s.take_members())
+            self.groups.get_mut(&GroupId::SYSTEM).and_then(Group::system_mut).and_then(System::take_members)
         {
             for member in &members {
                 self.client_addresses.insert(member.node, member.client_address.clone());
@@ -409,16 +413,26 @@ impl Engine {
     }
 
     /// Notes which groups this node leads; whether the others are to be told.
-    fn update_leading(&mut self) -> bool {
+    fn update_leading(&mut self, fx: &mut Effects) -> bool {
         let leading: Vec<(GroupId, Term)> =
             self.groups.iter().filter_map(|(&id, group)| Some((id, group.leading()?))).collect();
         let changed = leading != self.leading;
+        if changed {
+            fx.push(Effect::Log(Level::Info, leads_line(&leading)));
+        }
         self.leading = leading;
         let due = self.ticks >= LEADING_TICKS;
         if due {
             self.ticks = 0;
         }
         changed || (due && !self.leading.is_empty())
+    }
+
+    /// Whether the node has nothing left to tell the groups (closed connections, above all): a node that
+    /// stops waits for it a while.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.gateway.has_no_errand()
     }
 
     /// Every group that this node holds, as it sees it.
@@ -471,6 +485,10 @@ impl Engine {
             ("cluster", Reply::text(format!("{:016x}", self.meta.cluster.0))),
             ("boot", Reply::int(self.meta.boot.0)),
             ("role", Reply::text(system.map_or("none", |group| group.role().word()))),
+            (
+                "level",
+                system.and_then(Group::system).map_or(Reply::Nil, |s| Reply::int(u64::from(s.level()))),
+            ),
             ("session", Reply::text(if self.household.has_session() { "open" } else { "none" })),
             ("groups", Reply::Array(self.report().into_iter().map(group).collect())),
         ])
@@ -504,6 +522,17 @@ impl Engine {
             ])
         };
         Reply::Array((1..=self.meta.partitions).map(partition).collect())
+    }
+}
+
+/// What the log says when a node begins or ceases to lead groups.
+fn leads_line(leading: &[(GroupId, Term)]) -> String {
+    let groups: Vec<String> =
+        leading.iter().map(|(group, term)| format!("{} (term {term})", group.0)).collect();
+    if groups.is_empty() {
+        "this node leads no group".into()
+    } else {
+        format!("this node leads groups {}", groups.join(", "))
     }
 }
 

@@ -13,9 +13,6 @@
 //! - A barrier stands alone: it waits for all before it, and all behind it wait for it.
 //! - A write that may have been delivered is never sent again, unless it carries a client session.
 //!
-//! - The groups know a connection by its counter and the node's boot, so an answer to a connection of an earlier boot
-//!   is never taken for an answer to its namesake of this one.
-//!
 //! Subtlety: a request that a former leader never proposed (`Moved`) goes back among the pending ones; it
 //! is sent again only under a newer term, and pending requests are sent in order, so it cannot be overtaken.
 
@@ -40,8 +37,6 @@ const ANSWER: u64 = 5_000_000;
 const GRACE: u64 = 1_000_000;
 /// The counter of the node's own connection.
 pub const OWN: u64 = 0;
-/// Where the boot begins in a counter as the groups know it: a boot has room for 2^40 connections.
-const BOOT_SHIFT: u32 = 40;
 
 /// What the node itself wants to know of the groups; see `household.rs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,6 +205,12 @@ impl Gateway {
         fx.append(&mut self.effects);
     }
 
+    /// Whether everything that the node itself wanted of the groups is answered.
+    #[must_use]
+    pub fn has_no_errand(&self) -> bool {
+        self.conns.get(&OWN).is_none_or(|own| own.slots.is_empty())
+    }
+
     /// Errands that are done: which, when it was first sent, and the answer.
     pub fn take_finished(&mut self) -> Vec<(Errand, u64, Reply)> {
         core::mem::take(&mut self.finished)
@@ -238,6 +239,11 @@ impl Gateway {
             conn.client = None;
         }
         self.wake = true;
+    }
+
+    /// Forgets what it knows of client sessions that are not connected here any more.
+    pub fn keep_clients(&mut self, connected: &BTreeSet<ClientId>) {
+        self.introduced.retain(|(client, _)| connected.contains(client));
     }
 
     /// The client sessions that are connected.
@@ -312,20 +318,8 @@ impl Gateway {
         let Some(conn) = self.conns.remove(&counter) else { return Vec::new() };
         let refused = conn.lanes.iter().filter(|(_, lane)| lane.run > 0).map(|(&group, _)| group);
         let told: BTreeSet<GroupId> = conn.owns.iter().copied().chain(refused).collect();
-        let id = self.name(conn.session, counter);
+        let id = ConnId::new(self.me, conn.session, self.boot, counter);
         told.into_iter().map(|group| (group, id)).collect()
-    }
-
-    /// A connection of this boot, as the groups know it.
-    fn name(&self, session: SessionId, counter: u64) -> ConnId {
-        assert!(counter < 1 << BOOT_SHIFT, "a boot has room for its connections");
-        ConnId { node: self.me, session, counter: self.boot.0 << BOOT_SHIFT | counter }
-    }
-
-    /// The counter of a connection of this boot.
-    fn counter_of(&self, conn: &ConnId) -> Option<u64> {
-        let counter = conn.counter & ((1 << BOOT_SHIFT) - 1);
-        (conn.counter >> BOOT_SHIFT == self.boot.0).then_some(counter)
     }
 
     /// A client asks.
@@ -380,13 +374,13 @@ impl Gateway {
 
     fn try_send(&mut self, now: u64, counter: u64, conn: &mut Conn, id: u64) -> Sent {
         let slot = &conn.slots[&id];
+        if slot.after.is_some_and(|after| conn.slots.contains_key(&after)) {
+            return Sent::Waits;
+        }
         if slot.ready.is_some() || slot.parts.iter().all(|part| matches!(part.state, PartState::Done(_))) {
             return Sent::Answered;
         }
         if conn.ordered && (conn.barrier || (slot.barrier && conn.unanswered > 0)) {
-            return Sent::Waits;
-        }
-        if slot.after.is_some_and(|after| conn.slots.contains_key(&after)) {
             return Sent::Waits;
         }
         if let Some(reply) = self.refusal(conn, id) {
@@ -464,7 +458,7 @@ impl Gateway {
         if slot.needs_session {
             conn.session = self.session;
         }
-        let from = self.name(conn.session, counter);
+        let from = ConnId::new(self.me, conn.session, self.boot, counter);
         let principal = if counter == OWN { Principal::Node(self.me) } else { Principal::Anonymous };
         for part in slot.parts.iter_mut().filter(|part| is_parked(part)) {
             let route = self.routes[part.group.slot()];
@@ -492,7 +486,11 @@ impl Gateway {
 
     /// An answer has come.
     pub fn answered(&mut self, now: u64, answer: Answer) {
-        let Some(counter) = self.counter_of(&answer.conn) else { return };
+        if answer.conn.boot() != self.boot {
+            // Somebody of a former boot asked for it; the log has been replayed since.
+            return;
+        }
+        let counter = answer.conn.number();
         let Some(conn) = self.conns.get_mut(&counter) else { return };
         let Some(slot) = conn.slots.get_mut(&answer.request) else { return };
         let of_group = |part: &&mut Part| part.group == answer.group;
@@ -599,8 +597,9 @@ impl Gateway {
 
     /// A message for a subscriber.
     pub fn pushed(&mut self, to: ConnId, delivery: Delivery) {
-        let Some(counter) = self.counter_of(&to) else { return };
-        if self.conns.get(&counter).is_some_and(|conn| conn.session == to.session) {
+        let counter = to.number();
+        let here = self.conns.get(&counter).is_some_and(|conn| conn.session == to.session);
+        if here && to.boot() == self.boot {
             self.effects.push(Effect::Push { conn: counter, delivery });
         }
     }

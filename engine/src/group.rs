@@ -29,7 +29,7 @@ use quorate_protocol::wire::Wire;
 use crate::batch::{Batch, Logged};
 use crate::consensus::{Consensus, Progress, Role, Setup};
 use crate::effect::TICK;
-use crate::journal::Entry;
+use crate::journal::{COMMANDS, Entry, Meta};
 use crate::memory::Admission;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes};
 use crate::partition::Partition;
@@ -85,8 +85,8 @@ pub struct Group {
     consensus: Consensus,
     state: State,
     applied: Index,
-    /// The last index of the log that was recovered.
-    recovered: Index,
+    /// The last index that was found in the journal: what is applied up to it may have been told before.
+    replayed: Index,
     /// Group time of the applied state.
     time: u64,
     /// The leader's clock; none while this node does not lead.
@@ -97,6 +97,8 @@ pub struct Group {
     open: Vec<(u32, Logged)>,
     open_bytes: usize,
     in_flight: InFlight,
+    /// The node's logs are full; see `limits::LOG_MAX`.
+    log_full: bool,
     reads: Vec<Read>,
     rounds: BTreeMap<u64, Round>,
     ready_reads: BTreeMap<Index, Vec<Read>>,
@@ -111,17 +113,16 @@ pub struct Group {
 impl Group {
     /// A group that goes on from what was recovered.
     #[must_use]
-    pub fn new(now: u64, setup: Setup, partitions: u16) -> Self {
+    pub fn new(now: u64, setup: Setup, meta: &Meta) -> Self {
         let state = if setup.group == GroupId::SYSTEM {
-            State::System(Box::new(System::new(partitions)))
+            State::System(Box::new(System::new(meta)))
         } else {
             State::Partition(Box::default())
         };
-        let recovered = setup.entries.last().map_or(0, |entry| entry.index);
         Self {
             id: setup.group,
             me: setup.me,
-            recovered,
+            replayed: setup.entries.last().map_or(0, |entry| entry.index),
             consensus: Consensus::new(now, setup),
             state,
             applied: 0,
@@ -131,6 +132,7 @@ impl Group {
             open: Vec::new(),
             open_bytes: 0,
             in_flight: InFlight::default(),
+            log_full: false,
             reads: Vec::new(),
             rounds: BTreeMap::new(),
             ready_reads: BTreeMap::new(),
@@ -174,7 +176,13 @@ impl Group {
     }
 
     /// The system group's state.
-    pub fn system(&mut self) -> Option<&mut System> {
+    #[must_use]
+    pub fn system(&self) -> Option<&System> {
+        if let State::System(system) = &self.state { Some(system) } else { None }
+    }
+
+    /// The system group's state, to be changed.
+    pub fn system_mut(&mut self) -> Option<&mut System> {
         if let State::System(system) = &mut self.state { Some(system) } else { None }
     }
 
@@ -213,17 +221,19 @@ impl Group {
 
     fn accept_one(&mut self, conn: ConnId, run: u64, ask: Ask) {
         let asker = Asker { conn, request: ask.request, client: ask.client };
-        if let Err(reply) = self.check(&asker, run) {
-            return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
-        }
-        if let Work::CloseConn(gone) = &ask.work {
-            self.refused.remove(gone);
-        }
         let is_read = match &ask.work {
             Work::Op(op) => op.is_read(),
             Work::SeeClient(_) => true,
             _ => false,
         };
+        let of_client = matches!(ask.work, Work::Op(_) | Work::OpenClient);
+        if let Err(reply) = self.check(&asker, run, is_read, of_client) {
+            self.refused.insert(conn, run);
+            return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
+        }
+        if let Work::CloseConn(gone) = &ask.work {
+            self.refused.remove(gone);
+        }
         if is_read {
             self.reads.push(Read { asker, sending: ask.sending, behind: ask.behind, work: ask.work });
             return;
@@ -232,8 +242,9 @@ impl Group {
         self.open.push((ask.sending, Logged { asker, principal: ask.principal, work: ask.work }));
     }
 
-    /// Refuses what is over a bound, and what stands behind something refused.
-    fn check(&mut self, asker: &Asker, run: u64) -> Result<(), Reply> {
+    /// Refuses what is over a bound, and what stands behind something refused. A full log takes no more of
+    /// clients, but what the nodes need to go on: sessions, closed connections, the outbox.
+    fn check(&self, asker: &Asker, run: u64, is_read: bool, of_client: bool) -> Result<(), Reply> {
         let refused = self.refused.get(&asker.conn);
         #[cfg(feature = "faults")]
         let refused = refused.filter(|_| !self.faults.order_broken_behind_refusal);
@@ -241,21 +252,25 @@ impl Group {
             let text = "an earlier command of this connection to the same partition was refused; send them again in order";
             return Err(Reply::error(Code::TryAgain, text));
         }
-        let reply = if self.in_flight.commands + self.open.len() >= self.in_flight_max()
+        if self.in_flight.commands + self.open.len() + self.reads.len() >= self.in_flight_max()
             || self.in_flight.bytes + self.open_bytes >= IN_FLIGHT_BYTES_MAX
         {
-            Reply::error(
-                Code::Busy,
-                format!("partition {} has too much work on its way; try again", self.id.0),
-            )
-        } else if self.consensus.log_bytes() >= LOG_MAX {
-            let text = format!("partition {} keeps {LOG_MAX} bytes of log and takes no more", self.id.0);
-            Reply::error(Code::Busy, text)
-        } else {
-            return Ok(());
-        };
-        self.refused.insert(asker.conn, run);
-        Err(reply)
+            let text = format!("partition {} has too much work on its way; try again", self.id.0);
+            return Err(Reply::error(Code::Busy, text));
+        }
+        if self.log_full && of_client && !is_read {
+            let text = format!(
+                "the leader of partition {} keeps {LOG_MAX} bytes of log and takes no more writes",
+                self.id.0
+            );
+            return Err(Reply::error(Code::Busy, text));
+        }
+        Ok(())
+    }
+
+    /// Says whether the node has room for more of clients' commands in its logs.
+    pub fn set_log_full(&mut self, full: bool) {
+        self.log_full = full;
     }
 
     fn in_flight_max(&self) -> usize {
@@ -405,6 +420,10 @@ impl Group {
             self.in_flight.commands -= commands;
             self.in_flight.bytes -= bytes;
         }
+        if entry.kind != COMMANDS {
+            let (kind, index, group) = (entry.kind, entry.index, self.id.0);
+            panic!("entry {index} of group {group} is of kind {kind}, which this release never writes");
+        }
         if entry.data.is_empty() {
             // A new leader's first entry, which only marks its term.
             return;
@@ -478,7 +497,7 @@ impl Group {
 
     fn tell_reply(&mut self, to: Asker, reply: Reply) {
         let concerns = self.clock.is_some() || to.conn.node == self.me;
-        if concerns && self.applied > self.recovered {
+        if concerns && self.applied > self.replayed {
             self.tell_answer(to.conn, to.request, Verdict::Reply(reply));
         }
     }

@@ -13,7 +13,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
 use quorate_protocol::limits::SESSION_LEASE;
-use quorate_protocol::peer::{Introduction, OpenSession, Parcel, Receipted, Renewal, Work};
+use quorate_protocol::peer::{FEATURE_LEVEL, Introduction, OpenSession, Parcel, Receipted, Renewal, Work};
 use quorate_protocol::reply::Reply;
 
 use crate::effect::{Effect, Effects, Level};
@@ -97,7 +97,7 @@ impl Household {
             Session::None { ask_at } if now >= ask_at => {
                 self.session = Session::Asked;
                 let Me { node, identity, boot, client_address } = self.me.clone();
-                let open = OpenSession { node, identity, boot, client_address };
+                let open = OpenSession { node, identity, boot, level: FEATURE_LEVEL, client_address };
                 gateway.run_errand(now, GroupId::SYSTEM, Work::OpenSession(open), Errand::OpenSession);
             }
             Session::Live { until, .. } if now >= until => {
@@ -108,6 +108,8 @@ impl Household {
             Session::Live { id, until, renew_at, renewing: false } if now >= renew_at => {
                 self.session = Session::Live { id, until, renew_at, renewing: true };
                 let clients: BTreeSet<ClientId> = gateway.clients().collect();
+                self.ends.retain(|client, _| clients.contains(client));
+                gateway.keep_clients(&clients);
                 let renewal =
                     Renewal { node: self.me.node, session: id, clients: clients.into_iter().collect() };
                 gateway.run_errand(now, GroupId::SYSTEM, Work::Renew(renewal), Errand::Renew(id));

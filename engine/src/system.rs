@@ -1,4 +1,4 @@
-//! The system group's state: locks, node sessions, client sessions, and the outbox of their ends.
+//! The system group's state: members, locks, node sessions, client sessions, and the outbox of their ends.
 //!
 //! Invariants:
 //! - A node has at most one live session. Opening a new one ends the old one in the same command, and a
@@ -18,6 +18,7 @@ use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire_struct;
 
 use crate::effect::Member;
+use crate::journal::Meta;
 use crate::lock::Locks;
 use crate::memory::Memory;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
@@ -34,6 +35,8 @@ wire_struct! {
         pub identity: Identity,
         /// Its start.
         pub boot: Boot,
+        /// The feature level of its release.
+        pub level: u16,
         /// Its live session; 0 when it has none.
         pub session: SessionId,
         /// Group time at which the session ends.
@@ -49,6 +52,8 @@ pub struct System {
     pub locks: Locks,
     /// What client sessions have been answered here.
     pub memory: Memory,
+    /// The cluster's nodes, and where other nodes connect to them.
+    members: Table<NodeId, String>,
     nodes: Table<NodeId, NodeRow>,
     clients: Table<ClientId, u64>,
     outbox: Table<u64, Item>,
@@ -56,29 +61,39 @@ pub struct System {
     taken: Table<GroupId, u64>,
     /// One row: how many ends have been numbered.
     ends: Table<u8, u64>,
+    /// One row: the cluster's feature level.
+    level: Table<u8, u16>,
     members_changed: bool,
     /// Derived: no node or client session ends before this. Deadlines only move away, so it may be early.
     next_end: u64,
 }
 
 impl System {
-    /// A new cluster's state, with this many partitions.
+    /// The state of a cluster that was founded so.
     #[must_use]
-    pub fn new(partitions: u16) -> Self {
+    pub fn new(meta: &Meta) -> Self {
         let mut taken = Table::new(204);
-        for group in 1..=partitions {
+        for group in 1..=meta.partitions {
             taken.insert(GroupId(group), 0);
         }
+        let mut members = Table::new(206);
+        for (node, address) in &meta.founders {
+            members.insert(*node, address.clone());
+        }
+        let mut level = Table::new(207);
+        level.insert(0, 1);
         let mut ends = Table::new(205);
         ends.insert(0, 0);
         Self {
             locks: Locks::new(),
             memory: Memory::new(),
+            members,
             nodes: Table::new(201),
             clients: Table::new(202),
             outbox: Table::new(203),
             taken,
             ends,
+            level,
             members_changed: false,
             next_end: u64::MAX,
         }
@@ -96,11 +111,13 @@ impl System {
         let parts = [
             self.locks.digest(),
             self.memory.digest(),
+            self.members.digest(),
             self.nodes.digest(),
             self.clients.digest(),
             self.outbox.digest(),
             self.taken.digest(),
             self.ends.digest(),
+            self.level.digest(),
         ];
         parts.into_iter().fold(0, u64::wrapping_add)
     }
@@ -215,11 +232,20 @@ impl System {
             let text = format!("node {} has started again since; this start is over", open.node.0);
             return answer(out, *asker, Reply::error(Code::Err, text));
         }
+        if open.level < self.level() {
+            let text = format!(
+                "the cluster is at feature level {}, this release knows {}; run a newer one",
+                self.level(),
+                open.level
+            );
+            return answer(out, *asker, Reply::error(Code::Err, text));
+        }
         self.end_node(ctx, open.node, out);
         let session = SessionId(ctx.at.serial());
         let row = NodeRow {
             identity: open.identity,
             boot: open.boot,
+            level: open.level,
             session,
             deadline: ctx.time + SESSION_LEASE,
             client_address: open.client_address,
@@ -227,7 +253,23 @@ impl System {
         self.next_end = self.next_end.min(row.deadline);
         self.nodes.insert(open.node, row);
         self.members_changed = true;
+        self.raise_level();
         answer(out, *asker, Reply::int(session.0));
+    }
+
+    /// The cluster's feature level.
+    #[must_use]
+    pub fn level(&self) -> u16 {
+        *self.level.get(&0).expect("the row exists from the beginning")
+    }
+
+    /// Raises the feature level to what every member's release knows.
+    fn raise_level(&mut self) {
+        let of = |node| self.nodes.get(node).map_or(0, |row| row.level);
+        let known = self.members.iter().map(|(node, _)| of(node)).min().unwrap_or(0);
+        if known > self.level() {
+            self.level.insert(0, known);
+        }
     }
 
     fn renew(&mut self, ctx: &Ctx, asker: &Asker, renewal: &Renewal, out: &mut Outcomes) {
@@ -314,5 +356,60 @@ impl System {
             client_address: row.client_address.clone(),
         };
         self.nodes.iter().map(member).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_protocol::id::{ClusterId, LogPos};
+
+    fn open(system: &mut System, at: u64, node: u64, boot: u64, level: u16) -> Reply {
+        let asker = Asker { conn: ConnId::default(), request: at, client: None };
+        let identity = Identity(u128::from(node));
+        let work = OpenSession {
+            node: NodeId(node),
+            identity,
+            boot: Boot(boot),
+            level,
+            client_address: String::new(),
+        };
+        let mut out = Outcomes::new();
+        let ctx = Ctx { at: LogPos { index: 0, offset: u32::try_from(at).unwrap() }, time: at };
+        system.apply(&ctx, &asker, Work::OpenSession(work), &mut out);
+        match out.pop() {
+            Some(Outcome::Reply { reply, .. }) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_feature_level_rises_when_every_member_knows_the_next_and_never_falls() {
+        let founders = (1..=3).map(|node| (NodeId(node), String::new())).collect();
+        let (cluster, identity) = (ClusterId(1), Identity(1));
+        let mut system = System::new(&Meta {
+            cluster,
+            node: NodeId(1),
+            identity,
+            boot: Boot(1),
+            partitions: 16,
+            founders,
+        });
+        for (at, node) in (1..).zip([1, 2]) {
+            assert_eq!(open(&mut system, at, node, 1, 2), Reply::int(at));
+        }
+        assert_eq!(system.level(), 1, "node 3 is not known yet");
+        open(&mut system, 3, 3, 1, 1);
+        assert_eq!(system.level(), 1);
+        open(&mut system, 4, 3, 2, 3);
+        assert_eq!(system.level(), 2);
+        let refusal = open(&mut system, 5, 3, 3, 1);
+        assert!(
+            refusal.failure().is_some_and(|failure| failure.text.contains("feature level 2")),
+            "{refusal:?}"
+        );
+        assert_eq!(open(&mut system, 6, 1, 2, 2), Reply::int(6));
+        let stale = open(&mut system, 7, 1, 1, 2);
+        assert!(stale.failure().is_some_and(|failure| failure.text.contains("started again")), "{stale:?}");
     }
 }

@@ -28,8 +28,10 @@ pub const MAGIC: u8 = 0xB5;
 pub const VERSION: u8 = 1;
 /// Bytes of a header.
 pub const HEADER: usize = 24;
-/// A body at the most: a request's arguments with their lengths, or a reply.
+/// A reply's body at the most.
 pub const BODY_MAX: usize = 4 * REQUEST_MAX;
+/// A request's body at the most: its arguments, a length for each, session and AFTER.
+pub const REQUEST_BODY_MAX: usize = REQUEST_MAX + 4 * ARGS_MAX + 64;
 
 /// The request belongs to a client session.
 const FLAG_SESSION: u8 = 1;
@@ -109,7 +111,10 @@ impl core::fmt::Display for FrameError {
             }
             Self::Reserved(value) => write!(f, "reserved field of the frame is {value}, send 0"),
             Self::TooLong(length) => {
-                write!(f, "frame body of {length} bytes is over the limit of {BODY_MAX}")
+                write!(
+                    f,
+                    "frame body of {length} bytes is over the limit: {REQUEST_BODY_MAX} of a request, {BODY_MAX} of a reply"
+                )
             }
             Self::Crc => write!(f, "frame checksum does not match, the bytes were damaged on the way"),
             Self::Body(what) => write!(f, "frame body: {what}"),
@@ -148,7 +153,15 @@ impl Header {
         if reserved != 0 {
             return Err(FrameError::Reserved(reserved));
         }
-        if header.length as usize > BODY_MAX {
+        let (flags, length) = match header.kind {
+            1 => (FLAG_SESSION | FLAG_AFTER, REQUEST_BODY_MAX),
+            2..=4 => (0, BODY_MAX),
+            kind => return Err(FrameError::Kind(kind)),
+        };
+        if header.flags & !flags != 0 {
+            return Err(FrameError::Flags(header.flags));
+        }
+        if header.length as usize > length {
             return Err(FrameError::TooLong(header.length));
         }
         Ok(Some(header))
@@ -171,9 +184,6 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
     }
     let body = bytes.slice(HEADER..);
     let text = |body| Reply::from_wire(body).map_err(|malformed| FrameError::Body(malformed.0));
-    if header.kind != 1 && header.flags != 0 {
-        return Err(FrameError::Flags(header.flags));
-    }
     let frame = match header.kind {
         1 => Frame::Request(request(&header, &body)?),
         2 => Frame::Reply { correlation: header.correlation, reply: text(body)? },
@@ -212,9 +222,6 @@ fn argument(input: &[u8]) -> IResult<&[u8], &[u8]> {
 }
 
 fn request(header: &Header, body: &Bytes) -> Result<RequestFrame, FrameError> {
-    if header.flags & !(FLAG_SESSION | FLAG_AFTER) != 0 {
-        return Err(FrameError::Flags(header.flags));
-    }
     let short = |_| FrameError::Body("ends before the last argument");
     let mut rest: &[u8] = body;
     let mut client = None;

@@ -68,8 +68,36 @@ wire_struct! {
         pub node: NodeId,
         /// That node's session when the connection first needed one.
         pub session: SessionId,
-        /// Rises with every connection of one boot of the node; above 2^40 the boot, so no counter comes twice.
+        /// The node's boot above `COUNTER_BITS`, below it a number that rises with every connection of that boot.
+        /// So what a former boot asked, and a replayed log answers, is nobody's.
         pub counter: u64,
+    }
+}
+
+/// Bits that count the connections of one boot.
+const COUNTER_BITS: u32 = 40;
+
+impl ConnId {
+    /// The connection of this number of a boot.
+    ///
+    /// # Panics
+    /// After 2^40 connections of one boot or 2^23 boots.
+    #[must_use]
+    pub fn new(node: NodeId, session: SessionId, boot: Boot, number: u64) -> Self {
+        assert!(number < 1 << COUNTER_BITS && boot.0 < 1 << 23, "connections and boots fit one number");
+        Self { node, session, counter: boot.0 << COUNTER_BITS | number }
+    }
+
+    /// The boot of its node.
+    #[must_use]
+    pub fn boot(&self) -> Boot {
+        Boot(self.counter >> COUNTER_BITS)
+    }
+
+    /// Its number in that boot.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.counter & ((1 << COUNTER_BITS) - 1)
     }
 }
 

@@ -78,7 +78,7 @@ pub const STORE_MAX: u64 = 1 << 30;
 pub const SESSION_LEASE: u64 = 10_000;
 /// Lease of a client's session, renewed by the node that holds its connection.
 pub const CLIENT_LEASE: u64 = 60_000;
-/// Live client sessions of a cluster; above it `-BUSY`.
+/// Live client sessions of a cluster; above it none is opened.
 pub const CLIENTS_MAX: usize = 4096;
 /// Requests of a client session from its lowest unanswered one; above it `-BUSY`.
 pub const CLIENT_WINDOW: u64 = 1024;

@@ -22,6 +22,10 @@ use crate::{wire_enum, wire_struct};
 /// The version of the words in this file.
 pub const PEER_VERSION: u16 = 1;
 
+/// What this release can log. A cluster writes entries and rows of its own feature level only, and that
+/// level rises when every member's release knows the next one.
+pub const FEATURE_LEVEL: u16 = 1;
+
 wire_enum! {
     /// What a connection between nodes carries.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,6 +157,8 @@ wire_struct! {
         pub identity: Identity,
         /// Its start.
         pub boot: Boot,
+        /// `FEATURE_LEVEL` of its release.
+        pub level: u16,
         /// Where its clients connect.
         pub client_address: String,
     }

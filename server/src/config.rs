@@ -138,6 +138,14 @@ pub enum Plan {
 }
 
 impl CommandLine {
+    /// Understands the process's arguments. HELP and the version are errors that want to be printed.
+    ///
+    /// # Errors
+    /// What clap says; `one_line` makes a sentence of it.
+    pub fn read() -> Result<Self, clap::Error> {
+        Self::try_parse()
+    }
+
     /// Reads the file, if one is named, and checks everything.
     ///
     /// # Errors
@@ -153,12 +161,24 @@ impl CommandLine {
     }
 }
 
+/// A usage error in one line: what is wrong and where help is, without the usage itself.
+#[must_use]
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let said = text.lines().map(str::trim).filter(|line| {
+        !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more information")
+    });
+    let said = said.collect::<Vec<_>>().join(" ");
+    format!("{}; see quorate-server --help", said.trim_start_matches("error: "))
+}
+
 fn read_file(path: &Path) -> Result<NodeFlags, String> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("--config {}: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("--config {}: {error}; check the path", path.display()))?;
     toml::from_str(&text).map_err(|error| {
-        let line = error.message().lines().next().unwrap_or("it is not TOML").to_owned();
-        format!("--config {}: {line}", path.display())
+        let what = error.message().lines().next().unwrap_or("it is not TOML").to_owned();
+        let line = text[..error.span().map_or(0, |span| span.start)].matches('\n').count() + 1;
+        format!("--config {}, line {line}: {what}", path.display())
     })
 }
 
@@ -305,7 +325,7 @@ mod tests {
 
     fn plan(args: &[&str]) -> Result<Config, String> {
         let line =
-            CommandLine::try_parse_from([&["quorate-server"], args].concat()).map_err(|e| e.to_string())?;
+            CommandLine::try_parse_from([&["quorate-server"], args].concat()).map_err(|e| one_line(&e))?;
         match line.plan()? {
             Plan::Node(config) => Ok(*config),
             Plan::Dev(_) => Err("dev".into()),
@@ -334,7 +354,10 @@ mod tests {
         );
         std::fs::write(&path, "port = 2\n").unwrap();
         let text = plan(&["--config", &file]).unwrap_err();
-        assert!(text.contains("unknown field `port`") && !text.contains('\n'), "{text}");
+        assert!(text.contains("line 1: unknown field `port`") && !text.contains('\n'), "{text}");
+        std::fs::write(&path, "node-id = 1\nlisten = \"here\n").unwrap();
+        let text = plan(&["--config", &file]).unwrap_err();
+        assert!(text.contains("line 2: ") && !text.contains('\n'), "{text}");
         std::fs::remove_file(path).unwrap();
     }
 
@@ -347,6 +370,9 @@ mod tests {
             (&["--node-id", "0"], "nodes are numbered from 1"),
             (&["--join", "a:1"], "--join is not built yet"),
             (&["--log-level", "loud"], "--log-level loud is unknown"),
+            (&["--port", "1"], "unexpected argument '--port' found"),
+            (&["--log-format", "xml"], "[possible values: text, json]; see quorate-server --help"),
+            (&["--listen"], "a value is required for '--listen <ADDR>'"),
         ] {
             let text = plan(args).unwrap_err();
             assert!(text.contains(expected) && !text.contains('\n'), "{text}");

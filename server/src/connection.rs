@@ -6,35 +6,52 @@
 //! turn through the engine.
 //!
 //! Invariants:
-//! - Nothing is read while `PIPELINE_MAX` requests or `PIPELINE_BYTES_MAX` bytes are unanswered, or while the
-//!   mailbox is full.
+//! - Nothing is read or decoded while `PIPELINE_MAX` requests or `PIPELINE_BYTES_MAX` bytes are unanswered,
+//!   or much output waits to be written; nothing is read while the mailbox is full.
+//! - Answers that may be large are asked for a few at a time, until their size is known: a client that reads
+//!   must never be cut for a pipeline of ordinary depth.
 //! - The dialect changes between two answers, where the request that changed it stands.
 //! - An idle connection holds no read buffer.
+//! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
+//!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quorate_engine::effect::{Input, Request, Want};
 use quorate_protocol::command::{Command, ConnAsk, find_number, parse, parse_as};
 use quorate_protocol::frame::{self, Frame, MAGIC, RequestFrame};
 use quorate_protocol::id::ClientSeq;
-use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX};
+use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX, VALUE_MAX};
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::{self, Dialect, RequestDecoder};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
 use crate::answers::{Answered, Answerer};
 use crate::driver::Shared;
-use crate::outlet::{Out, Outlet};
+use crate::outlet::{self, Out, Outlet};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
 /// A read buffer above this is given back when it is empty.
 const KEEP: usize = 0;
+/// Output above which requests wait.
+const OUTPUT_FULL: usize = OUTPUT_MAX / 4;
+/// Expected bytes of answers above which requests wait.
+const OWED_FULL: usize = OUTPUT_MAX / 2;
+/// How long a client that has closed its side waits for its next answer.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a connection that was closed from here is drained, so that the last words are not lost in a reset.
+const LINGER: Duration = Duration::from_secs(1);
+/// Pause between two looks whether a client that is not read has gone.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How requests come and answers go.
 enum Speech {
@@ -46,10 +63,20 @@ enum Speech {
     Binary,
 }
 
+/// What an unanswered request takes up.
+#[derive(Clone, Copy)]
+struct Cost {
+    bytes: usize,
+    /// What its answer may come to.
+    answer: usize,
+    /// It waits by its nature.
+    waits: bool,
+}
+
 /// What is remembered of an unanswered request.
 struct Asked {
     id: u64,
-    weight: usize,
+    cost: Cost,
     /// Text: the dialect from its answer on.
     dialect: Option<Dialect>,
     /// Text: the connection closes behind its answer.
@@ -73,10 +100,20 @@ pub struct Connection {
     /// Text: unanswered requests in order.
     asked: VecDeque<Asked>,
     /// Binary: unanswered requests, and the way back from correlation ids.
-    framed: HashMap<u64, (u64, usize)>,
+    framed: HashMap<u64, (u64, Cost)>,
     correlations: HashMap<u64, u64>,
     unanswered_bytes: usize,
+    /// What the answers to unanswered requests may come to.
+    owed_bytes: usize,
+    /// What the next large answer is expected to come to: twice the last ones at the most.
+    expected: usize,
+    /// Unanswered requests that wait by their nature.
+    waiting: usize,
     connected: bool,
+    /// What was read may hold more requests than were decoded.
+    held_back: bool,
+    /// The client has closed its side, or the node stops: what waits is not answered any more.
+    half_closed: bool,
     /// Nothing more is read; the connection closes when all is answered and written.
     closing: bool,
 }
@@ -104,19 +141,27 @@ impl Connection {
             framed: HashMap::new(),
             correlations: HashMap::new(),
             unanswered_bytes: 0,
+            owed_bytes: 0,
+            expected: VALUE_MAX,
+            waiting: 0,
             connected: false,
+            held_back: false,
+            half_closed: false,
             closing: false,
         }
     }
 
     /// Serves the connection until it ends.
     pub async fn serve(mut self) {
-        if let Err(error) = self.talk().await {
-            tracing::debug!("connection {}: {error}", self.number);
-        }
+        let ended = self.talk().await;
         self.shared.outlets.remove(self.number);
         if self.connected {
             self.shared.mailbox.post(Input::Disconnected { conn: self.number }, 64);
+        }
+        match ended {
+            Ok(()) if self.closing && !self.half_closed => self.linger().await,
+            Ok(()) => {}
+            Err(error) => tracing::debug!("connection {}: {error}", self.number),
         }
     }
 
@@ -124,13 +169,16 @@ impl Connection {
         loop {
             self.flush()?;
             let pending = self.written < self.write.len();
-            if self.closing && !pending && self.unanswered() == 0 {
+            let over = if self.half_closed { !self.has_answers_due() } else { self.unanswered() == 0 };
+            if self.closing && !pending && over {
                 return Ok(());
             }
-            let may_read = !self.closing
-                && self.unanswered() < PIPELINE_MAX
-                && self.unanswered_bytes < PIPELINE_BYTES_MAX
-                && self.write.len() - self.written < OUTPUT_MAX / 4;
+            if self.held_back && self.has_room() {
+                self.decode();
+                self.hand_over();
+                continue;
+            }
+            let may_read = !self.closing && !self.half_closed && self.has_room();
             tokio::select! {
                 biased;
                 () = self.outlet.news() => self.take_answers()?,
@@ -138,15 +186,65 @@ impl Connection {
                 ready = readable(&self.stream, &self.shared), if may_read => {
                     ready?;
                     if !self.read_some()? {
-                        return Ok(());
+                        self.leave();
                     }
                 }
+                // What is still unread may say that more was asked: only its end is looked for.
+                gone = gone(&self.stream), if !may_read && !self.half_closed => {
+                    gone?;
+                    if self.closing || self.waiting > 0 {
+                        self.leave();
+                    }
+                }
+                () = self.shared.stopping.cancelled(), if !self.half_closed => self.leave(),
+                () = sleep(GRACE), if self.half_closed => return Ok(()),
             }
         }
     }
 
+    /// Whether more may be asked.
+    fn has_room(&self) -> bool {
+        self.unanswered() < PIPELINE_MAX
+            && self.unanswered_bytes < PIPELINE_BYTES_MAX
+            && self.owed_bytes < OWED_FULL
+            && self.write.len() - self.written < OUTPUT_FULL
+    }
+
+    /// Closes this side and lets the client read what was written: closed at once, with bytes of the client
+    /// unread, the connection would be reset and the last words lost.
+    async fn linger(&mut self) {
+        let drain = async {
+            self.stream.shutdown().await?;
+            let mut scratch = Vec::with_capacity(READ);
+            loop {
+                scratch.clear();
+                self.stream.readable().await?;
+                match self.stream.try_read_buf(&mut scratch) {
+                    Ok(0) => return Ok(()),
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                    _ => {}
+                }
+            }
+        };
+        // A client that does not close its side in time is none of our concern.
+        let _: Result<io::Result<()>, _> = timeout(LINGER, drain).await;
+    }
+
     fn unanswered(&self) -> usize {
         self.asked.len() + self.framed.len()
+    }
+
+    /// Nobody will ask more here.
+    fn leave(&mut self) {
+        self.half_closed = true;
+        self.closing = true;
+    }
+
+    /// Whether something is unanswered that does not wait for anything.
+    fn has_answers_due(&self) -> bool {
+        // In order, nothing is answered before the first is.
+        self.asked.front().is_some_and(|first| !first.cost.waits)
+            || self.framed.values().any(|(_, cost)| !cost.waits)
     }
 
     /// Writes as much as the socket takes.
@@ -189,7 +287,12 @@ impl Connection {
                 Speech::Text { decoder: RequestDecoder::default(), dialect: Dialect::Inline }
             };
         }
+        self.held_back = false;
         while !self.closing {
+            if !self.has_room() {
+                self.held_back = true;
+                return;
+            }
             let more = match &mut self.speech {
                 Speech::Unknown => return,
                 Speech::Binary => self.next_frame(),
@@ -244,26 +347,51 @@ impl Connection {
     }
 
     /// An answer that is known: written at once when nothing stands before it.
-    fn answer_text(&mut self, reply: Reply, weight: usize, dialect: Option<Dialect>, last: bool) {
+    fn answer_text(&mut self, reply: Reply, bytes: usize, dialect: Option<Dialect>, last: bool) {
         if self.asked.is_empty() {
             self.write_text(dialect, &reply);
         } else {
-            self.ask_text(Want::Answered(reply), weight, dialect, last);
+            self.ask_text(Want::Answered(reply), bytes, dialect, last);
         }
     }
 
-    fn ask_text(&mut self, want: Want, weight: usize, dialect: Option<Dialect>, last: bool) {
-        let id = self.ask(want, None, None, weight);
-        self.asked.push_back(Asked { id, weight, dialect, last });
+    fn ask_text(&mut self, want: Want, bytes: usize, dialect: Option<Dialect>, last: bool) {
+        let (id, cost) = self.ask(want, None, None, bytes);
+        self.asked.push_back(Asked { id, cost, dialect, last });
     }
 
-    fn ask(&mut self, want: Want, client: Option<ClientSeq>, after: Option<u64>, weight: usize) -> u64 {
+    fn ask(
+        &mut self,
+        want: Want,
+        client: Option<ClientSeq>,
+        after: Option<u64>,
+        bytes: usize,
+    ) -> (u64, Cost) {
         let id = self.next_id;
         self.next_id += 1;
+        let waits = matches!(&want, Want::Op(op) if op.patience() > 0);
+        let answer = match &want {
+            // What waits must hold nobody up; its answers are few.
+            _ if waits || after.is_some() => 0,
+            Want::Op(op) if op.may_answer_much() => self.expected,
+            Want::Answered(reply) => outlet::weight_of(reply),
+            _ => 0,
+        };
         self.batch.push(Request { id, want, client, after });
-        self.batch_weight += weight;
-        self.unanswered_bytes += weight;
-        id
+        self.batch_weight += bytes;
+        self.unanswered_bytes += bytes;
+        self.owed_bytes += answer;
+        self.waiting += usize::from(waits);
+        (id, Cost { bytes, answer, waits })
+    }
+
+    fn no_longer_owed(&mut self, cost: Cost, reply: &Reply) {
+        self.unanswered_bytes -= cost.bytes;
+        self.owed_bytes -= cost.answer;
+        self.waiting -= usize::from(cost.waits);
+        if cost.answer > 0 {
+            self.expected = outlet::weight_of(reply).max(self.expected / 2).max(1);
+        }
     }
 
     fn next_frame(&mut self) -> bool {
@@ -289,6 +417,7 @@ impl Connection {
         Frame::Goodbye { reply }.encode(&mut self.write);
         self.closing = true;
         self.framed.clear();
+        self.waiting = 0;
     }
 
     fn frame_request(&mut self, request: RequestFrame) {
@@ -308,27 +437,29 @@ impl Connection {
             };
             find_number(opcode).ok_or_else(unknown).and_then(|spec| parse_as(spec, &args))
         };
+        let after = after.and_then(|after| self.correlations.get(&after).copied());
         let want = match command {
             Ok(Command::Op(op)) => Want::Op(op),
             Ok(Command::Node(ask)) => Want::Node(ask),
             Ok(Command::Connection(ConnAsk::SessionOpen)) => Want::OpenClient,
             Ok(Command::Connection(ConnAsk::SessionResume(id))) => Want::ResumeClient(id),
-            Ok(Command::Connection(ConnAsk::Quit)) => {
-                self.closing = true;
-                return Frame::Reply { correlation, reply: Reply::OK }.encode(&mut self.write);
-            }
             Ok(Command::Connection(ask)) => {
-                let reply = self.answerer.answer(ask, Dialect::Resp3).reply;
-                return Frame::Reply { correlation, reply }.encode(&mut self.write);
+                self.closing |= ask == ConnAsk::Quit;
+                Want::Answered(self.answerer.answer(ask, Dialect::Resp3).reply)
             }
-            Err(failure) => {
-                return Frame::Reply { correlation, reply: refusal(failure) }.encode(&mut self.write);
-            }
+            Err(failure) => Want::Answered(refusal(failure)),
         };
-        let after = after.and_then(|after| self.correlations.get(&after).copied());
-        let id = self.ask(want, client, after, weight);
-        self.framed.insert(id, (correlation, weight));
-        self.correlations.insert(correlation, id);
+        match want {
+            // Behind another request it takes its turn through the engine.
+            Want::Answered(reply) if after.is_none() => {
+                Frame::Reply { correlation, reply }.encode(&mut self.write);
+            }
+            want => {
+                let (id, cost) = self.ask(want, client, after, weight);
+                self.framed.insert(id, (correlation, cost));
+                self.correlations.insert(correlation, id);
+            }
+        }
     }
 
     /// Gives the engine what has been gathered.
@@ -362,23 +493,18 @@ impl Connection {
             tracing::warn!("connection {} is cut: its client does not read what it asked for", self.number);
             return Err(io::Error::other("too much output"));
         }
-        // What was held back by a full pipeline may be decoded already.
-        if !self.closing && !self.read.is_empty() && self.unanswered() < PIPELINE_MAX {
-            self.decode();
-            self.hand_over();
-        }
         Ok(())
     }
 
     fn answered(&mut self, id: u64, reply: Reply) {
-        if let Some((correlation, weight)) = self.framed.remove(&id) {
+        if let Some((correlation, cost)) = self.framed.remove(&id) {
             self.correlations.remove(&correlation);
-            self.unanswered_bytes -= weight;
+            self.no_longer_owed(cost, &reply);
             return Frame::Reply { correlation, reply }.encode(&mut self.write);
         }
         if let Some(asked) = self.asked.pop_front() {
             assert!(asked.id == id, "answers come in the order of the requests");
-            self.unanswered_bytes -= asked.weight;
+            self.no_longer_owed(asked.cost, &reply);
             self.write_text(asked.dialect, &reply);
             self.closing |= asked.last;
         }
@@ -417,6 +543,7 @@ impl Connection {
         }
         self.asked.clear();
         self.framed.clear();
+        self.waiting = 0;
         self.closing = true;
         self.connected = false;
     }
@@ -430,4 +557,15 @@ fn refusal(failure: Failure) -> Reply {
 async fn readable(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     shared.mailbox.room().await;
     stream.readable().await
+}
+
+/// Waits until the client has closed its side, without reading. Looks now and then: the bytes that are not
+/// read would wake it for ever.
+async fn gone(stream: &TcpStream) -> io::Result<()> {
+    loop {
+        sleep(LOOK).await;
+        if stream.ready(Interest::READABLE).await?.is_read_closed() {
+            return Ok(());
+        }
+    }
 }

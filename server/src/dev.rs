@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write, stdout};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -19,8 +19,6 @@ use crate::config::DevFlags;
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long the nodes may take to find a leader.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How many lines of a dead node's log are shown.
-const TAIL: usize = 5;
 
 struct Node {
     id: u16,
@@ -57,6 +55,9 @@ fn start(flags: &DevFlags) -> Result<Vec<Node>, String> {
     fs::create_dir_all(&flags.data_dir).map_err(failed)?;
     let port = |id: u16, offset: u16| format!("127.0.0.1:{}", flags.base_port + 10 * (id - 1) + offset);
     let spec: Vec<String> = (1..=flags.nodes).map(|id| format!("{id}={}", port(id, 1))).collect();
+    for port in (1..=flags.nodes).flat_map(|id| (0..3).map(move |offset| port(id, offset))) {
+        check_free(&port)?;
+    }
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut nodes = Vec::new();
     for id in 1..=flags.nodes {
@@ -118,11 +119,26 @@ async fn watch(nodes: &mut [Node]) -> Result<(), String> {
     }
 }
 
+/// A node that cannot have its port says so in its log; here it can be said before anything is started.
+fn check_free(address: &str) -> Result<(), String> {
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let port = address.rsplit(':').next().unwrap_or_default();
+            Err(format!(
+                "port {port} is taken by another process; stop it, or choose others with --base-port"
+            ))
+        }
+        Err(error) => {
+            Err(format!("cannot listen on {address}: {error}; choose other ports with --base-port"))
+        }
+    }
+}
+
 fn obituary(node: &Node, status: ExitStatus) -> String {
     let log = fs::read_to_string(&node.log).unwrap_or_default();
-    let tail: Vec<&str> = log.lines().rev().take(TAIL).collect();
-    let tail: String = tail.into_iter().rev().map(|line| format!("\n    {line}")).collect();
-    format!("node {} has ended ({status}); the last lines of {}:{tail}", node.id, node.log.display())
+    let last = log.lines().last().unwrap_or("it said nothing").trim_start_matches("quorate-server: ");
+    format!("node {} has ended ({status}): {last} (more in {})", node.id, node.log.display())
 }
 
 /// The client address of the leader, as a node sees it.
@@ -137,9 +153,9 @@ fn leader_seen_by(client: &str) -> Option<String> {
 }
 
 fn show(nodes: &[Node], leader: &str) {
-    let mut text = format!("\n{:<6}{:<18}{:<18}{:<18}\n", "node", "client", "peer", "admin");
+    let mut text = format!("\n{:<6}{:<18}{:<18}{:<18}leader\n", "node", "client", "peer", "admin");
     for node in nodes {
-        let mark = if node.client == leader { "leader" } else { "" };
+        let mark = if node.client == leader { "yes" } else { "" };
         let line = format!("{:<6}{:<18}{:<18}{:<18}{mark}", node.id, node.client, node.peer, node.admin);
         text.push_str(line.trim_end());
         text.push('\n');

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use quorate_engine::effect::{Effect, Effects, Input, Level, Member, Side, TICK};
 use quorate_engine::engine::Engine;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::journal::{Listener, SyncThread};
@@ -27,6 +28,8 @@ pub struct Shared {
     pub peers: Peers,
     /// What the system group knows of the nodes.
     pub members: Mutex<Vec<Member>>,
+    /// Cancelled when the node stops: no new clients, no new requests.
+    pub stopping: CancellationToken,
 }
 
 /// Tells the engine what the disk has done.
@@ -49,11 +52,15 @@ fn stop_at_once(why: &str) -> ! {
     std::process::exit(70);
 }
 
-/// Runs the engine until the mailbox says stop.
+/// How long a node that stops goes on to tell the groups which connections have gone; microseconds.
+const FAREWELL: u64 = 500_000;
+
+/// Runs the engine until the mailbox says stop, and then until there is nothing left to tell.
 pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
     let mut fx = Effects::new();
     let mut taken = Taken::default();
     let mut next_tick = clock::now().mono;
+    let mut stopped_at = None;
     loop {
         shared.mailbox.take(clock::until(next_tick, clock::now()), &mut taken);
         let now = clock::now();
@@ -67,7 +74,10 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
         engine.step(now, Input::EndOfTurn, &mut fx);
         perform(&mut fx, shared, &disk);
         if taken.stopped {
-            return disk.close();
+            let since = *stopped_at.get_or_insert(now.mono);
+            if engine.is_idle() || now.mono > since + FAREWELL {
+                return disk.close();
+            }
         }
     }
 }

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quorate_protocol::limits::CONNECTIONS_MAX;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
 
 use crate::answers::{Answerer, Desk};
 use crate::connection::Connection;
@@ -14,6 +16,34 @@ use crate::driver::Shared;
 
 /// The pause after a failed accept (no more file descriptors, most likely).
 const PAUSE: Duration = Duration::from_millis(100);
+/// Files that a node opens besides its clients' sockets: segments, ports, links, the runtime's own.
+const OTHER_FILES: usize = 1024;
+/// Refused clients that are told why at the same time; more are just closed.
+const REFUSED_MAX: usize = 256;
+/// How long a refused client may take to read why.
+const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Raises the process's bound of open files as far as it may, and returns how many clients fit under it.
+#[must_use]
+pub fn room_for_clients() -> usize {
+    let wanted = (CONNECTIONS_MAX + OTHER_FILES) as u64;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!("the number of open files cannot be raised: {error}");
+        }
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(wanted).min(wanted);
+    let files = usize::try_from(files).expect("it is at most what is wanted");
+    let clients = files.saturating_sub(OTHER_FILES).max(files / 2).min(CONNECTIONS_MAX);
+    if clients < CONNECTIONS_MAX {
+        tracing::warn!(
+            "only {clients} clients can be served: the process may open {files} files (ulimit -n)"
+        );
+    }
+    clients
+}
 
 /// Counts a connection as long as it lives.
 struct Counted(Arc<AtomicUsize>);
@@ -24,13 +54,23 @@ impl Drop for Counted {
     }
 }
 
-/// Accepts clients for as long as the process lives.
-pub async fn accept_all(listener: TcpListener, shared: Arc<Shared>, desk: Arc<Desk>) {
+/// Accepts up to `max` clients at a time, until the node stops; `tasks` are their connections.
+pub async fn accept_all(
+    listener: TcpListener,
+    max: usize,
+    shared: Arc<Shared>,
+    desk: Arc<Desk>,
+    tasks: TaskTracker,
+) {
     let count = Arc::new(AtomicUsize::new(0));
     // 0 is the node's own connection.
     let mut number = 0;
     loop {
-        let (mut stream, address) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.stopping.cancelled() => return,
+        };
+        let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!("accepting a client: {error}");
@@ -40,15 +80,14 @@ pub async fn accept_all(listener: TcpListener, shared: Arc<Shared>, desk: Arc<De
         };
         number += 1;
         let counted = Counted(Arc::clone(&count));
-        if count.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            tokio::spawn(async move {
-                let _counted = counted;
-                let text = format!(
-                    "-BUSY {CONNECTIONS_MAX} clients are connected; close some, or ask another node\r\n"
-                );
-                // The client may be gone already.
-                let _ = stream.write_all(text.as_bytes()).await;
-            });
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        if before >= max {
+            if before < max + REFUSED_MAX {
+                tokio::spawn(async move {
+                    refuse(stream, max).await;
+                    drop(counted);
+                });
+            }
             continue;
         }
         if stream.set_nodelay(true).is_err() {
@@ -56,9 +95,23 @@ pub async fn accept_all(listener: TcpListener, shared: Arc<Shared>, desk: Arc<De
         }
         let answerer = Answerer::new(number, address, Arc::clone(&desk));
         let connection = Connection::new(number, stream, Arc::clone(&shared), answerer);
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let _counted = counted;
             connection.serve().await;
         });
     }
+}
+
+/// Says why, and waits until it is read: closing a socket with unread bytes would take the words back.
+async fn refuse(mut stream: TcpStream, max: usize) {
+    let text = format!("-BUSY {max} clients are connected; close some, or ask another node\r\n");
+    let say = async {
+        stream.write_all(text.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut unread = [0; 512];
+        while stream.read(&mut unread).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    // The client may be gone already.
+    let _ = tokio::time::timeout(REFUSAL, say).await;
 }

@@ -43,7 +43,7 @@ pub struct Mailbox {
 pub struct Taken {
     /// In the order in which it is to be stepped.
     pub inputs: Vec<Input>,
-    /// The node is to stop.
+    /// The node is to stop; stays true once it is.
     pub stopped: bool,
 }
 
@@ -99,7 +99,7 @@ impl Mailbox {
         if lanes.urgent.is_empty() && lanes.work.is_empty() && !lanes.stopped && !patience.is_zero() {
             let _ = self.wake.wait_for(&mut lanes, patience);
         }
-        taken.stopped = lanes.stopped;
+        taken.stopped |= std::mem::take(&mut lanes.stopped);
         taken.inputs.append(&mut lanes.urgent);
         let was_full = lanes.are_full();
         lanes.urgent_bytes = 0;

@@ -3,8 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-use quorate_server::config::{CommandLine, Config, LogFormat, Plan};
+use quorate_server::config::{CommandLine, Config, LogFormat, Plan, one_line};
 use quorate_server::{dev, node};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -12,7 +11,16 @@ use tracing_subscriber::filter::LevelFilter;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let plan = match CommandLine::parse().plan() {
+    let line = match CommandLine::read() {
+        Ok(line) => line,
+        Err(error) if error.use_stderr() => return fail(&one_line(&error), USAGE),
+        Err(help) => {
+            // Nobody may be reading.
+            let _ = write!(std::io::stdout(), "{help}");
+            return ExitCode::SUCCESS;
+        }
+    };
+    let plan = match line.plan() {
         Ok(plan) => plan,
         Err(text) => return fail(&text, USAGE),
     };

@@ -3,16 +3,21 @@
 use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quorate_engine::engine::{Config as EngineConfig, Engine};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::TaskTracker;
 
 use crate::answers::Desk;
 use crate::config::Config;
 use crate::driver::{self, DiskListener, Shared};
 use crate::journal::{DataDir, SyncThread};
 use crate::{admin, clock, listen, peers};
+
+/// How long a node that stops goes on answering what it was asked before.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// Runs a node to its end.
 ///
@@ -28,7 +33,7 @@ pub fn run(config: &Config) -> Result<(), String> {
     let me = peers::Me { meta: recovered.meta.clone(), client_address: config.advertise.clone() };
     let desk = Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings()));
     tracing::info!(
-        "node {} starts for the {}. time; clients {}, peers {}, admin {}, data {}",
+        "node {} starts (boot {}): clients {}, peers {}, admin {}, data {}",
         config.node.0,
         recovered.meta.boot.0,
         ports.client_address,
@@ -48,11 +53,17 @@ pub fn run(config: &Config) -> Result<(), String> {
     runtime.block_on(async {
         peers::dial_all(&me, &shared);
         tokio::spawn(peers::accept_all(ports.peer, me, Arc::clone(&shared)));
-        tokio::spawn(listen::accept_all(ports.client, Arc::clone(&shared), desk));
+        let tasks = TaskTracker::new();
+        let max = listen::room_for_clients();
+        tokio::spawn(listen::accept_all(ports.client, max, Arc::clone(&shared), desk, tasks.clone()));
         tokio::spawn(admin::serve(ports.admin, Arc::clone(&shared)));
         until_told(config.end_with_stdin).await;
+        tracing::info!("node {} stops", config.node.0);
+        shared.stopping.cancel();
+        tasks.close();
+        // Who has not read its answers by then does not get them.
+        let _ = tokio::time::timeout(DRAIN, tasks.wait()).await;
     });
-    tracing::info!("node {} stops", config.node.0);
     shared.mailbox.stop();
     // A panic of the engine has been reported where it happened, and has ended the process.
     let _ = thread.join();

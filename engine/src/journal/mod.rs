@@ -30,6 +30,11 @@ pub use recover::{Contents, Damage, Options, read_meta, recover};
 
 use record::{ALIGN, HEADER, Kind, Place, Record, size_of_body};
 
+/// An entry that holds a batch of commands (or nothing: a new leader's first).
+pub const COMMANDS: u8 = 0;
+/// An entry that changes a group's voters. The number is taken; no release proposes one yet.
+pub const CONFIGURATION: u8 = 1;
+
 wire_struct! {
     /// One entry of a group's Raft log.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +45,7 @@ wire_struct! {
         pub term: Term,
         /// Its place in the log. It replaces whatever the log held there and after it.
         pub index: Index,
-        /// 0 for commands; other kinds belong to `consensus.rs`.
+        /// `COMMANDS`, or `CONFIGURATION`.
         pub kind: u8,
         /// The entry's bytes.
         pub data: Bytes,
@@ -273,6 +278,13 @@ impl Journal {
     #[must_use]
     pub fn next_segment(&self) -> (File, u64) {
         (File::Segment(self.segment + 1), self.segment_size)
+    }
+
+    /// Whether the open segment is filled so far that the next one is worth making: a node that writes
+    /// little never makes one in vain.
+    #[must_use]
+    pub fn wants_next(&self) -> bool {
+        self.end >= self.size / 4
     }
 
     fn place(&self, offset: u64) -> Place {

@@ -51,7 +51,8 @@ impl core::fmt::Display for Damage {
         let Self { file, offset, what } = self;
         write!(
             f,
-            "{} is damaged at offset {offset}: {what}; this node must not vote with it: restore the directory from a copy",
+            "{} is damaged at offset {offset}: {what}; this node must not vote with it: bring back a copy of the \
+             directory that was made after the node's last stop, an older one has forgotten what it promised",
             file.path()
         )
     }

@@ -51,8 +51,7 @@ impl core::fmt::Display for Owner {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Named(name) => write!(f, "{}", name.escape_ascii()),
-            // The counter as its node counts; the boot above it would tell a person nothing.
-            Self::Conn(conn) => write!(f, "conn:{}.{}", conn.node.0, conn.counter & ((1 << 40) - 1)),
+            Self::Conn(conn) => write!(f, "conn:{}.{}.{}", conn.node.0, conn.boot().0, conn.number()),
         }
     }
 }

@@ -95,11 +95,35 @@ impl DataDir {
                 contents = dir.read().map_err(failed)?;
             }
         }
-        let (recovered, mut journal, ios) =
+        let (mut recovered, mut journal, ios) =
             journal::recover(&contents, &Options::new(SEGMENT_SIZE)).map_err(damaged)?;
         Disk::new(path).perform(&ios).map_err(failed)?;
         journal.done();
+        dir.give_back(&contents, &ios, &journal).map_err(failed)?;
+        detach(&contents, &mut recovered);
         Ok((dir, recovered, journal))
+    }
+
+    /// Gives back the room behind the seals that recovery has written, and files that were made ahead in
+    /// vain: each start opens a new segment, and many starts must not fill the disk.
+    fn give_back(&self, contents: &Contents, ios: &[Io], journal: &Journal) -> io::Result<()> {
+        for io in ios {
+            if let Io::Write { file: Name::Segment(number), offset, bytes } = io
+                && contents.segments.contains_key(number)
+            {
+                let path = self.path.join(Name::Segment(*number).path());
+                OpenOptions::new().write(true).open(path)?.set_len(offset + bytes.len() as u64)?;
+            }
+        }
+        let ahead = prepared_path(&self.path, journal.next_segment().0);
+        for file in fs::read_dir(self.path.join("journal"))? {
+            let path = file?.path();
+            let left_over = path.extension().is_some_and(|end| end == "making" || end == "next");
+            if left_over && path != ahead {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Its path.
@@ -161,6 +185,18 @@ impl Founding {
             partitions: self.partitions,
             founders: self.founders.clone(),
         })
+    }
+}
+
+/// Entries are read as parts of their segment's bytes and keep all of them in memory. If most of those are
+/// empty room, the entries are copied out instead.
+fn detach(contents: &Contents, recovered: &mut Recovered) {
+    let read: usize = contents.segments.values().map(Bytes::len).sum();
+    let entries = || recovered.entries.values().flatten();
+    if entries().map(|entry| entry.data.len()).sum::<usize>() < read / 2 {
+        for entry in recovered.entries.values_mut().flatten() {
+            entry.data = Bytes::copy_from_slice(&entry.data);
+        }
     }
 }
 
@@ -341,6 +377,12 @@ mod tests {
             assert_eq!(recovered.entries.get(&GroupId(3)).map_or(0, Vec::len) as u64, boot - 1);
             commit(&dir, &mut journal, boot);
         }
+        let size = |number| fs::metadata(scratch.0.join(Name::Segment(number).path())).unwrap().len();
+        assert!(
+            size(1) < 16 << 10 && size(2) < 16 << 10,
+            "a sealed segment takes no more room than it needs"
+        );
+        assert_eq!(size(3), SEGMENT_SIZE);
     }
 
     #[test]

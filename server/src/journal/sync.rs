@@ -87,7 +87,7 @@ impl<L: Listener> Worker<L> {
         let mut asked = None;
         loop {
             let next = self.journal.next_segment();
-            if asked != Some(next) && preparer.ask(next) {
+            if asked != Some(next) && self.journal.wants_next() && preparer.ask(next) {
                 asked = Some(next);
             }
             let Some(batches) = self.wait() else { return };

@@ -1,0 +1,145 @@
+//! The cluster, as the node at the other end sees it.
+
+use quorate_protocol::reply::Reply;
+
+use crate::session::Again;
+use crate::values::{Fields, list, maybe, number, text, unexpected};
+use crate::{Client, Error};
+
+/// A node's view of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Its id.
+    pub node: u64,
+    /// The cluster's id, in hexadecimal.
+    pub cluster: String,
+    /// How often it has started.
+    pub boot: u64,
+    /// Its role in the system group.
+    pub role: String,
+    /// Whether its session with the system group is open: without one it takes no locks and hands out no
+    /// messages.
+    pub has_session: bool,
+    /// The groups of which it holds a replica.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// A node's view of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// 0 is the system group, others are partitions.
+    pub group: u64,
+    /// The node's role.
+    pub role: String,
+    /// Its term.
+    pub term: u64,
+    /// The leader it knows of.
+    pub leader: Option<u64>,
+    /// Its commit index.
+    pub commit: u64,
+    /// Its applied index.
+    pub applied: u64,
+    /// The digest of its state at the applied index; equal on all replicas at the same one.
+    pub digest: String,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub node: u64,
+    /// Where its clients connect; empty until it has told.
+    pub client: String,
+    /// Where other nodes connect.
+    pub peer: String,
+    /// How many groups it leads.
+    pub leads: u64,
+}
+
+/// Where a partition lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionInfo {
+    /// Its number; 1 and up.
+    pub partition: u64,
+    /// The node that leads it, if known.
+    pub leader: Option<u64>,
+    /// The nodes that hold it.
+    pub replicas: Vec<u64>,
+}
+
+impl Client {
+    /// STATUS: the node's own view.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn status(&self) -> Result<Status, Error> {
+        let mut fields = Fields::of(self.ask("STATUS", Vec::new(), Again::Read).await?)?;
+        Ok(Status {
+            node: number(fields.take("node"))?,
+            cluster: text(fields.take("cluster"))?,
+            boot: number(fields.take("boot"))?,
+            role: text(fields.take("role"))?,
+            has_session: text(fields.take("session"))? == "open",
+            groups: list(fields.take("groups"), group)?,
+        })
+    }
+
+    /// LEADER: id and client address of the node that leads the system group, as far as the node knows.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn leader(&self) -> Result<Option<(u64, String)>, Error> {
+        let reply = self.ask("LEADER", Vec::new(), Again::Read).await?;
+        maybe(reply, |reply| {
+            let Reply::Array(values) = reply else { return Err(unexpected(reply)) };
+            let Ok([id, address]) = <[Reply; 2]>::try_from(values) else {
+                return Err(unexpected(Reply::Nil));
+            };
+            Ok((number(id)?, text(address)?))
+        })
+    }
+
+    /// MEMBERS: the nodes.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn members(&self) -> Result<Vec<Member>, Error> {
+        list(self.ask("MEMBERS", Vec::new(), Again::Read).await?, |row| {
+            let mut fields = Fields::of(row)?;
+            Ok(Member {
+                node: number(fields.take("node"))?,
+                client: text(fields.take("client"))?,
+                peer: text(fields.take("peer"))?,
+                leads: number(fields.take("leads"))?,
+            })
+        })
+    }
+
+    /// PARTITIONS: who leads and who holds each partition.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn partitions(&self) -> Result<Vec<PartitionInfo>, Error> {
+        list(self.ask("PARTITIONS", Vec::new(), Again::Read).await?, |row| {
+            let mut fields = Fields::of(row)?;
+            Ok(PartitionInfo {
+                partition: number(fields.take("partition"))?,
+                leader: maybe(fields.take("leader"), number)?,
+                replicas: list(fields.take("replicas"), number)?,
+            })
+        })
+    }
+}
+
+fn group(row: Reply) -> Result<GroupStatus, Error> {
+    let mut fields = Fields::of(row)?;
+    Ok(GroupStatus {
+        group: number(fields.take("group"))?,
+        role: text(fields.take("role"))?,
+        term: number(fields.take("term"))?,
+        leader: maybe(fields.take("leader"), number)?,
+        commit: number(fields.take("commit"))?,
+        applied: number(fields.take("applied"))?,
+        digest: text(fields.take("digest"))?,
+    })
+}
