@@ -118,6 +118,8 @@ struct Slot {
 struct Lane {
     reads: u32,
     writes: u32,
+    /// An unanswered read stands behind a write: so do all reads behind it, or they would overtake it.
+    behind: bool,
     term: Term,
     run: u64,
     refused_upto: u64,
@@ -465,7 +467,8 @@ impl Gateway {
             let to = route.leader.expect("may_go has seen it");
             let lane = lanes.entry(part.group).or_default();
             lane.term = route.term;
-            let behind = conn.ordered && slot.read && lane.writes > 0;
+            let behind = conn.ordered && slot.read && (lane.writes > 0 || (lane.reads > 0 && lane.behind));
+            lane.behind = behind;
             *if slot.read { &mut lane.reads } else { &mut lane.writes } += 1;
             if keeps_something(&part.work) {
                 owns.insert(part.group);

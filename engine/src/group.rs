@@ -352,15 +352,15 @@ impl Group {
         self.rounds.insert(context, Round { asked: now, floor, reads });
     }
 
-    /// Asks again for rounds that raft has dropped or lost.
+    /// Asks again for rounds that raft has dropped or lost: for all of them at once, so that none overtakes another.
     fn retry_reads(&mut self, now: u64) {
-        let late = |round: &Round| now >= round.asked + READ_RETRY;
-        let contexts: Vec<u64> =
-            self.rounds.iter().filter(|(_, round)| late(round)).map(|(&context, _)| context).collect();
-        for context in contexts {
-            let round = self.rounds.remove(&context).expect("it was just seen");
-            self.start_round(now, round.floor, round.reads);
+        if !self.rounds.values().any(|round| now >= round.asked + READ_RETRY) {
+            return;
         }
+        let rounds = core::mem::take(&mut self.rounds);
+        let floor = rounds.values().map(|round| round.floor).max().unwrap_or(0);
+        let reads = rounds.into_values().flat_map(|round| round.reads).collect();
+        self.start_round(now, floor, reads);
     }
 
     /// Works off what consensus has brought about, and hands out what goes to disk and to peers.
@@ -369,10 +369,13 @@ impl Group {
         self.notice_role(now);
         let mut progress = progress?;
         for (context, index) in core::mem::take(&mut progress.reads) {
-            let Some(round) = self.rounds.remove(&context) else { continue };
-            for read in round.reads {
-                let at = if read.behind { index.max(round.floor) } else { index };
-                self.ready_reads.entry(at).or_default().push(read);
+            // What holds for a round holds for all that were asked before it.
+            let later = self.rounds.split_off(&(context + 1));
+            for round in core::mem::replace(&mut self.rounds, later).into_values() {
+                for read in round.reads {
+                    let at = if read.behind { index.max(round.floor) } else { index };
+                    self.ready_reads.entry(at).or_default().push(read);
+                }
             }
         }
         for entry in core::mem::take(&mut progress.committed) {
