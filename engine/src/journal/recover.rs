@@ -251,8 +251,10 @@ impl Reader {
             };
             if (header.previous_segment, header.previous_end) != (last.number, last.end) || !last.sealed {
                 let (previous, end) = (header.previous_segment, header.previous_end);
+                let (read, number) = (last.end, last.number);
                 let what = format!(
-                    "it follows offset {end} of segment {previous}, which cannot be read up to there"
+                    "it follows offset {end} of segment {previous}, but segment {number} can be read up to {read} only, and there it is {}sealed",
+                    if last.sealed { "" } else { "not " }
                 );
                 return damage(file, 0, what);
             }
