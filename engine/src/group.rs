@@ -302,6 +302,13 @@ impl Group {
     fn propose(&mut self, stamp: u64) {
         let open = core::mem::take(&mut self.open);
         self.open_bytes = 0;
+        #[cfg(feature = "faults")]
+        if self.faults.honest_codes_broken && self.next_context.is_multiple_of(7) {
+            for (sending, Logged { asker, .. }) in &open {
+                let lie = Verdict::Reply(Reply::error(Code::TryAgain, "a lie"));
+                self.refuse(asker.conn, asker.request, *sending, lie);
+            }
+        }
         let mut entry = Batch::begin(stamp);
         let mut askers: Vec<Asker> = Vec::new();
         for (_, logged) in open {
@@ -323,13 +330,6 @@ impl Group {
         self.in_flight.entries.push_back((index, askers.len(), bytes));
         self.in_flight.commands += askers.len();
         self.in_flight.bytes += bytes;
-        #[cfg(feature = "faults")]
-        if self.faults.honest_codes_broken && self.next_context.is_multiple_of(7) {
-            for asker in askers {
-                let reply = Reply::error(Code::TryAgain, "a lie");
-                self.tell_answer(asker.conn, asker.request, Verdict::Reply(reply));
-            }
-        }
     }
 
     fn ask_read_round(&mut self, now: u64) {

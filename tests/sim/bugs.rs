@@ -37,6 +37,14 @@ pub enum Bug {
     ConditionsIgnored,
     /// A DEL is answered and not done.
     LostDelete,
+    /// A PUB is answered and not kept.
+    LostMessage,
+    /// An ACK is answered and not done.
+    LostAck,
+    /// A publisher's id is not looked at.
+    DedupeIgnored,
+    /// A message whose lease ends is gone.
+    NoRedelivery,
 }
 
 impl Bug {
@@ -75,6 +83,10 @@ impl Bug {
             Self::DishonestCode => faults.honest_codes_broken = true,
             Self::ConditionsIgnored => faults.store.conditions_ignored = true,
             Self::LostDelete => faults.store.lost_delete = true,
+            Self::LostMessage => faults.queues.lost_message = true,
+            Self::LostAck => faults.queues.lost_ack = true,
+            Self::DedupeIgnored => faults.queues.dedupe_ignored = true,
+            Self::NoRedelivery => faults.queues.no_redelivery = true,
             Self::RecycledRecord | Self::VoteForgotten => {}
         }
     }
