@@ -149,6 +149,31 @@ async fn a_thousand_writes_at_once() {
     assert_eq!(client.connections(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_by_the_hundred_cut_neither_clients_nor_links() {
+    let cluster = Cluster::start(3);
+    let client = patient(&cluster, 3).await;
+    assert_eq!(client.set("big", vec![1; 1 << 20], Set::default()).await, Ok(true));
+    // Through every node: one leads, the others hear the answers over their links.
+    let mut large = JoinSet::new();
+    for n in 0..6 {
+        let client = patient(&cluster, n % 3 + 1).await;
+        for _ in 0..50 {
+            let client = client.clone();
+            large.spawn(async move { client.get("big").await.map(|value| value.map(|value| value.len())) });
+        }
+    }
+    assert!(large.join_all().await.into_iter().all(|length| length == Ok(Some(1 << 20))));
+    assert!(!cluster.logs().contains("is closed"), "{}", cluster.logs());
+    let mut large = JoinSet::new();
+    for _ in 0..200 {
+        let client = client.clone();
+        large.spawn(async move { client.get("big").await.map(|value| value.map(|value| value.len())) });
+    }
+    assert!(large.join_all().await.into_iter().all(|length| length == Ok(Some(1 << 20))));
+    assert_eq!(client.connections(), 1, "nobody was cut");
+}
+
 /// Adds 1 again and again in eight tasks until told to stop; counts what succeeded.
 fn count_up(client: &Client, done: &Arc<AtomicI64>, stop: &Arc<AtomicBool>) -> JoinSet<Vec<Error>> {
     let mut tasks = JoinSet::new();
