@@ -21,6 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks at a state that is waited for.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Milliseconds of a clock that never falls, to measure how long something took.
+#[must_use]
+pub fn millis() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    part(time.tv_sec) * 1000 + part(time.tv_nsec) / 1_000_000
+}
+
 /// Looks again and again until `look` finds something; fails with `what` when it takes too long.
 ///
 /// # Panics
@@ -97,6 +105,33 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
     listeners.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
+/// What a program that has ended has left.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote.
+    pub out: String,
+    /// What it complained about.
+    pub err: String,
+}
+
+/// Runs a program to its end, with these bytes to read.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn run(command: &mut Command, input: &str) -> Ran {
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().expect("the program starts");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    // It may end without having read it.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("the process is ours");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
 /// One node of a cluster.
 #[derive(Debug)]
 struct Node {
@@ -134,28 +169,33 @@ impl Cluster {
         &mut self.nodes[id - 1]
     }
 
+    /// The command that starts a node.
+    #[must_use]
+    pub fn command(&self, id: usize) -> Command {
+        let spec: Vec<String> =
+            self.nodes.iter().zip(1..).map(|(node, id)| format!("{id}=127.0.0.1:{}", node.peer)).collect();
+        let address = |port: u16| format!("127.0.0.1:{port}");
+        let node = &self.nodes[id - 1];
+        let mut command = Command::new(binary());
+        command.args(["--node-id", &id.to_string(), "--initial-cluster", &spec.join(",")]);
+        command.args(["--listen", &address(node.client), "--peer-listen", &address(node.peer)]);
+        command.args(["--admin-listen", &address(node.admin)]).arg("--data-dir").arg(self.data_dir(id));
+        command
+    }
+
     /// Starts a node that does not run.
     ///
     /// # Panics
     /// When it runs already, or its process cannot be started.
     pub fn spawn(&mut self, id: usize) {
-        let spec: Vec<String> = self
-            .nodes
-            .iter()
-            .enumerate()
-            .map(|(i, node)| format!("{}=127.0.0.1:{}", i + 1, node.peer))
-            .collect();
         let log =
             std::fs::File::options().create(true).append(true).open(self.log_path(id)).expect("a log file");
-        let data = self.scratch.path().join(format!("node{id}"));
-        let address = |port: u16| format!("127.0.0.1:{port}");
+        // It ends with its standard input, so that nothing is left behind when a test is killed.
+        let mut command = self.command(id);
+        command.arg("--end-with-stdin").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         let node = self.node(id);
         assert!(node.child.is_none(), "node {id} runs already");
-        let mut command = Command::new(binary());
-        command.args(["--node-id", &id.to_string(), "--initial-cluster", &spec.join(",")]);
-        command.args(["--listen", &address(node.client), "--peer-listen", &address(node.peer)]);
-        command.args(["--admin-listen", &address(node.admin)]).arg("--data-dir").arg(data);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        let child = command.spawn();
         node.child = Some(child.expect("the server's process starts"));
     }
 
@@ -186,6 +226,18 @@ impl Cluster {
     #[must_use]
     pub fn data_dir(&self, id: usize) -> PathBuf {
         self.scratch.path().join(format!("node{id}"))
+    }
+
+    /// How many nodes there are.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A node's client port.
+    #[must_use]
+    pub fn port(&self, id: usize) -> u16 {
+        self.nodes[id - 1].client
     }
 
     /// What a node has logged.
@@ -252,6 +304,15 @@ impl Cluster {
         child.wait().expect("the process is ours").code()
     }
 
+    /// SIGTERM, and waits until the process is gone; returns its exit code.
+    ///
+    /// # Panics
+    /// When the node does not run.
+    pub fn stop(&mut self, id: usize) -> Option<i32> {
+        self.signal(id, Signal::TERM);
+        self.wait_exit(id)
+    }
+
     /// kill -9 and start again.
     pub fn crash(&mut self, id: usize) {
         self.kill(id);
@@ -312,7 +373,8 @@ impl Client {
         self.try_line().expect("an answer comes")
     }
 
-    fn try_line(&mut self) -> Option<String> {
+    /// One line of an answer, if the connection stands.
+    pub fn try_line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.stream.read_line(&mut line).ok()?;
         (read > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned())
@@ -322,6 +384,20 @@ impl Client {
     pub fn ask(&mut self, line: &str) -> String {
         self.say(line);
         self.line()
+    }
+
+    /// Sends a line and returns the first line of its answer, if the connection stands.
+    pub fn try_first(&mut self, line: &str) -> Option<String> {
+        self.stream.get_mut().write_all(format!("{line}\n").as_bytes()).ok()?;
+        self.try_line()
+    }
+
+    /// Sends no more; answers still come.
+    ///
+    /// # Panics
+    /// When the connection is gone.
+    pub fn hush(&mut self) {
+        self.stream.get_mut().shutdown(std::net::Shutdown::Write).expect("the connection stands");
     }
 
     /// Sends a line whose answer may take several, and returns them all. The end is marked by an ECHO.
