@@ -11,8 +11,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, Index, NodeId, Term};
-use quorate_protocol::limits::LOG_MAX;
-use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage};
+use quorate_protocol::limits::{LINK_FRAME_TARGET, LOG_MAX};
+use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage, Verdict};
 use quorate_protocol::reply::Reply;
 
 use crate::consensus::{Role, Setup};
@@ -370,14 +370,23 @@ impl Engine {
             self.deliver_answers(fx);
         }
         for (peer, pushes) in pushes {
-            fx.push(link_pushes(peer, pushes));
+            let weight = |(_, delivery): &(_, Delivery)| 128 + delivery.topic.len() + delivery.body.len();
+            for pushes in in_frames(pushes, weight) {
+                fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Pushes(pushes) });
+            }
         }
         here
     }
 
     fn deliver_answers(&mut self, fx: &mut Effects) {
         for (peer, answers) in core::mem::take(&mut self.answers) {
-            fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Answers(answers) });
+            let weight = |answer: &Answer| match &answer.verdict {
+                Verdict::Reply(reply) => 128 + reply.weight(),
+                Verdict::Moved => 128,
+            };
+            for answers in in_frames(answers, weight) {
+                fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Answers(answers) });
+            }
         }
     }
 
@@ -536,8 +545,20 @@ fn leads_line(leading: &[(GroupId, Term)]) -> String {
     }
 }
 
-fn link_pushes(peer: NodeId, pushes: Vec<(quorate_protocol::id::ConnId, Delivery)>) -> Effect {
-    Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Pushes(pushes) }
+/// Cuts what a turn has for a peer into frames of a moderate size; one larger thing fits alone.
+fn in_frames<T>(all: Vec<T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut frames: Vec<Vec<T>> = Vec::new();
+    let mut size = usize::MAX;
+    for one in all {
+        let more = weight(&one);
+        if size.saturating_add(more) > LINK_FRAME_TARGET {
+            frames.push(Vec::new());
+            size = 0;
+        }
+        size += more;
+        frames.last_mut().expect("it was just pushed").push(one);
+    }
+    frames
 }
 
 fn map<const N: usize>(fields: [(&str, Reply); N]) -> Reply {
