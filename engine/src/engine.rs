@@ -11,7 +11,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, Index, NodeId, Term};
-use quorate_protocol::limits::{LINK_FRAME_TARGET, LOG_MAX};
+use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
 use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage, Verdict};
 use quorate_protocol::reply::Reply;
 
@@ -268,16 +268,24 @@ impl Engine {
     }
 
     fn send_raft(&self, messages: Vec<RaftMessage>, with_leading: bool, fx: &mut Effects) {
-        let mut frames: BTreeMap<NodeId, RaftFrame> = BTreeMap::new();
-        for message in messages {
-            frames.entry(message.to).or_default().messages.push(message);
-        }
         if with_leading {
-            for (node, _) in self.meta.founders.iter().filter(|(node, _)| *node != self.me) {
-                frames.entry(*node).or_default().leading = self.leading.clone();
+            for &(to, _) in self.meta.founders.iter().filter(|(node, _)| *node != self.me) {
+                let frame = RaftFrame { leading: self.leading.clone(), ..RaftFrame::default() };
+                fx.push(Effect::Raft { to, frame });
             }
         }
-        fx.extend(frames.into_iter().map(|(to, frame)| Effect::Raft { to, frame }));
+        let mut by_peer: BTreeMap<NodeId, Vec<RaftMessage>> = BTreeMap::new();
+        for message in messages {
+            by_peer.entry(message.to).or_default().push(message);
+        }
+        let weight =
+            |message: &RaftMessage| message.entries.iter().map(|entry| 64 + entry.data.len()).sum::<usize>();
+        for (to, messages) in by_peer {
+            for messages in in_frames(messages, weight) {
+                let frame = RaftFrame { messages, leading: Vec::new() };
+                fx.push(Effect::Raft { to, frame });
+            }
+        }
     }
 
     fn end_turn(&mut self, mono: u64, fx: &mut Effects) {
@@ -551,7 +559,7 @@ fn in_frames<T>(all: Vec<T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
     let mut size = usize::MAX;
     for one in all {
         let more = weight(&one);
-        if size.saturating_add(more) > LINK_FRAME_TARGET {
+        if size.saturating_add(more) > PEER_FRAME_TARGET {
             frames.push(Vec::new());
             size = 0;
         }
