@@ -14,8 +14,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, Index, NodeId, Term};
-use quorate_protocol::limits::LOG_MAX;
-use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage};
+use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
+use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage, Verdict};
 use quorate_protocol::reply::Reply;
 
 use crate::consensus::{Role, Setup};
@@ -281,17 +281,25 @@ impl Engine {
     }
 
     fn send_raft(&self, messages: Vec<RaftMessage>, with_leading: bool, fx: &mut Effects) {
-        let mut frames: BTreeMap<NodeId, RaftFrame> = BTreeMap::new();
-        for message in messages {
-            frames.entry(message.to).or_default().messages.push(message);
-        }
         if with_leading {
-            for (node, _) in self.meta.founders.iter().filter(|(node, _)| *node != self.me) {
-                let leading = self.leading.iter().map(|(&group, &term)| (group, term));
-                frames.entry(*node).or_default().leading = leading.collect();
+            let leading: Vec<_> = self.leading.iter().map(|(&group, &term)| (group, term)).collect();
+            for &(to, _) in self.meta.founders.iter().filter(|(node, _)| *node != self.me) {
+                let frame = RaftFrame { leading: leading.clone(), ..RaftFrame::default() };
+                fx.push(Effect::Raft { to, frame });
             }
         }
-        fx.extend(frames.into_iter().map(|(to, frame)| Effect::Raft { to, frame }));
+        let mut by_peer: BTreeMap<NodeId, Vec<RaftMessage>> = BTreeMap::new();
+        for message in messages {
+            by_peer.entry(message.to).or_default().push(message);
+        }
+        let weight =
+            |message: &RaftMessage| message.entries.iter().map(|entry| 64 + entry.data.len()).sum::<usize>();
+        for (to, messages) in by_peer {
+            for messages in in_frames(messages, weight) {
+                let frame = RaftFrame { messages, leading: Vec::new() };
+                fx.push(Effect::Raft { to, frame });
+            }
+        }
     }
 
     fn end_turn(&mut self, mono: u64, fx: &mut Effects) {
@@ -387,14 +395,23 @@ impl Engine {
             self.deliver_answers(fx);
         }
         for (peer, pushes) in pushes {
-            fx.push(link_pushes(peer, pushes));
+            let weight = |(_, delivery): &(_, Delivery)| 128 + delivery.topic.len() + delivery.body.len();
+            for pushes in in_frames(pushes, weight) {
+                fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Pushes(pushes) });
+            }
         }
         here
     }
 
     fn deliver_answers(&mut self, fx: &mut Effects) {
         for (peer, answers) in core::mem::take(&mut self.answers) {
-            fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Answers(answers) });
+            let weight = |answer: &Answer| match &answer.verdict {
+                Verdict::Reply(reply) => 128 + reply.weight(),
+                Verdict::Moved => 128,
+            };
+            for answers in in_frames(answers, weight) {
+                fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Answers(answers) });
+            }
         }
     }
 
@@ -556,8 +573,20 @@ fn leads_line(leading: &BTreeMap<GroupId, Term>) -> String {
     }
 }
 
-fn link_pushes(peer: NodeId, pushes: Vec<(quorate_protocol::id::ConnId, Delivery)>) -> Effect {
-    Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Pushes(pushes) }
+/// Cuts what a turn has for a peer into frames of a moderate size; one larger thing fits alone.
+fn in_frames<T>(all: Vec<T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut frames: Vec<Vec<T>> = Vec::new();
+    let mut size = usize::MAX;
+    for one in all {
+        let more = weight(&one);
+        if size.saturating_add(more) > PEER_FRAME_TARGET {
+            frames.push(Vec::new());
+            size = 0;
+        }
+        size += more;
+        frames.last_mut().expect("it was just pushed").push(one);
+    }
+    frames
 }
 
 fn map<const N: usize>(fields: [(&str, Reply); N]) -> Reply {
