@@ -477,7 +477,8 @@ impl Group {
                     self.tell_reply(to, reply);
                 }
                 Outcome::Push { to, delivery } => {
-                    if self.clock.is_some() {
+                    // What the log held at the start was pushed in its time; what was lost comes back by its lease.
+                    if self.clock.is_some() && self.applied > self.replayed {
                         self.told.push(Told::Push(to, delivery));
                     }
                 }
