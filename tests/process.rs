@@ -284,6 +284,15 @@ impl Cluster {
         })
     }
 
+    /// A node's process id.
+    ///
+    /// # Panics
+    /// When the node does not run.
+    #[must_use]
+    pub fn pid(&self, id: usize) -> u32 {
+        self.nodes[id - 1].child.as_ref().expect("the node runs").id()
+    }
+
     /// Sends a signal to a node's process.
     ///
     /// # Panics

@@ -335,6 +335,16 @@ impl Op {
         }
     }
 
+    /// Whether the answer may be large.
+    #[must_use]
+    pub fn may_answer_much(&self) -> bool {
+        match self {
+            Self::Get(_) | Self::Fetch(_) | Self::LockInfo(_) => true,
+            Self::Set(set) => set.get,
+            _ => false,
+        }
+    }
+
     /// Bytes that the command holds on to.
     #[must_use]
     pub fn weight(&self) -> usize {

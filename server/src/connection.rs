@@ -8,6 +8,8 @@
 //! Invariants:
 //! - Nothing is read or decoded while `PIPELINE_MAX` requests or `PIPELINE_BYTES_MAX` bytes are unanswered,
 //!   or much output waits to be written; nothing is read while the mailbox is full.
+//! - Answers that may be large are asked for a few at a time, until their size is known: a client that reads
+//!   must never be cut for a pipeline of ordinary depth.
 //! - The dialect changes between two answers, where the request that changed it stands.
 //! - An idle connection holds no read buffer.
 //! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
@@ -23,7 +25,7 @@ use quorate_engine::effect::{Input, Request, Want};
 use quorate_protocol::command::{Command, ConnAsk, find_number, parse, parse_as};
 use quorate_protocol::frame::{self, Frame, MAGIC, RequestFrame};
 use quorate_protocol::id::ClientSeq;
-use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX};
+use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX, VALUE_MAX};
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::{Code, Failure, Reply};
@@ -34,7 +36,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::answers::{Answered, Answerer};
 use crate::driver::Shared;
-use crate::outlet::{Out, Outlet};
+use crate::outlet::{self, Out, Outlet};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
@@ -42,6 +44,8 @@ const READ: usize = 16 << 10;
 const KEEP: usize = 0;
 /// Output above which requests wait.
 const OUTPUT_FULL: usize = OUTPUT_MAX / 4;
+/// Expected bytes of answers above which requests wait.
+const OWED_FULL: usize = OUTPUT_MAX / 2;
 /// How long a client that has closed its side waits for its next answer.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a connection that was closed from here is drained, so that the last words are not lost in a reset.
@@ -63,6 +67,8 @@ enum Speech {
 #[derive(Clone, Copy)]
 struct Cost {
     bytes: usize,
+    /// What its answer may come to.
+    answer: usize,
     /// It waits by its nature.
     waits: bool,
 }
@@ -97,6 +103,10 @@ pub struct Connection {
     framed: HashMap<u64, (u64, Cost)>,
     correlations: HashMap<u64, u64>,
     unanswered_bytes: usize,
+    /// What the answers to unanswered requests may come to.
+    owed_bytes: usize,
+    /// What the next large answer is expected to come to: twice the last ones at the most.
+    expected: usize,
     /// Unanswered requests that wait by their nature.
     waiting: usize,
     connected: bool,
@@ -131,6 +141,8 @@ impl Connection {
             framed: HashMap::new(),
             correlations: HashMap::new(),
             unanswered_bytes: 0,
+            owed_bytes: 0,
+            expected: VALUE_MAX,
             waiting: 0,
             connected: false,
             held_back: false,
@@ -194,6 +206,7 @@ impl Connection {
     fn has_room(&self) -> bool {
         self.unanswered() < PIPELINE_MAX
             && self.unanswered_bytes < PIPELINE_BYTES_MAX
+            && self.owed_bytes < OWED_FULL
             && self.write.len() - self.written < OUTPUT_FULL
     }
 
@@ -357,16 +370,28 @@ impl Connection {
         let id = self.next_id;
         self.next_id += 1;
         let waits = matches!(&want, Want::Op(op) if op.patience() > 0);
+        let answer = match &want {
+            // What waits must hold nobody up; its answers are few.
+            _ if waits || after.is_some() => 0,
+            Want::Op(op) if op.may_answer_much() => self.expected,
+            Want::Answered(reply) => outlet::weight_of(reply),
+            _ => 0,
+        };
         self.batch.push(Request { id, want, client, after });
         self.batch_weight += bytes;
         self.unanswered_bytes += bytes;
+        self.owed_bytes += answer;
         self.waiting += usize::from(waits);
-        (id, Cost { bytes, waits })
+        (id, Cost { bytes, answer, waits })
     }
 
-    fn no_longer_owed(&mut self, cost: Cost) {
+    fn no_longer_owed(&mut self, cost: Cost, reply: &Reply) {
         self.unanswered_bytes -= cost.bytes;
+        self.owed_bytes -= cost.answer;
         self.waiting -= usize::from(cost.waits);
+        if cost.answer > 0 {
+            self.expected = outlet::weight_of(reply).max(self.expected / 2).max(1);
+        }
     }
 
     fn next_frame(&mut self) -> bool {
@@ -474,12 +499,12 @@ impl Connection {
     fn answered(&mut self, id: u64, reply: Reply) {
         if let Some((correlation, cost)) = self.framed.remove(&id) {
             self.correlations.remove(&correlation);
-            self.no_longer_owed(cost);
+            self.no_longer_owed(cost, &reply);
             return Frame::Reply { correlation, reply }.encode(&mut self.write);
         }
         if let Some(asked) = self.asked.pop_front() {
             assert!(asked.id == id, "answers come in the order of the requests");
-            self.no_longer_owed(asked.cost);
+            self.no_longer_owed(asked.cost, &reply);
             self.write_text(asked.dialect, &reply);
             self.closing |= asked.last;
         }

@@ -78,7 +78,8 @@ fn weight(out: &Out) -> usize {
     }
 }
 
-fn weight_of(reply: &Reply) -> usize {
+/// Bytes of a reply, about.
+pub(crate) fn weight_of(reply: &Reply) -> usize {
     match reply {
         Reply::Bulk(bytes) => bytes.len(),
         Reply::Array(values) => values.iter().map(|value| 32 + weight_of(value)).sum(),
