@@ -48,10 +48,15 @@ fn fail(text: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Shows the settings as a file that could be given to --config.
 fn print_config(config: &Config) {
     let mut out = std::io::stdout().lock();
     for (name, value) in config.settings() {
-        let _ = writeln!(out, "{name} = \"{value}\"");
+        // Nobody may be reading.
+        let _ = match value.parse::<u64>() {
+            Ok(number) => writeln!(out, "{name} = {number}"),
+            Err(_) => writeln!(out, "{name} = {}", toml::Value::String(value)),
+        };
     }
 }
 
