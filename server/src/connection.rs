@@ -151,8 +151,8 @@ impl Connection {
         }
     }
 
-    /// Serves the connection until it ends.
-    pub async fn serve(mut self) {
+    /// Serves the connection until it ends. Boxed, because a future keeps what is moved into it twice.
+    pub async fn serve(mut self: Box<Self>) {
         let ended = self.talk().await;
         self.shared.outlets.remove(self.number);
         if self.connected {
