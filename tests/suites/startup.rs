@@ -178,6 +178,7 @@ fn wrong_settings_are_explained_in_one_line() {
         (&["--initial-cluster", "1=a:1,1=b:2"], &["names node 1 twice"]),
         (&["--join", "a:1"], &["--join is not built yet"]),
         (&["serve"], &["serve", "--help"]),
+        (&["--node-id", "1", "dev"], &["cannot be used with"]),
         (&["dev", "--nodes", "99"], &["--nodes", "1..=9"]),
         (&["--config", "/nowhere.toml"], &["/nowhere.toml", "No such file"]),
         (&["--config", &unknown], &["line 2", "port", "expected one of"]),
