@@ -13,6 +13,9 @@
 //! - A barrier stands alone: it waits for all before it, and all behind it wait for it.
 //! - A write that may have been delivered is never sent again, unless it carries a client session.
 //!
+//! - The groups know a connection by its counter and the node's boot, so an answer to a connection of an earlier boot
+//!   is never taken for an answer to its namesake of this one.
+//!
 //! Subtlety: a request that a former leader never proposed (`Moved`) goes back among the pending ones; it
 //! is sent again only under a newer term, and pending requests are sent in order, so it cannot be overtaken.
 
@@ -46,7 +49,7 @@ pub enum Errand {
     /// Renew this session.
     Renew(SessionId),
     /// Tell a group that a connection is gone.
-    Close,
+    Close(GroupId, ConnId),
     /// Bring outbox items to a partition.
     Parcel(GroupId),
     /// Tell the system group that they have arrived.
@@ -273,7 +276,8 @@ impl Gateway {
     fn forget_closes(&mut self) {
         let own = self.conns.get_mut(&OWN).expect("the node's own connection is always there");
         own.slots.retain(|id, slot| {
-            let keep = slot.kind != Kind::Errand(Errand::Close) || !own.pending.contains(id);
+            let close = matches!(slot.kind, Kind::Errand(Errand::Close(..)));
+            let keep = !close || !own.pending.contains(id);
             if !keep {
                 own.pending.remove(id);
             }
@@ -518,9 +522,12 @@ impl Gateway {
         let moved = is_parked(part);
         let lane = conn.lanes.get_mut(&answer.group).expect("something was sent in it");
         *if slot.read { &mut lane.reads } else { &mut lane.writes } -= 1;
-        if refused && !moved && conn.ordered {
+        if refused && !moved {
+            // Also where order is not promised: the leader refuses the rest of a run whoever asks.
             lane.run += 1;
-            lane.refused_upto = conn.last;
+            if conn.ordered {
+                lane.refused_upto = conn.last;
+            }
         }
         self.settle(now, counter, answer.request);
     }

@@ -9,6 +9,9 @@
 //!   once something of a connection's run is refused, so is the rest of that run.
 //! - Outcomes are told when the entry is applied: by the leader to everybody, by every other replica to its
 //!   own node's connections (so that an answer outlives the leader that owed it).
+//! - Entries that were in the log when the node started are applied in silence: whoever asked has been told, or its
+//!   connection is gone, or it will hear that the outcome is in doubt. Pushes and notices are told by the leader in
+//!   whose term the entry was proposed and by nobody else, so that none is told twice.
 //! - A read is answered from a state at or after the commit index that a quorum confirmed after the read
 //!   arrived, and, behind writes of its own connection, after everything that was proposed before it.
 
@@ -82,8 +85,8 @@ pub struct Group {
     consensus: Consensus,
     state: State,
     applied: Index,
-    /// The last index that was found in the journal: what is applied up to it may have been told before.
-    replayed: Index,
+    /// The last index of the log that was recovered.
+    recovered: Index,
     /// Group time of the applied state.
     time: u64,
     /// The leader's clock; none while this node does not lead.
@@ -116,10 +119,11 @@ impl Group {
         } else {
             State::Partition(Box::default())
         };
+        let recovered = setup.entries.last().map_or(0, |entry| entry.index);
         Self {
             id: setup.group,
             me: setup.me,
-            replayed: setup.entries.last().map_or(0, |entry| entry.index),
+            recovered,
             consensus: Consensus::new(now, setup),
             state,
             applied: 0,
@@ -431,6 +435,7 @@ impl Group {
         };
         assert!(batch.stamp >= self.time, "group time never falls along the log");
         self.time = batch.stamp;
+        let own = self.clock.is_some() && entry.term == self.term;
         let mut out = Outcomes::new();
         let ctx = |offset| Ctx { at: LogPos { index: entry.index, offset }, time: batch.stamp };
         match &mut self.state {
@@ -441,7 +446,7 @@ impl Group {
         for (offset, logged) in (1..).zip(batch.commands) {
             self.apply_one(&ctx(offset), logged, &mut out);
         }
-        self.tell(out);
+        self.tell(out, own);
     }
 
     fn apply_one(&mut self, ctx: &Ctx, logged: Logged, out: &mut Outcomes) {
@@ -466,7 +471,8 @@ impl Group {
         }
     }
 
-    fn tell(&mut self, out: Outcomes) {
+    /// `own`: the entry was proposed in the term that this node leads.
+    fn tell(&mut self, out: Outcomes, own: bool) {
         for outcome in out {
             match outcome {
                 Outcome::Reply { to, reply } => {
@@ -477,13 +483,12 @@ impl Group {
                     self.tell_reply(to, reply);
                 }
                 Outcome::Push { to, delivery } => {
-                    // What the log held at the start was pushed in its time; what was lost comes back by its lease.
-                    if self.clock.is_some() && self.applied > self.replayed {
+                    if own {
                         self.told.push(Told::Push(to, delivery));
                     }
                 }
                 Outcome::Notice(line) => {
-                    if self.clock.is_some() && self.applied > self.replayed {
+                    if own {
                         self.told.push(Told::Notice(line));
                     }
                 }
@@ -492,7 +497,8 @@ impl Group {
     }
 
     fn tell_reply(&mut self, to: Asker, reply: Reply) {
-        if self.clock.is_some() || to.conn.node == self.me {
+        let concerns = self.clock.is_some() || to.conn.node == self.me;
+        if concerns && self.applied > self.recovered {
             self.tell_answer(to.conn, to.request, Verdict::Reply(reply));
         }
     }

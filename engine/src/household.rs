@@ -54,8 +54,13 @@ pub struct Household {
     ends: BTreeMap<ClientId, u64>,
     seeing: BTreeSet<ClientId>,
     introducing: BTreeSet<(ClientId, GroupId)>,
+    /// No introduction is tried before this: one was refused.
+    introduce_at: u64,
     parcels: BTreeSet<GroupId>,
     parcels_at: u64,
+    /// Closed connections of which a group refused to hear, to be told again.
+    untold: Vec<(GroupId, ConnId)>,
+    untold_at: u64,
 }
 
 impl Household {
@@ -68,8 +73,11 @@ impl Household {
             ends: BTreeMap::new(),
             seeing: BTreeSet::new(),
             introducing: BTreeSet::new(),
+            introduce_at: 0,
             parcels: BTreeSet::new(),
             parcels_at: 0,
+            untold: Vec::new(),
+            untold_at: 0,
         }
     }
 
@@ -81,6 +89,10 @@ impl Household {
 
     /// Lets time pass: opens, renews or gives up the session.
     pub fn tick(&mut self, now: u64, gateway: &mut Gateway, fx: &mut Effects) {
+        if now >= self.untold_at {
+            let untold = core::mem::take(&mut self.untold);
+            self.close(now, untold, gateway);
+        }
         match self.session {
             Session::None { ask_at } if now >= ask_at => {
                 self.session = Session::Asked;
@@ -108,18 +120,23 @@ impl Household {
 
     fn lose_session(&mut self, now: u64, gateway: &mut Gateway) {
         self.session = Session::None { ask_at: now };
+        // Their session's end is told by the system group.
+        self.untold.clear();
         gateway.set_session(SessionId(0));
     }
 
     /// Tells groups that a connection is gone.
     pub fn close(&mut self, now: u64, gone: Vec<(GroupId, ConnId)>, gateway: &mut Gateway) {
         for (group, conn) in gone {
-            gateway.run_errand(now, group, Work::CloseConn(conn), Errand::Close);
+            gateway.run_errand(now, group, Work::CloseConn(conn), Errand::Close(group, conn));
         }
     }
 
     /// Introduces client sessions to groups where requests wait for it.
     pub fn introduce(&mut self, now: u64, gateway: &mut Gateway) {
+        if now < self.introduce_at {
+            return;
+        }
         for (client, group) in gateway.take_unintroduced() {
             if let Some(&ends) = self.ends.get(&client) {
                 if self.introducing.insert((client, group)) {
@@ -158,7 +175,12 @@ impl Household {
         match errand {
             Errand::OpenSession => self.session_opened(now, sent, number, reply, gateway, fx),
             Errand::Renew(session) => self.session_renewed(now, session, sent, number, gateway),
-            Errand::Close => {}
+            Errand::Close(group, conn) => {
+                if reply.failure().is_some() {
+                    self.untold.push((group, conn));
+                    self.untold_at = now + AGAIN;
+                }
+            }
             Errand::Parcel(target) => {
                 if let Some(upto) = number {
                     let work = Work::Taken(Receipted { target, upto });
@@ -170,6 +192,9 @@ impl Household {
             }
             Errand::Receipt(target) => {
                 self.parcels.remove(&target);
+                if reply.failure().is_some() {
+                    self.parcels_at = now + AGAIN;
+                }
             }
             Errand::See(client) => {
                 self.seeing.remove(&client);
@@ -181,17 +206,26 @@ impl Household {
                         gateway.wake();
                     }
                     Reply::Nil => gateway.forget_client(client),
-                    _ => gateway.wake(),
+                    _ => {
+                        // Not at once: a group of this node would refuse within the same turn, for ever.
+                        self.introduce_at = now + AGAIN;
+                        gateway.wake();
+                    }
                 }
             }
             Errand::Introduce(client, group) => {
                 self.introducing.remove(&(client, group));
-                if number == Some(1) {
-                    gateway.set_introduced(client, group);
-                } else {
-                    // Sessions have ended since this one was seen alive: look again.
-                    self.ends.remove(&client);
-                    gateway.wake();
+                match number {
+                    Some(1) => gateway.set_introduced(client, group),
+                    Some(_) => {
+                        // Sessions have ended since this one was seen alive: look again.
+                        self.ends.remove(&client);
+                        gateway.wake();
+                    }
+                    None => {
+                        self.introduce_at = now + AGAIN;
+                        gateway.wake();
+                    }
                 }
             }
         }

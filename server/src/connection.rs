@@ -36,7 +36,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::answers::{Answered, Answerer};
 use crate::driver::Shared;
-use crate::outlet::{self, Out, Outlet};
+use crate::outlet::{Out, Outlet};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
@@ -374,7 +374,7 @@ impl Connection {
             // What waits must hold nobody up; its answers are few.
             _ if waits || after.is_some() => 0,
             Want::Op(op) if op.may_answer_much() => self.expected,
-            Want::Answered(reply) => outlet::weight_of(reply),
+            Want::Answered(reply) => reply.weight(),
             _ => 0,
         };
         self.batch.push(Request { id, want, client, after });
@@ -390,7 +390,7 @@ impl Connection {
         self.owed_bytes -= cost.answer;
         self.waiting -= usize::from(cost.waits);
         if cost.answer > 0 {
-            self.expected = outlet::weight_of(reply).max(self.expected / 2).max(1);
+            self.expected = reply.weight().max(self.expected / 2).max(1);
         }
     }
 

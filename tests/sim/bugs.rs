@@ -1,0 +1,90 @@
+//! Deliberate bugs: each must be seen by a checker within a few seeds, or the checker is worth nothing.
+//!
+//! They exist in builds of the engine with the feature `faults` only, which no server has.
+
+use clap::ValueEnum;
+use quorate_engine::engine::Faults;
+use quorate_engine::journal::Options;
+
+use super::plan::Plan;
+
+/// One deliberate bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Bug {
+    /// What waits for the disk does not wait.
+    ReplyBeforeDurable,
+    /// A record of a segment's former life is taken for one of this life.
+    RecycledRecord,
+    /// Terms and votes are not read back.
+    VoteForgotten,
+    /// The token counter stands still.
+    TokenReused,
+    /// A lock that is held is granted again.
+    DoubleGrant,
+    /// A shared request overtakes those that wait.
+    Overtaking,
+    /// Waits that can never end are not refused.
+    DeadlockIgnored,
+    /// A request of a client session is executed as often as it comes.
+    ResendAppliedTwice,
+    /// What stands behind a refusal is executed.
+    OrderBroken,
+    /// Reads do not ask whether the leader still leads.
+    StaleReads,
+    /// `-TRYAGAIN` for what was proposed.
+    DishonestCode,
+    /// NX, XX and IFVER hold whatever the key is.
+    ConditionsIgnored,
+    /// A DEL is answered and not done.
+    LostDelete,
+}
+
+impl Bug {
+    /// Makes the run one in which the bug can matter.
+    pub fn provoke(self, plan: &mut Plan) {
+        match self {
+            Self::OrderBroken => {
+                plan.refuse_above(3);
+                plan.pipeline = 16;
+            }
+            Self::RecycledRecord | Self::VoteForgotten => {
+                plan.crashes = true;
+                plan.fault_every = plan.fault_every.min(400_000);
+            }
+            Self::ResendAppliedTwice => plan.disconnects = true,
+            Self::StaleReads => {
+                plan.partitioned = true;
+                plan.pauses = true;
+                plan.fault_every = plan.fault_every.min(400_000);
+            }
+            _ => {}
+        }
+    }
+
+    /// Switches the bug on in an engine, if it is one of an engine.
+    pub fn put_into_engine(self, faults: &mut Faults) {
+        match self {
+            Self::ReplyBeforeDurable => faults.reply_before_durable = true,
+            Self::TokenReused => faults.locks.token_reused = true,
+            Self::DoubleGrant => faults.locks.double_grant = true,
+            Self::Overtaking => faults.locks.overtaking = true,
+            Self::DeadlockIgnored => faults.locks.deadlock_ignored = true,
+            Self::ResendAppliedTwice => faults.resend_applied_twice = true,
+            Self::OrderBroken => faults.order_broken_behind_refusal = true,
+            Self::StaleReads => faults.stale_reads = true,
+            Self::DishonestCode => faults.honest_codes_broken = true,
+            Self::ConditionsIgnored => faults.store.conditions_ignored = true,
+            Self::LostDelete => faults.store.lost_delete = true,
+            Self::RecycledRecord | Self::VoteForgotten => {}
+        }
+    }
+
+    /// Switches the bug on in a journal, if it is one of a journal.
+    pub fn put_into_journal(self, options: &mut Options) {
+        match self {
+            Self::RecycledRecord => options.accept_recycled = true,
+            Self::VoteForgotten => options.forget_votes = true,
+            _ => {}
+        }
+    }
+}

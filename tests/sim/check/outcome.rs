@@ -1,0 +1,23 @@
+//! Property: `-CLUSTERDOWN`, `-TRYAGAIN`, `-BUSY` and `-LOADING` are said only of commands that never take effect, and what
+//! was answered as done is in the committed log (design: outcome and order).
+
+use super::Verdict;
+use crate::sim::history::{History, Outcome};
+
+/// Looks at every operation.
+pub fn check(history: &History) -> Verdict {
+    for record in history.records() {
+        if let (Outcome::Refused(_), Some(place)) = (&record.outcome, record.places.first()) {
+            return Err(format!(
+                "{} and is entry {} of group {}",
+                record.story(),
+                place.pos.index,
+                place.group.0
+            ));
+        }
+        if record.succeeded() && !record.op.is_read() && record.places.is_empty() {
+            return Err(format!("{} and is in no log", record.story()));
+        }
+    }
+    Ok(())
+}

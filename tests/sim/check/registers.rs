@@ -1,0 +1,259 @@
+//! Property: keys are linearizable registers: there is one order of all operations on a key, consistent with when they
+//! were asked and answered and with each ordered connection's own order, that explains every answer. So a read never
+//! returns an older value, INCR counts exactly, conditions hold, a client session's request takes effect once.
+//!
+//! Source: Wing & Gong, "Testing and verifying concurrent objects", 1993; the memory of visited configurations is Lowe's,
+//! "Testing for linearizability", 2017.
+//!
+//! An operation of unknown outcome may take effect at any time, once, or never. The committed log narrows that: what is
+//! not in the log never took effect, what is in it did so, if at all, before a replica applied it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use quorate_protocol::op::{Op, When};
+use quorate_protocol::reply::Reply;
+
+use super::Verdict;
+use crate::sim::history::{History, Outcome, Record};
+use crate::sim::trace::hash_bytes;
+
+/// Configurations that are looked at for one key before the search is given up.
+const BUDGET: usize = 1_000_000;
+
+/// What a key holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Cell {
+    value: Bytes,
+    /// Places in the log that may have given it its version.
+    versions: Vec<u64>,
+}
+
+/// An operation's part for one key.
+struct Step<'a> {
+    record: &'a Record,
+    call: u64,
+    ret: u64,
+    /// The answer, if it says something of this key alone.
+    reply: Option<&'a Reply>,
+    /// It may also have had no effect.
+    optional: bool,
+    /// The operation before it on the same ordered connection.
+    before: Option<usize>,
+}
+
+/// Looks at every register and counter.
+pub fn check(history: &History) -> Verdict {
+    let mut by_key: BTreeMap<&Bytes, Vec<Step<'_>>> = BTreeMap::new();
+    for record in history.records() {
+        for key in keys_of(&record.op) {
+            if let Some(step) = step_of(record) {
+                by_key.entry(key).or_default().push(step);
+            }
+        }
+    }
+    for (key, mut steps) in by_key {
+        steps.sort_by_key(|step| (step.call, step.record.id));
+        link(&mut steps);
+        search(key, &steps)?;
+    }
+    Ok(())
+}
+
+fn keys_of(op: &Op) -> Vec<&Bytes> {
+    let keys = match op {
+        Op::Get(key) => vec![key],
+        Op::Set(set) => vec![&set.key],
+        Op::Incr(incr) => vec![&incr.key],
+        Op::Expire(expire) => vec![&expire.key],
+        Op::Del(keys) | Op::Exists(keys) => keys.iter().collect(),
+        _ => Vec::new(),
+    };
+    let mut keys: Vec<&Bytes> =
+        keys.into_iter().filter(|key| key.starts_with(b"r") || key.starts_with(b"n")).collect();
+    keys.dedup();
+    keys
+}
+
+fn step_of(record: &Record) -> Option<Step<'_>> {
+    let several =
+        matches!(&record.op, Op::Del(keys) if keys.iter().filter(|key| key.starts_with(b"r")).count() > 1);
+    let step =
+        Step { record, call: record.invoked, ret: record.ended, reply: None, optional: true, before: None };
+    match &record.outcome {
+        Outcome::Answered(reply) if reply.failure().is_none() => {
+            Some(Step { reply: (!several).then_some(reply), optional: false, ..step })
+        }
+        // An error that says nothing happened, or a read that was not answered.
+        _ if record.op.is_read() => None,
+        _ => {
+            let last = record.places.last()?;
+            Some(Step { ret: last.time, ..step })
+        }
+    }
+}
+
+fn link(steps: &mut [Step<'_>]) {
+    let mut last: BTreeMap<u64, usize> = BTreeMap::new();
+    for (at, step) in steps.iter_mut().enumerate() {
+        if step.record.ordered && !step.optional {
+            step.before = last.insert(step.record.conn, at);
+        }
+    }
+}
+
+/// A configuration: what has taken effect, and what the key holds then.
+#[derive(Debug, Clone)]
+struct Config {
+    /// All operations before this one are done.
+    base: usize,
+    /// Those done beyond it.
+    done: BTreeSet<usize>,
+    cell: Option<Cell>,
+}
+
+impl Config {
+    fn has(&self, at: usize) -> bool {
+        at < self.base || self.done.contains(&at)
+    }
+
+    fn with(&self, at: usize, cell: Option<Cell>) -> Self {
+        let mut next = Self { base: self.base, done: self.done.clone(), cell };
+        next.done.insert(at);
+        while next.done.remove(&next.base) {
+            next.base += 1;
+        }
+        next
+    }
+
+    fn fingerprint(&self) -> (usize, u64) {
+        let mut hash = self.cell.as_ref().map_or(1, |cell| {
+            cell.versions
+                .iter()
+                .fold(hash_bytes(2, &cell.value), |hash, version| hash_bytes(hash, &version.to_le_bytes()))
+        });
+        for at in &self.done {
+            hash = hash_bytes(hash, &(*at as u64).to_le_bytes());
+        }
+        (self.base, hash)
+    }
+}
+
+fn search(key: &Bytes, steps: &[Step<'_>]) -> Verdict {
+    let mut seen = BTreeSet::new();
+    let mut open = vec![Config { base: 0, done: BTreeSet::new(), cell: None }];
+    let mut furthest = Config { base: 0, done: BTreeSet::new(), cell: None };
+    while let Some(config) = open.pop() {
+        if config.base == steps.len() {
+            return Ok(());
+        }
+        if !seen.insert(config.fingerprint()) {
+            continue;
+        }
+        if seen.len() > BUDGET {
+            return Ok(());
+        }
+        if config.base + config.done.len() > furthest.base + furthest.done.len() {
+            furthest = config.clone();
+        }
+        let mut next: Vec<usize> = candidates(&config, steps);
+        // Those that ended, or were applied, last are tried last: the stack turns the order round.
+        next.sort_by_key(|&at| std::cmp::Reverse(likely_end(&steps[at])));
+        for at in next {
+            if steps[at].optional {
+                open.push(config.with(at, config.cell.clone()));
+            }
+            for cell in effects(key, &steps[at], config.cell.as_ref()) {
+                open.push(config.with(at, cell));
+            }
+        }
+    }
+    let holds = furthest
+        .cell
+        .as_ref()
+        .map_or("nothing".into(), |cell| String::from_utf8_lossy(&cell.value).into_owned());
+    let stuck: Vec<String> =
+        candidates(&furthest, steps).into_iter().map(|at| steps[at].record.story()).collect();
+    Err(format!(
+        "no order of the operations on {} explains the answers; in the longest that was found, {} of {} long, the key holds {holds}, and next would be one of: {}",
+        String::from_utf8_lossy(key),
+        furthest.base + furthest.done.len(),
+        steps.len(),
+        stuck.join("; ")
+    ))
+}
+
+fn likely_end(step: &Step<'_>) -> u64 {
+    step.record.places.first().map_or(step.ret, |place| place.time.min(step.ret))
+}
+
+/// The operations that may take effect next: those that began before any open one ended.
+fn candidates(config: &Config, steps: &[Step<'_>]) -> Vec<usize> {
+    let mut first_end = u64::MAX;
+    let mut found = Vec::new();
+    for (at, step) in steps.iter().enumerate().skip(config.base) {
+        if step.call > first_end {
+            break;
+        }
+        if !config.has(at) {
+            first_end = first_end.min(step.ret);
+            found.push(at);
+        }
+    }
+    found.retain(|&at| {
+        steps[at].call <= first_end && steps[at].before.is_none_or(|before| config.has(before))
+    });
+    found
+}
+
+/// What the key may hold after the operation; nothing if its answer does not fit.
+fn effects(key: &Bytes, step: &Step<'_>, cell: Option<&Cell>) -> Vec<Option<Cell>> {
+    if let (Op::Set(set), Some(cell)) = (&step.record.op, cell)
+        && let When::Version(version) = set.when
+        && cell.versions.len() > 1
+        && cell.versions.contains(&version)
+    {
+        // The value was logged twice, by a resend, and it is not known which of the two took effect.
+        let otherwise = Cell { value: cell.value.clone(), versions: Vec::new() };
+        let as_it_is = Cell { value: cell.value.clone(), versions: vec![version] };
+        let both = [as_it_is, otherwise].into_iter().filter_map(|cell| effect(key, step, Some(&cell)));
+        return both.collect();
+    }
+    effect(key, step, cell).into_iter().collect()
+}
+
+/// What the key holds after the operation; none if its answer does not fit.
+fn effect(key: &Bytes, step: &Step<'_>, cell: Option<&Cell>) -> Option<Option<Cell>> {
+    let value = || cell.map_or(Reply::Nil, |cell| Reply::Bulk(cell.value.clone()));
+    let written = |value: Bytes| {
+        Some(Cell { value, versions: step.record.places.iter().map(|p| p.pos.serial()).collect() })
+    };
+    let fits = |reply: Reply| step.reply.is_none_or(|told| *told == reply);
+    let kept = || cell.cloned();
+    match &step.record.op {
+        Op::Get(_) => fits(value()).then(kept),
+        Op::Exists(_) => fits(Reply::Int(i64::from(cell.is_some()))).then(kept),
+        Op::Del(_) => fits(Reply::Int(i64::from(cell.is_some()))).then_some(None),
+        Op::Expire(_) => fits(Reply::Int(i64::from(cell.is_some()))).then_some(None),
+        Op::Incr(incr) => {
+            let number =
+                cell.map_or(Some(0), |cell| std::str::from_utf8(&cell.value).ok()?.parse::<i64>().ok())?;
+            let sum = number + incr.by;
+            fits(Reply::Int(sum)).then(|| written(format!("{sum}").into()))
+        }
+        Op::Set(set) => {
+            debug_assert_eq!(set.key, *key, "steps are sorted by key");
+            let holds = match set.when {
+                When::Always => true,
+                When::Absent => cell.is_none(),
+                When::Present => cell.is_some(),
+                When::Version(0) => cell.is_none(),
+                When::Version(version) => cell.is_some_and(|cell| cell.versions.contains(&version)),
+            };
+            let otherwise = if holds { Reply::OK } else { Reply::Nil };
+            let told = if set.get { value() } else { otherwise };
+            fits(told).then(|| if holds { written(set.value.clone()) } else { kept() })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,64 @@
+//! The deterministic simulator: the whole cluster in one thread, and everything that can go wrong with it.
+//!
+//! Charter: a second shell around the engine and the journal's logic, with a seeded network, disk, clock and clients.
+//! `run` plays one seed and says what was not as promised. See docs/simulation.md.
+//!
+//! Invariant: equal seeds and settings, equal traces.
+
+pub mod bugs;
+pub mod check;
+pub mod client;
+pub mod clock;
+pub mod disk;
+pub mod faults;
+pub mod history;
+pub mod network;
+pub mod node;
+pub mod plan;
+pub mod rest;
+pub mod rng;
+pub mod trace;
+pub mod workload;
+pub mod world;
+
+pub use bugs::Bug;
+pub use check::Violation;
+pub use plan::{Plan, Settings};
+
+use world::World;
+
+/// What came of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// The hash of everything that happened.
+    pub hash: u64,
+    /// Operations of clients.
+    pub operations: u64,
+    /// How much time passed in the world, in microseconds.
+    pub simulated: u64,
+    /// What was not as promised.
+    pub violation: Option<Violation>,
+    /// The last lines of the trace, if they were kept.
+    pub lines: Vec<String>,
+}
+
+/// Plays one seed.
+#[must_use]
+pub fn run(seed: u64, settings: &Settings) -> Report {
+    let mut world = World::new(Plan::new(seed, settings), settings.keep);
+    let end = world.plan.end;
+    if world.run_until(end) && !settings.idle && world.come_to_rest() {
+        let auditor = world.clients.len() - 1;
+        world.checks.conclude(world.time, world.plan.partitions, auditor);
+    }
+    Report {
+        seed,
+        hash: world.trace.hash(),
+        operations: world.checks.history.next_id(),
+        simulated: world.time,
+        violation: world.checks.violation.clone(),
+        lines: world.trace.lines(),
+    }
+}

@@ -1,0 +1,152 @@
+//! What a seed decides before the world begins: how many nodes, which faults, how many clients.
+//!
+//! Not every run has every fault: one that only pauses nodes goes deeper into what pauses do than one that
+//! mixes everything. (Groce et al., "Swarm testing", ISSTA 2012.)
+
+use quorate_engine::engine::Config;
+use quorate_engine::journal::{Meta, Options};
+use quorate_engine::ring::Ring;
+use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
+
+use super::bugs::Bug;
+use super::rng::Rng;
+
+/// What a run is asked to be.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Nodes; the seed decides if there is none.
+    pub nodes: Option<u64>,
+    /// Simulated seconds with faults and clients; what follows until everything has come to rest is not counted.
+    pub seconds: u64,
+    /// A deliberate bug.
+    pub bug: Option<Bug>,
+    /// Lines of the trace to keep.
+    pub keep: usize,
+    /// No clients and no faults: for measuring.
+    pub idle: bool,
+}
+
+/// Which faults happen, and what the cluster is like.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Nodes.
+    pub nodes: u64,
+    /// Partitions.
+    pub partitions: u16,
+    /// When faults and clients end, in microseconds.
+    pub end: u64,
+    /// Mean pause between two faults, in microseconds; 0: no faults.
+    pub fault_every: u64,
+    /// Nodes are killed or switched off.
+    pub crashes: bool,
+    /// Bits flip on the disk of a node that is off.
+    pub flips: bool,
+    /// Nodes freeze.
+    pub pauses: bool,
+    /// Directions between nodes are blocked.
+    pub partitioned: bool,
+    /// Links are cut.
+    pub cuts: bool,
+    /// Raft frames are lost, doubled and late.
+    pub lossy: bool,
+    /// Disks are slow for a while.
+    pub slow_disks: bool,
+    /// Client connections end for no reason.
+    pub disconnects: bool,
+    /// Clients.
+    pub clients: usize,
+    /// Requests that a client lets wait at the most.
+    pub pipeline: usize,
+    /// Bytes of a journal segment.
+    segment: u64,
+    /// Commands in flight above which a group says `-BUSY`, so that refusals happen at all.
+    small_in_flight: Option<usize>,
+    bug: Option<Bug>,
+}
+
+impl Plan {
+    /// What the seed decides.
+    #[must_use]
+    pub fn new(seed: u64, settings: &Settings) -> Self {
+        let mut rng = Rng::new(seed, 1);
+        let bug = settings.bug;
+        let nodes = rng.pick(&[3, 3, 3, 3, 3, 3, 3, 1, 5, 3]);
+        let nodes = settings.nodes.unwrap_or(if bug.is_some() { 3 } else { nodes });
+        let partitions = rng.pick(&[1, 2, 4, 4, 4, 16]);
+        let fault_every = rng.pick(&[150_000, 400_000, 1_000_000, 1_000_000, 3_000_000]);
+        let mut plan = Self {
+            seed,
+            nodes,
+            partitions: if settings.idle { 16 } else { partitions },
+            end: settings.seconds * 1_000_000,
+            fault_every: if settings.idle { 0 } else { fault_every },
+            crashes: rng.chance(700),
+            flips: rng.chance(300),
+            pauses: rng.chance(400),
+            partitioned: rng.chance(500) && nodes > 1,
+            cuts: rng.chance(400),
+            lossy: rng.chance(500),
+            slow_disks: rng.chance(300),
+            disconnects: rng.chance(600),
+            clients: if settings.idle { 0 } else { rng.index(10) + 4 },
+            pipeline: rng.pick(&[1, 2, 4, 8]),
+            segment: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
+            small_in_flight: rng.chance(300).then(|| rng.index(10) + 1),
+            bug,
+        };
+        if let Some(bug) = bug {
+            bug.provoke(&mut plan);
+        }
+        plan
+    }
+
+    /// Refusals are to happen.
+    pub fn refuse_above(&mut self, in_flight: usize) {
+        self.small_in_flight = Some(in_flight);
+    }
+
+    /// How nodes read their directories.
+    #[must_use]
+    pub fn journal_options(&self) -> Options {
+        let mut options = Options::new(self.segment);
+        if let Some(bug) = self.bug {
+            bug.put_into_journal(&mut options);
+        }
+        options
+    }
+
+    /// How a node's engine is set up.
+    #[must_use]
+    pub fn config(&self, node: NodeId) -> Config {
+        let mut config = Config::new(self.seed, format!("client-{}", node.0));
+        config.faults.small_in_flight = self.small_in_flight;
+        if let Some(bug) = self.bug {
+            bug.put_into_engine(&mut config.faults);
+        }
+        config
+    }
+
+    /// What a node's empty directory is founded as.
+    #[must_use]
+    pub fn meta(&self, node: NodeId) -> Meta {
+        Meta {
+            cluster: ClusterId(self.seed),
+            node,
+            identity: Identity(u128::from(self.seed) << 64 | u128::from(node.0)),
+            boot: Boot(0),
+            partitions: self.partitions,
+            founders: (1..=self.nodes).map(|id| (NodeId(id), format!("peer-{id}"))).collect(),
+        }
+    }
+
+    /// The nodes that hold each group, as places in the world.
+    pub fn voters(&self) -> impl Iterator<Item = (GroupId, Vec<usize>)> {
+        let ring = Ring::new((1..=self.nodes).map(NodeId));
+        (0..=self.partitions).map(GroupId).map(move |group| {
+            let place = |node: NodeId| usize::try_from(node.0 - 1).expect("few nodes");
+            (group, ring.voters(group).into_iter().map(place).collect())
+        })
+    }
+}

@@ -1,0 +1,286 @@
+//! What clients ask: all verbs, on few names, so that they collide.
+//!
+//! Charter: decides a client's next operation from what the client knows (locks that it thinks it holds, messages that
+//! it has received), and what it learns from answers.
+//!
+//! Invariant: no two operations of a kind say exactly the same unless one is meant to be the other's resend: values,
+//! sums, leases and a key that nobody writes carry the operation's number. So a logged command tells whose it is.
+
+use bytes::Bytes;
+use quorate_protocol::id::Index;
+use quorate_protocol::op::{
+    Ack, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl, Unlock, When,
+};
+use quorate_protocol::peer::Delivery;
+use quorate_protocol::reply::Reply;
+
+use super::rng::Rng;
+use super::world::World;
+
+/// Keys whose values are compared.
+pub const REGISTERS: u64 = 3;
+/// Keys that count.
+pub const COUNTERS: u64 = 2;
+/// Locks.
+pub const LOCKS: u64 = 3;
+/// Topics.
+pub const TOPICS: u64 = 2;
+
+/// What a client is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Keys of all kinds.
+    Keys,
+    /// Locks.
+    Locks,
+    /// Messages.
+    Queues,
+    /// Everything.
+    Mixed,
+    /// Nothing by itself.
+    Auditor,
+}
+
+impl Profile {
+    /// The profile of a client: every kind is there.
+    pub fn of(client: usize, rng: &mut Rng) -> Self {
+        match client {
+            0 => Self::Keys,
+            1 => Self::Locks,
+            2 => Self::Queues,
+            _ => rng.pick(&[Self::Keys, Self::Locks, Self::Locks, Self::Queues, Self::Mixed]),
+        }
+    }
+}
+
+/// A lock that a client thinks it holds.
+#[derive(Debug, Clone)]
+pub struct Held {
+    name: Bytes,
+    owner: Option<Bytes>,
+    token: u64,
+    shared: bool,
+}
+
+/// What a client knows.
+#[derive(Debug, Default)]
+pub struct Mind {
+    held: Vec<Held>,
+    sections: u64,
+    /// The named owner of the present critical section.
+    owner: Option<Bytes>,
+    received: Vec<(Bytes, u64, u32)>,
+    subscribed: Vec<Bytes>,
+    published: Vec<Pub>,
+}
+
+impl Mind {
+    /// What belongs to the connection is gone with it.
+    pub fn connection_ended(&mut self) {
+        self.held.retain(|held| held.owner.is_some());
+        self.subscribed.clear();
+    }
+}
+
+/// A name of a kind.
+#[must_use]
+pub fn name(kind: &str, number: u64) -> Bytes {
+    format!("{kind}{number}").into()
+}
+
+impl World {
+    /// A client's next operation.
+    pub fn next_op(&mut self, at: usize) -> Option<Op> {
+        let profile = match self.clients[at].profile {
+            Profile::Mixed => self.client_rng.pick(&[Profile::Keys, Profile::Locks, Profile::Queues]),
+            profile => profile,
+        };
+        match profile {
+            Profile::Keys => Some(self.next_key_op()),
+            Profile::Locks => Some(self.next_lock_op(at)),
+            Profile::Queues => Some(self.next_queue_op(at)),
+            Profile::Mixed | Profile::Auditor => None,
+        }
+    }
+
+    fn next_key_op(&mut self) -> Op {
+        let id = self.checks.history.next_id();
+        let key = name("r", self.client_rng.below(REGISTERS));
+        match self.client_rng.below(24) {
+            0..=5 => Op::Get(key),
+            6..=12 => self.next_set(key),
+            13 | 14 => {
+                let nobody = format!("{{{}}}{id}", String::from_utf8_lossy(&key));
+                let mut keys = vec![key, nobody.into()];
+                if self.client_rng.chance(200) {
+                    keys.push(name("r", self.client_rng.below(REGISTERS)));
+                }
+                Op::Del(keys)
+            }
+            15 => Op::Exists(vec![key]),
+            16 => Op::Expire(Expire { key, ms: -i64::try_from(id).expect("small") }),
+            17..=19 => {
+                let by = i64::try_from(self.client_rng.below(1 << 30) << 16 | id & 0xffff).expect("small");
+                Op::Incr(Incr { key: name("n", self.client_rng.below(COUNTERS)), by })
+            }
+            20 => Op::Get(name("n", self.client_rng.below(COUNTERS))),
+            21 => {
+                let (key, value) = (name("t", id), name("v", id));
+                let ms = 50 + self.client_rng.below(3000);
+                Op::Set(Set { key, value, when: When::Always, expiry: Expiry::After(ms), get: false })
+            }
+            22 => Op::Get(name("t", id.saturating_sub(self.client_rng.below(60)))),
+            _ => Op::Ttl(Ttl { key: name("t", id.saturating_sub(self.client_rng.below(60))), millis: true }),
+        }
+    }
+
+    fn next_set(&mut self, key: Bytes) -> Op {
+        let id = self.checks.history.next_id();
+        let version = self.checks.history.versions.get(&key).copied().unwrap_or(0);
+        let when = match self.client_rng.below(8) {
+            0 => When::Absent,
+            1 => When::Present,
+            2 => When::Version(0),
+            3 | 4 => When::Version(version),
+            _ => When::Always,
+        };
+        let expiry = if self.client_rng.chance(200) { Expiry::Keep } else { Expiry::Never };
+        Op::Set(Set { key, value: name("v", id), when, expiry, get: self.client_rng.chance(250) })
+    }
+
+    fn next_lock_op(&mut self, at: usize) -> Op {
+        let id = self.checks.history.next_id();
+        let rng = &mut self.client_rng;
+        let ordered = self.clients[at].ordered;
+        let mind = &mut self.clients[at].mind;
+        if !mind.held.is_empty() && rng.chance(650) {
+            let held = mind.held[rng.index(mind.held.len())].clone();
+            let token = rng.chance(900).then_some(held.token);
+            match rng.below(10) {
+                0..=5 => {
+                    mind.held.retain(|other| (&other.name, &other.owner) != (&held.name, &held.owner));
+                    return Op::Unlock(Unlock { name: held.name, owner: held.owner, token });
+                }
+                6 | 7 => {
+                    let ttl = rng.below(4) * 1000 + 100 + id % 900;
+                    return Op::Renew(Renew { name: held.name, owner: held.owner, token, ttl });
+                }
+                8 if held.shared => {
+                    let wait = rng.pick(&[0, 1000, 5000]);
+                    let ttl = rng.below(4) * 1000 + 100 + id % 900;
+                    return Op::Lock(Lock { name: held.name, shared: false, owner: held.owner, ttl, wait });
+                }
+                _ => {}
+            }
+        }
+        if rng.chance(80) {
+            return Op::LockInfo(name("l", rng.below(LOCKS)));
+        }
+        if mind.held.iter().all(|held| held.owner != mind.owner) {
+            // Nothing is held in the old critical section: a new one begins, under a new name. A client session
+            // outlives its connections, so it owns nothing by connection.
+            mind.sections += 1;
+            mind.owner = (!ordered || rng.chance(500)).then(|| format!("o{at}.{}", mind.sections).into());
+        }
+        let wait = rng.pick(&[0, 300, 2000, 6000]);
+        Op::Lock(Lock {
+            name: name("l", rng.below(LOCKS)),
+            shared: rng.chance(350),
+            owner: mind.owner.clone(),
+            ttl: rng.pick(&[0, 1, 3, 8]) * 1000 + 100 + id % 900,
+            wait: if wait == 0 { 0 } else { wait + rng.below(500) },
+        })
+    }
+
+    fn next_queue_op(&mut self, at: usize) -> Op {
+        let id = self.checks.history.next_id();
+        let rng = &mut self.client_rng;
+        let mind = &mut self.clients[at].mind;
+        let topic = name("q", rng.below(TOPICS));
+        if !mind.received.is_empty() && rng.chance(600) {
+            let (topic, message, attempt) = mind.received.swap_remove(rng.index(mind.received.len()));
+            let receipt = Receipt { id: message, attempt: Some(attempt) };
+            if rng.chance(800) {
+                let attempt = rng.chance(800).then_some(attempt);
+                return Op::Ack(Ack { topic, receipts: vec![Receipt { id: message, attempt }] });
+            }
+            return Op::Nack(Nack {
+                topic,
+                receipt,
+                delay: rng.below(3) * 1000 + id % 900,
+                dead: rng.chance(150),
+            });
+        }
+        match rng.below(20) {
+            0..=8 => {
+                if !mind.published.is_empty() && rng.chance(250) {
+                    return Op::Pub(mind.published[rng.index(mind.published.len())].clone());
+                }
+                let dedupe = rng.chance(400).then(|| name("d", id));
+                let delay = if rng.chance(200) { rng.below(2000) } else { 0 };
+                let op = Pub { topic, body: name("m", id), dedupe, delay };
+                if op.dedupe.is_some() {
+                    mind.published.push(op.clone());
+                }
+                Op::Pub(op)
+            }
+            9..=14 => Op::Fetch(Fetch {
+                topic,
+                count: u32::try_from(1 + rng.below(4)).expect("small"),
+                block: if rng.chance(400) { rng.below(2000) } else { 0 },
+                lease: Some(rng.below(3) * 1000 + 100 + id % 900),
+            }),
+            15 | 16 if !mind.subscribed.contains(&topic) => {
+                mind.subscribed.push(topic.clone());
+                Op::Sub(Sub { topic, prefetch: 3, lease: Some(rng.below(3) * 1000 + 100 + id % 900) })
+            }
+            17 if !mind.subscribed.is_empty() => {
+                let topic = mind.subscribed.swap_remove(rng.index(mind.subscribed.len()));
+                Op::Unsub(topic)
+            }
+            18 => {
+                let max_deliver = Some(u32::try_from(2 + rng.below(4)).expect("small"));
+                Op::QSet(QSet { topic, lease: Some(1000 + id % 900), max_deliver })
+            }
+            _ => Op::QInfo(topic),
+        }
+    }
+
+    /// A client learns from an answer.
+    pub fn learn(&mut self, at: usize, id: u64) {
+        let record = self.checks.history.get(id);
+        let (op, Some(reply)) = (record.op.clone(), record.reply().cloned()) else { return };
+        let mind = &mut self.clients[at].mind;
+        match (op, reply) {
+            (Op::Lock(lock), Reply::Int(token)) => {
+                mind.held.retain(|held| (&held.name, &held.owner) != (&lock.name, &lock.owner));
+                let token = u64::try_from(token).unwrap_or(0);
+                mind.held.push(Held { name: lock.name, owner: lock.owner, token, shared: lock.shared });
+            }
+            (Op::Renew(renew), Reply::Nil) => {
+                mind.held.retain(|held| (&held.name, &held.owner) != (&renew.name, &renew.owner));
+            }
+            (Op::Fetch(fetch), Reply::Array(messages)) => {
+                for (message, attempt, _) in messages.iter().filter_map(message_of) {
+                    mind.received.push((fetch.topic.clone(), message, attempt));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A subscriber receives a message.
+    pub fn took(&mut self, at: usize, delivery: Delivery) {
+        let Delivery { topic, id, attempt, body } = delivery;
+        self.checks.deliveries.push((self.time, topic.clone(), id, attempt, body));
+        self.clients[at].mind.received.push((topic, id, attempt));
+    }
+}
+
+/// A message of a FETCH's answer: id, attempt, body.
+#[must_use]
+pub fn message_of(reply: &Reply) -> Option<(u64, u32, Bytes)> {
+    let Reply::Array(fields) = reply else { return None };
+    let [Reply::Int(id), Reply::Int(attempt), Reply::Bulk(body)] = &fields[..] else { return None };
+    Some((Index::try_from(*id).ok()?, u32::try_from(*attempt).ok()?, body.clone()))
+}

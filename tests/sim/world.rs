@@ -1,0 +1,276 @@
+//! The world: nodes, network, clients and faults around one clock, one event after the other.
+//!
+//! Charter: owns everything, keeps the events in order of (time, number), and gives the engines' effects their meaning.
+//! It is a second shell around the engine, beside the server's driver.
+//!
+//! Invariant: nothing in here depends on anything but the seed and the settings: no threads, no clocks, no hash order.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use quorate_engine::effect::{Effect, Effects, Input, Now};
+use quorate_protocol::id::NodeId;
+use quorate_protocol::peer::RaftFrame;
+use quorate_protocol::wire::Wire;
+
+use super::check::Checks;
+use super::client::{Client, Conn, ForClient, ForServer};
+use super::faults::Fault;
+use super::network::Network;
+use super::node::Node;
+use super::plan::Plan;
+use super::rng::Rng;
+use super::trace::{Trace, hash_bytes};
+
+/// Something that happens at its time.
+pub enum Event {
+    /// A node takes a turn.
+    Turn { node: usize, life: u64 },
+    /// A node's disk has synced.
+    Disk { node: usize, life: u64 },
+    /// A node's journal has paused.
+    Idle { node: usize, life: u64, commit: u64 },
+    /// A node starts.
+    Start { node: usize },
+    /// A Raft frame arrives.
+    Raft { from: usize, to: usize, frame: Box<RaftFrame> },
+    /// The next frame of a link arrives at an end.
+    LinkArrive { link: u64, end: usize },
+    /// An end of a link notices that it is cut.
+    LinkEnd { link: u64, end: usize },
+    /// A node dials another.
+    Dial { from: usize, to: usize, life: u64 },
+    /// The dialling node hears that its link stands.
+    LinkOpened { link: u64, life: u64 },
+    /// Something of a client reaches its node.
+    ToServer { conn: u64, what: ForServer },
+    /// Something of a node reaches its client.
+    ToClient { conn: u64, what: ForClient },
+    /// A client looks what it wants next.
+    Think { client: usize },
+    /// A fault begins or ends.
+    Fault(Fault),
+}
+
+struct Scheduled {
+    time: u64,
+    number: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.time, self.number).cmp(&(other.time, other.number))
+    }
+}
+
+/// See the top of the file.
+pub struct World {
+    /// Microseconds since the beginning.
+    pub time: u64,
+    /// What the seed has decided.
+    pub plan: Plan,
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// The network between them.
+    pub network: Network,
+    /// The clients.
+    pub clients: Vec<Client>,
+    /// Client connections by number.
+    pub conns: BTreeMap<u64, Conn>,
+    /// The checkers.
+    pub checks: Checks,
+    /// What happened.
+    pub trace: Trace,
+    /// Chance of the faults.
+    pub fault_rng: Rng,
+    /// Chance of the clients.
+    pub client_rng: Rng,
+    /// Whether clients and faults have been stopped.
+    pub resting: bool,
+    events: BinaryHeap<Reverse<Scheduled>>,
+    next_event: u64,
+}
+
+impl World {
+    /// A world before its beginning.
+    #[must_use]
+    pub fn new(plan: Plan, keep: usize) -> Self {
+        let seed = plan.seed;
+        let count = usize::try_from(plan.nodes).expect("few nodes");
+        let mut world = Self {
+            time: 0,
+            nodes: (1..=plan.nodes).map(|id| Node::new(NodeId(id), seed)).collect(),
+            network: Network::new(count, seed),
+            clients: Vec::new(),
+            conns: BTreeMap::new(),
+            checks: Checks::new(count, plan.voters().collect()),
+            trace: Trace::new(keep),
+            fault_rng: Rng::new(seed, 4),
+            client_rng: Rng::new(seed, 5),
+            resting: false,
+            events: BinaryHeap::new(),
+            next_event: 0,
+            plan,
+        };
+        for node in 0..count {
+            let at = world.fault_rng.below(300_000);
+            world.schedule(at, Event::Start { node });
+        }
+        world.add_clients();
+        world.plan_faults();
+        world
+    }
+
+    /// Puts an event in its place.
+    pub fn schedule(&mut self, time: u64, event: Event) {
+        self.next_event += 1;
+        self.events.push(Reverse(Scheduled { time: time.max(self.time), number: self.next_event, event }));
+    }
+
+    /// Lets the world go on until a time; false when something was not as promised.
+    pub fn run_until(&mut self, end: u64) -> bool {
+        while self.checks.violation.is_none() {
+            if self.events.peek().is_none_or(|Reverse(next)| next.time > end) {
+                self.time = end;
+                return true;
+            }
+            let Some(Reverse(next)) = self.events.pop() else { break };
+            self.time = next.time;
+            self.happen(next.event);
+        }
+        false
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Turn { node, life } => self.turn(node, life),
+            Event::Disk { node, life } => self.disk_done(node, life),
+            Event::Idle { node, life, commit } => self.idle(node, life, commit),
+            Event::Start { node } => self.start(node),
+            Event::Raft { from, to, frame } => self.hear_raft(from, to, *frame),
+            Event::LinkArrive { link, end } => self.link_arrives(link, end),
+            Event::LinkEnd { link, end } => self.close_end(link, end),
+            Event::Dial { from, to, life } => self.dial(from, to, life),
+            Event::LinkOpened { link, life } => self.link_opened(link, life),
+            Event::ToServer { conn, what } => self.to_server(conn, what),
+            Event::ToClient { conn, what } => self.to_client(conn, what),
+            Event::Think { client } => self.think(client),
+            Event::Fault(fault) => self.fault(fault),
+        }
+    }
+
+    /// Something happened at a node.
+    pub fn note(&mut self, at: usize, words: &[u64], text: impl FnOnce() -> String) {
+        self.trace.count(self.time, &[at as u64]);
+        self.trace.note(self.time, words, || format!("node {}: {}", at + 1, text()));
+    }
+
+    /// Something is not as promised.
+    pub fn fail(&mut self, property: &'static str, text: String) {
+        self.checks.fail(property, self.time, text);
+    }
+
+    /// Runs the engine's code; a failed assertion there is a violation.
+    pub fn guard<R>(&mut self, at: usize, work: impl FnOnce() -> R) -> Option<R> {
+        match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(result) => Some(result),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+                let text = text.unwrap_or_default();
+                self.fail("no impossible state", format!("node {} stops: {text}", at + 1));
+                None
+            }
+        }
+    }
+
+    /// Hands inputs to a node's engine.
+    pub fn step(&mut self, at: usize, now: Now, inputs: Vec<Input>) -> Option<Effects> {
+        let mut engine = self.nodes[at].engine.take().expect("a node that is up has an engine");
+        let effects = self.guard(at, || {
+            let mut effects = Effects::new();
+            for input in inputs {
+                engine.step(now, input, &mut effects);
+            }
+            effects
+        });
+        self.nodes[at].engine = Some(engine);
+        effects
+    }
+
+    /// Performs a node's effects, in order.
+    pub fn perform(&mut self, at: usize, effects: Effects) {
+        for effect in effects {
+            match effect {
+                Effect::Persist(batch) => {
+                    let entries = batch.entries.len() as u64;
+                    self.note(at, &[1, batch.seq, entries], || {
+                        let of = |entry: &quorate_engine::journal::Entry| {
+                            format!("{}:{}@{}", entry.group.0, entry.index, entry.term)
+                        };
+                        let entries: Vec<String> = batch.entries.iter().map(of).collect();
+                        format!("writes batch {} {:?} {}", batch.seq, batch.hard, entries.join(" "))
+                    });
+                    self.checks.submitted(self.time, at, &batch);
+                    self.submit(at, batch);
+                }
+                Effect::Raft { to, frame } => {
+                    let sum = frame.messages.iter().fold(0, |sum: u64, m| {
+                        sum.wrapping_mul(31).wrapping_add(m.index ^ m.term << 20 ^ u64::from(m.kind) << 40)
+                    });
+                    self.trace.count(self.time, &[2, at as u64, to.0, sum]);
+                    self.send_raft(at, place_of(to), frame);
+                }
+                Effect::Link { peer, side, frame } => {
+                    let hash = hash_bytes(at as u64, &frame.to_wire());
+                    self.note(at, &[3, peer.0, hash], || format!("to {} ({side:?}): {frame:?}", peer.0));
+                    self.send_link(at, place_of(peer), side, frame);
+                }
+                Effect::Reply { conn, request, reply } => self.replied(at, conn, request, reply),
+                Effect::Push { conn, delivery } => self.pushed(at, conn, delivery),
+                Effect::Close { conn, reason } => self.closed(at, conn, reason),
+                Effect::Members(_) => {}
+                Effect::Log(level, line) => {
+                    self.note(at, &[4, line.len() as u64], || format!("{level:?}: {line}"))
+                }
+                Effect::Halt(why) => {
+                    self.fail("no impossible state", format!("node {} halts: {why}", at + 1))
+                }
+            }
+        }
+    }
+
+    /// Shows a node's state to the checkers.
+    pub fn observe(&mut self, at: usize) {
+        let Some(engine) = &self.nodes[at].engine else { return };
+        let reports = engine.report();
+        self.checks.observe(self.time, at, &reports);
+    }
+
+    /// A node is gone: its links and connections with it.
+    pub fn drop_node(&mut self, at: usize, power: bool) {
+        self.drop_links(at);
+        self.drop_conns(at, power);
+    }
+}
+
+/// A node's place in the world.
+fn place_of(node: NodeId) -> usize {
+    usize::try_from(node.0 - 1).expect("few nodes")
+}
