@@ -151,7 +151,7 @@ impl Connection {
         }
     }
 
-    /// Serves the connection until it ends. Boxed: its task would hold it twice otherwise.
+    /// Serves the connection until it ends. Boxed, because a future keeps what is moved into it twice.
     pub async fn serve(mut self: Box<Self>) {
         let ended = self.talk().await;
         self.shared.outlets.remove(self.number);

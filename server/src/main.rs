@@ -70,11 +70,14 @@ fn log_to_stderr(config: &Config) {
     }
 }
 
-/// A broken invariant anywhere ends the node: half a node must not go on serving.
+/// A broken invariant anywhere ends the node: half a node must not go on serving. The last line says what broke.
 fn end_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        report(info);
+        tracing::error!("this node stops: {}", info.to_string().replace('\n', " "));
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            report(info);
+        }
         std::process::exit(70);
     }));
 }

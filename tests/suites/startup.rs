@@ -1,11 +1,12 @@
 //! Starts that must not succeed, and the one line that says what to do; where settings come from.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use quorate_tests::process::{Cluster, Ran, Scratch, binary, free_ports, poll, run};
+use quorate_tests::process::{Client, Cluster, Ran, Scratch, binary, free_ports, poll, run};
 
 /// A node that could start: everything is in place but what a test spoils.
 fn node(data: &Path) -> Command {
@@ -142,7 +143,7 @@ fn damage_is_refused_and_nothing_is_guessed() {
 fn found_again(data: &Path) {
     let log = data.with_extension("log");
     let mut command = node(data);
-    command.stderr(fs::File::create(&log).expect("a log file")).stdin(std::process::Stdio::piped());
+    command.stderr(fs::File::create(&log).expect("a log file")).stdin(Stdio::piped());
     let mut child = command.spawn().expect("it starts");
     poll("it has its session", || {
         let text = fs::read_to_string(&log).unwrap_or_default();
@@ -177,6 +178,7 @@ fn wrong_settings_are_explained_in_one_line() {
         (&["--initial-cluster", "1=a:1,1=b:2"], &["names node 1 twice"]),
         (&["--join", "a:1"], &["--join is not built yet"]),
         (&["serve"], &["serve", "--help"]),
+        (&["--node-id", "1", "dev"], &["cannot be used with"]),
         (&["dev", "--nodes", "99"], &["--nodes", "1..=9"]),
         (&["--config", "/nowhere.toml"], &["/nowhere.toml", "No such file"]),
         (&["--config", &unknown], &["line 2", "port", "expected one of"]),
@@ -219,6 +221,41 @@ fn the_file_is_overruled_by_the_environment_and_that_by_flags() {
     fs::write(&again, &ran.out).expect("it can be written");
     let reread = run(Command::new(binary()).arg("--config").arg(&again).arg("--print-config"), "");
     assert_eq!(reread.out, ran.out, "what is printed is a file that says the same: {}", reread.err);
+}
+
+/// The bound of open files is the bound of clients: whoever comes after is told, and room is used again.
+#[test]
+fn clients_beyond_the_bound_are_refused_with_a_reason() {
+    let scratch = Scratch::new();
+    let [client, peer, admin] = free_ports();
+    let log = fs::File::create(scratch.path().join("log")).expect("a log file");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 300 && exec \"$0\" \"$@\""]).arg(binary());
+    for (flag, port) in [("--listen", client), ("--peer-listen", peer), ("--admin-listen", admin)] {
+        command.args([flag, &format!("127.0.0.1:{port}")]);
+    }
+    command.arg("--data-dir").arg(scratch.path().join("d")).arg("--end-with-stdin");
+    let mut node = command.stdin(Stdio::piped()).stderr(log).spawn().expect("it starts");
+    let address = SocketAddr::from(([127, 0, 0, 1], client));
+    poll("it listens", || Client::try_new(address)?.try_first("PING"));
+    let mut clients = Vec::new();
+    let refusal = poll("a refusal", || {
+        let mut client = Client::try_new(address)?;
+        let answer = client.try_first("PING")?;
+        if answer == "PONG" {
+            clients.push(client);
+            return None;
+        }
+        Some(answer)
+    });
+    assert_eq!(refusal, "-BUSY 150 clients are connected; close some, or ask another node");
+    assert_eq!(clients.last_mut().expect("some were served").ask("PING"), "PONG");
+    clients.truncate(100);
+    poll("room again", || (Client::try_new(address)?.try_first("PING")? == "PONG").then_some(()));
+    let log = fs::read_to_string(scratch.path().join("log")).expect("a log");
+    assert!(log.contains("only 150 clients can be served") && log.contains("ulimit -n"), "{log}");
+    drop(node.stdin.take());
+    assert!(node.wait().expect("it is ours").success());
 }
 
 /// A node that has lost its directory has forgotten what it promised: the others do not let it in.
