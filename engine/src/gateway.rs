@@ -13,9 +13,6 @@
 //! - A barrier stands alone: it waits for all before it, and all behind it wait for it.
 //! - A write that may have been delivered is never sent again, unless it carries a client session.
 //!
-//! - The groups know a connection by its counter and the node's boot, so an answer to a connection of an earlier boot
-//!   is never taken for an answer to its namesake of this one.
-//!
 //! Subtlety: a request that a former leader never proposed (`Moved`) goes back among the pending ones; it
 //! is sent again only under a newer term, and pending requests are sent in order, so it cannot be overtaken.
 
@@ -121,6 +118,8 @@ struct Slot {
 struct Lane {
     reads: u32,
     writes: u32,
+    /// An unanswered read stands behind a write: so do all reads behind it, or they would overtake it.
+    behind: bool,
     term: Term,
     run: u64,
     refused_upto: u64,
@@ -468,7 +467,8 @@ impl Gateway {
             let to = route.leader.expect("may_go has seen it");
             let lane = lanes.entry(part.group).or_default();
             lane.term = route.term;
-            let behind = conn.ordered && slot.read && lane.writes > 0;
+            let behind = conn.ordered && slot.read && (lane.writes > 0 || (lane.reads > 0 && lane.behind));
+            lane.behind = behind;
             *if slot.read { &mut lane.reads } else { &mut lane.writes } += 1;
             if keeps_something(&part.work) {
                 owns.insert(part.group);

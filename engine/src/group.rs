@@ -85,8 +85,8 @@ pub struct Group {
     consensus: Consensus,
     state: State,
     applied: Index,
-    /// The last index of the log that was recovered.
-    recovered: Index,
+    /// The last index that was found in the journal: what is applied up to it may have been told before.
+    replayed: Index,
     /// Group time of the applied state.
     time: u64,
     /// The leader's clock; none while this node does not lead.
@@ -119,11 +119,10 @@ impl Group {
         } else {
             State::Partition(Box::default())
         };
-        let recovered = setup.entries.last().map_or(0, |entry| entry.index);
         Self {
             id: setup.group,
             me: setup.me,
-            recovered,
+            replayed: setup.entries.last().map_or(0, |entry| entry.index),
             consensus: Consensus::new(now, setup),
             state,
             applied: 0,
@@ -353,15 +352,15 @@ impl Group {
         self.rounds.insert(context, Round { asked: now, floor, reads });
     }
 
-    /// Asks again for rounds that raft has dropped or lost.
+    /// Asks again for rounds that raft has dropped or lost: for all of them at once, so that none overtakes another.
     fn retry_reads(&mut self, now: u64) {
-        let late = |round: &Round| now >= round.asked + READ_RETRY;
-        let contexts: Vec<u64> =
-            self.rounds.iter().filter(|(_, round)| late(round)).map(|(&context, _)| context).collect();
-        for context in contexts {
-            let round = self.rounds.remove(&context).expect("it was just seen");
-            self.start_round(now, round.floor, round.reads);
+        if !self.rounds.values().any(|round| now >= round.asked + READ_RETRY) {
+            return;
         }
+        let rounds = core::mem::take(&mut self.rounds);
+        let floor = rounds.values().map(|round| round.floor).max().unwrap_or(0);
+        let reads = rounds.into_values().flat_map(|round| round.reads).collect();
+        self.start_round(now, floor, reads);
     }
 
     /// Works off what consensus has brought about, and hands out what goes to disk and to peers.
@@ -370,10 +369,13 @@ impl Group {
         self.notice_role(now);
         let mut progress = progress?;
         for (context, index) in core::mem::take(&mut progress.reads) {
-            let Some(round) = self.rounds.remove(&context) else { continue };
-            for read in round.reads {
-                let at = if read.behind { index.max(round.floor) } else { index };
-                self.ready_reads.entry(at).or_default().push(read);
+            // What holds for a round holds for all that were asked before it.
+            let later = self.rounds.split_off(&(context + 1));
+            for round in core::mem::replace(&mut self.rounds, later).into_values() {
+                for read in round.reads {
+                    let at = if read.behind { index.max(round.floor) } else { index };
+                    self.ready_reads.entry(at).or_default().push(read);
+                }
             }
         }
         for entry in core::mem::take(&mut progress.committed) {
@@ -498,7 +500,7 @@ impl Group {
 
     fn tell_reply(&mut self, to: Asker, reply: Reply) {
         let concerns = self.clock.is_some() || to.conn.node == self.me;
-        if concerns && self.applied > self.recovered {
+        if concerns && self.applied > self.replayed {
             self.tell_answer(to.conn, to.request, Verdict::Reply(reply));
         }
     }

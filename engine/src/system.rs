@@ -159,6 +159,7 @@ impl System {
         for client in clients {
             self.clients.remove(&client);
             self.memory.forget(client);
+            self.locks.end_client(ctx, client, out);
             self.post(Item::ClientEnded(client));
         }
         let live =

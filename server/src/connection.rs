@@ -159,13 +159,14 @@ impl Connection {
             self.shared.mailbox.post(Input::Disconnected { conn: self.number }, 64);
         }
         match ended {
-            Ok(()) if self.closing && !self.half_closed => self.linger().await,
+            Ok(()) if self.closing && !self.half_closed => Box::pin(self.linger()).await,
             Ok(()) => {}
             Err(error) => tracing::debug!("connection {}: {error}", self.number),
         }
     }
 
     async fn talk(&mut self) -> io::Result<()> {
+        // What is rarely waited for is boxed when it is, so that an idle connection does not carry it.
         loop {
             self.flush()?;
             let pending = self.written < self.write.len();
@@ -190,14 +191,14 @@ impl Connection {
                     }
                 }
                 // What is still unread may say that more was asked: only its end is looked for.
-                gone = gone(&self.stream), if !may_read && !self.half_closed => {
+                gone = async { Box::pin(gone(&self.stream)).await }, if !may_read && !self.half_closed => {
                     gone?;
                     if self.closing || self.waiting > 0 {
                         self.leave();
                     }
                 }
                 () = self.shared.stopping.cancelled(), if !self.half_closed => self.leave(),
-                () = sleep(GRACE), if self.half_closed => return Ok(()),
+                () = async { Box::pin(sleep(GRACE)).await }, if self.half_closed => return Ok(()),
             }
         }
     }

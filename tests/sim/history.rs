@@ -17,9 +17,6 @@ use quorate_protocol::op::Op;
 use quorate_protocol::peer::Work;
 use quorate_protocol::reply::{Code, Reply};
 
-/// The part of a connection's name in the log that its shell has given; the rest is the boot.
-const COUNTER: u64 = (1 << 40) - 1;
-
 /// What a client may conclude.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -183,8 +180,7 @@ impl History {
     pub fn applied(&mut self, logged: &Logged, place: Place) {
         let Work::Op(op) = &logged.work else { return };
         let asker = &logged.asker;
-        let counter = asker.conn.counter & COUNTER;
-        let key = (asker.conn.node.0, counter, asker.request);
+        let key = (asker.conn.node.0, asker.conn.number(), asker.request);
         let of_session = asker.client.and_then(|seq| self.by_session.get(&(seq.client, seq.seq)));
         let of_asker = || {
             let ids = self.by_asker.get(&key)?;

@@ -169,7 +169,7 @@ pub fn tokens(history: &History) -> Verdict {
 fn fresh(history: &History) -> BTreeMap<&Bytes, Vec<(&Record, &Lock)>> {
     let mut logged: Vec<(&Record, &Lock)> = Vec::new();
     for record in history.records() {
-        if let (Op::Lock(op), [_]) = (&record.op, &record.places[..]) {
+        if let (Op::Lock(op), [_, ..]) = (&record.op, &record.places[..]) {
             logged.push((record, op));
         }
     }
@@ -177,7 +177,8 @@ fn fresh(history: &History) -> BTreeMap<&Bytes, Vec<(&Record, &Lock)>> {
     let mut seen = std::collections::BTreeSet::new();
     let mut fresh: BTreeMap<&Bytes, Vec<(&Record, &Lock)>> = BTreeMap::new();
     for (record, op) in logged {
-        if seen.insert((owner_of(record, op.owner.as_ref()), &op.name)) {
+        // One that was logged twice took effect at one of the places; which, is not known.
+        if seen.insert((owner_of(record, op.owner.as_ref()), &op.name)) && record.places.len() == 1 {
             fresh.entry(&op.name).or_default().push((record, op));
         }
     }
