@@ -266,18 +266,21 @@ impl Connection {
     /// Reads once and hands over what is complete; false at the end of the stream.
     fn read_some(&mut self) -> io::Result<bool> {
         self.read.reserve(READ);
-        match self.stream.try_read_buf(&mut self.read) {
-            Ok(0) => return Ok(false),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+        let more = match self.stream.try_read_buf(&mut self.read) {
+            Ok(0) => false,
+            Ok(_) => {
+                self.decode();
+                self.hand_over();
+                true
+            }
+            // The socket looked readable because the last read took all there was.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
             Err(error) => return Err(error),
-        }
-        self.decode();
-        self.hand_over();
+        };
         if self.read.is_empty() && self.read.capacity() > KEEP {
             self.read = BytesMut::new();
         }
-        Ok(true)
+        Ok(more)
     }
 
     fn decode(&mut self) {
