@@ -95,14 +95,30 @@ impl Drop for Scratch {
     }
 }
 
-/// Ports that were free a moment ago.
+/// Ports that nobody listens on, and that the system gives nobody by itself: below those of outgoing
+/// connections, so that a node finds its port again after a restart.
 ///
 /// # Panics
 /// When the machine has none.
 #[must_use]
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
+    [(); N].map(|()| poll("a free port", || next_ports(1).first().copied()))
+}
+
+/// The next numbers in this process's walk through the ports, if all of them are free: a row of `n`.
+#[must_use]
+pub fn next_ports(n: u16) -> Vec<u16> {
+    const FIRST: u32 = 10_240;
+    const LAST: u32 = 32_000;
+    static STEPS: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run side by side begin at different places.
+    let start = std::process::id().wrapping_mul(613);
+    let step = start.wrapping_add(STEPS.fetch_add(u32::from(n), Ordering::Relaxed));
+    let first = FIRST + step % (LAST - FIRST);
+    let row = (first..first + u32::from(n)).map(|port| u16::try_from(port).expect("it is far below 65536"));
+    row.map(|port| TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port))
+        .collect::<Option<Vec<_>>>()
+        .unwrap_or_default()
 }
 
 /// What a program that has ended has left.

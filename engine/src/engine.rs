@@ -1,18 +1,21 @@
 //! The engine: `step` is the only place that knows all subsystems.
 //!
 //! Charter: routes inputs to the gateway, the household and the groups, and what they bring about to the
-//! shell. One turn: inputs are taken; at its end every group proposes and progresses until nothing is left
-//! to do, and everything that goes to the disk leaves as one `Persist`.
+//! shell. One turn: inputs are taken; at its end every group that they touched proposes and progresses until
+//! nothing is left to do, and everything that goes to the disk leaves as one `Persist`.
 //!
-//! Invariant: what waits for durability is kept with the number of its `Persist` and leaves in that order.
+//! Invariants:
+//! - What waits for durability is kept with the number of its `Persist` and leaves in that order.
+//! - A group that was given anything (work, a message, a tick, the disk's word) is in `awake` until it has
+//!   nothing left to do. A tick wakes all, so no deadline waits longer than that.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, Index, NodeId, Term};
-use quorate_protocol::limits::LOG_MAX;
-use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage};
+use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
+use quorate_protocol::peer::{Answer, Forward, LinkFrame, RaftFrame, RaftMessage};
 use quorate_protocol::reply::Reply;
 
 use crate::consensus::{Role, Setup};
@@ -114,7 +117,11 @@ pub struct Engine {
     withheld: VecDeque<Withheld>,
     next_seq: u64,
     ticks: u64,
-    leading: Vec<(GroupId, Term)>,
+    /// The groups that this node leads; `leading_changed` until the others are told.
+    leading: BTreeMap<GroupId, Term>,
+    leading_changed: bool,
+    /// Groups with something to do.
+    awake: BTreeSet<GroupId>,
     client_addresses: BTreeMap<NodeId, String>,
     answers: BTreeMap<NodeId, Vec<Answer>>,
     #[cfg(feature = "faults")]
@@ -163,7 +170,9 @@ impl Engine {
             withheld: VecDeque::new(),
             next_seq: 1,
             ticks: 0,
-            leading: Vec::new(),
+            leading: BTreeMap::new(),
+            leading_changed: false,
+            awake: (0..=meta.partitions).map(GroupId).collect(),
             client_addresses: [(meta.node, client_address)].into(),
             answers: BTreeMap::new(),
             meta,
@@ -203,6 +212,7 @@ impl Engine {
             group.set_log_full(full);
             group.tick(mono);
         }
+        self.awake.extend(self.groups.keys());
         self.household.tick(mono, &mut self.gateway, fx);
         self.gateway.tick(mono);
     }
@@ -213,6 +223,7 @@ impl Engine {
                 continue;
             }
             if let Some(group) = self.groups.get_mut(&message.group) {
+                self.awake.insert(message.group);
                 group.receive(mono, message);
             }
         }
@@ -243,6 +254,7 @@ impl Engine {
 
     fn accept(&mut self, forward: Forward) {
         if let Some(group) = self.groups.get_mut(&forward.group) {
+            self.awake.insert(forward.group);
             group.accept(forward);
         }
     }
@@ -261,6 +273,7 @@ impl Engine {
             let withheld = self.withheld.pop_front().expect("it was just seen");
             for (id, number) in withheld.numbers {
                 self.groups.get_mut(&id).expect("groups are never dropped").persisted(number);
+                self.awake.insert(id);
             }
             self.send_raft(withheld.messages, false, fx);
         }
@@ -268,16 +281,23 @@ impl Engine {
     }
 
     fn send_raft(&self, messages: Vec<RaftMessage>, with_leading: bool, fx: &mut Effects) {
-        let mut frames: BTreeMap<NodeId, RaftFrame> = BTreeMap::new();
-        for message in messages {
-            frames.entry(message.to).or_default().messages.push(message);
-        }
         if with_leading {
-            for (node, _) in self.meta.founders.iter().filter(|(node, _)| *node != self.me) {
-                frames.entry(*node).or_default().leading = self.leading.clone();
+            let leading: Vec<_> = self.leading.iter().map(|(&group, &term)| (group, term)).collect();
+            for &(to, _) in self.meta.founders.iter().filter(|(node, _)| *node != self.me) {
+                let frame = RaftFrame { leading: leading.clone(), ..RaftFrame::default() };
+                fx.push(Effect::Raft { to, frame });
             }
         }
-        fx.extend(frames.into_iter().map(|(to, frame)| Effect::Raft { to, frame }));
+        let mut by_peer: BTreeMap<NodeId, Vec<RaftMessage>> = BTreeMap::new();
+        for message in messages {
+            by_peer.entry(message.to).or_default().push(message);
+        }
+        for (to, messages) in by_peer {
+            for messages in in_frames(messages, RaftMessage::weight) {
+                let frame = RaftFrame { messages, leading: Vec::new() };
+                fx.push(Effect::Raft { to, frame });
+            }
+        }
     }
 
     fn end_turn(&mut self, mono: u64, fx: &mut Effects) {
@@ -288,7 +308,9 @@ impl Engine {
         loop {
             self.deliver_forwards(fx);
             let mut busy = false;
-            for (&id, group) in &mut self.groups {
+            let awake = core::mem::take(&mut self.awake);
+            for &id in &awake {
+                let Some(group) = self.groups.get_mut(&id) else { continue };
                 group.flush(mono);
                 while let Some(progress) = group.progress(mono) {
                     busy = true;
@@ -299,17 +321,18 @@ impl Engine {
                     persist.entries.extend(progress.entries);
                 }
             }
-            busy |= self.tell(mono, fx);
-            self.update_routes(mono, fx);
+            busy |= self.tell(mono, &awake, fx);
+            self.update_routes(mono, &awake, fx);
             self.run_household(mono, fx);
             self.gateway.end_turn(mono);
             if !busy {
                 break;
             }
+            self.awake.extend(awake);
         }
         self.deliver_answers(fx);
         self.gateway.take_effects(fx);
-        let news = self.update_leading(fx);
+        let news = self.has_leading_news(fx);
         self.send_raft(messages, news, fx);
         self.make_durable(mono, withheld, persist, fx);
     }
@@ -348,11 +371,11 @@ impl Engine {
     }
 
     /// Brings what groups tell to where it belongs; whether anything was told to this node itself.
-    fn tell(&mut self, mono: u64, fx: &mut Effects) -> bool {
+    fn tell(&mut self, mono: u64, awake: &BTreeSet<GroupId>, fx: &mut Effects) -> bool {
         let mut here = false;
         let mut pushes: BTreeMap<NodeId, Vec<_>> = BTreeMap::new();
-        for group in self.groups.values_mut() {
-            for told in group.take_told() {
+        for id in awake {
+            for told in self.groups.get_mut(id).map(Group::take_told).unwrap_or_default() {
                 match told {
                     Told::Answer(answer) if answer.conn.node == self.me => {
                         here = true;
@@ -370,19 +393,29 @@ impl Engine {
             self.deliver_answers(fx);
         }
         for (peer, pushes) in pushes {
-            fx.push(link_pushes(peer, pushes));
+            for pushes in in_frames(pushes, |(_, delivery)| delivery.weight()) {
+                fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Pushes(pushes) });
+            }
         }
         here
     }
 
     fn deliver_answers(&mut self, fx: &mut Effects) {
         for (peer, answers) in core::mem::take(&mut self.answers) {
-            fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Answers(answers) });
+            for answers in in_frames(answers, Answer::weight) {
+                fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Answers(answers) });
+            }
         }
     }
 
-    fn update_routes(&mut self, mono: u64, fx: &mut Effects) {
-        for (&id, group) in &mut self.groups {
+    fn update_routes(&mut self, mono: u64, awake: &BTreeSet<GroupId>, fx: &mut Effects) {
+        for &id in awake {
+            let Some(group) = self.groups.get(&id) else { continue };
+            let before = match group.leading() {
+                Some(term) => self.leading.insert(id, term),
+                None => self.leading.remove(&id),
+            };
+            self.leading_changed |= before != group.leading();
             let consensus = group.consensus();
             let term = consensus.term();
             let leader =
@@ -412,15 +445,12 @@ impl Engine {
         self.household.deliver(mono, parcels, &mut self.gateway);
     }
 
-    /// Notes which groups this node leads; whether the others are to be told.
-    fn update_leading(&mut self, fx: &mut Effects) -> bool {
-        let leading: Vec<(GroupId, Term)> =
-            self.groups.iter().filter_map(|(&id, group)| Some((id, group.leading()?))).collect();
-        let changed = leading != self.leading;
+    /// Whether the others are to be told which groups this node leads.
+    fn has_leading_news(&mut self, fx: &mut Effects) -> bool {
+        let changed = core::mem::take(&mut self.leading_changed);
         if changed {
-            fx.push(Effect::Log(Level::Info, leads_line(&leading)));
+            fx.push(Effect::Log(Level::Info, leads_line(&self.leading)));
         }
-        self.leading = leading;
         let due = self.ticks >= LEADING_TICKS;
         if due {
             self.ticks = 0;
@@ -526,7 +556,7 @@ impl Engine {
 }
 
 /// What the log says when a node begins or ceases to lead groups.
-fn leads_line(leading: &[(GroupId, Term)]) -> String {
+fn leads_line(leading: &BTreeMap<GroupId, Term>) -> String {
     let groups: Vec<String> =
         leading.iter().map(|(group, term)| format!("{} (term {term})", group.0)).collect();
     if groups.is_empty() {
@@ -536,8 +566,20 @@ fn leads_line(leading: &[(GroupId, Term)]) -> String {
     }
 }
 
-fn link_pushes(peer: NodeId, pushes: Vec<(quorate_protocol::id::ConnId, Delivery)>) -> Effect {
-    Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Pushes(pushes) }
+/// Cuts what a turn has for a peer into frames of a moderate size; one larger thing fits alone.
+fn in_frames<T>(all: Vec<T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut frames: Vec<Vec<T>> = Vec::new();
+    let mut size = usize::MAX;
+    for one in all {
+        let more = weight(&one);
+        if size.saturating_add(more) > PEER_FRAME_TARGET {
+            frames.push(Vec::new());
+            size = 0;
+        }
+        size += more;
+        frames.last_mut().expect("it was just pushed").push(one);
+    }
+    frames
 }
 
 fn map<const N: usize>(fields: [(&str, Reply); N]) -> Reply {

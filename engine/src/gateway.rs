@@ -636,9 +636,13 @@ impl Gateway {
         let busy: Vec<u64> = self.busy.iter().copied().collect();
         for counter in busy {
             self.refuse_parked(now, counter);
-            if self.conns.get(&counter).is_none_or(|conn| conn.slots.is_empty()) {
-                self.busy.remove(&counter);
-            }
+            let Some(conn) = self.conns.get_mut(&counter).filter(|conn| conn.slots.is_empty()) else {
+                continue;
+            };
+            // An empty map keeps room for several slots; an idle connection must not.
+            conn.slots = BTreeMap::new();
+            conn.pending = BTreeSet::new();
+            self.busy.remove(&counter);
         }
     }
 

@@ -6,6 +6,7 @@
 //! - The end of a session gets a number and lies in the outbox until every partition has committed it.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -17,8 +18,9 @@ use quorate_protocol::peer::{Item, OpenSession, Parcel, Receipted, Renewal, Work
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire_struct;
 
+use crate::batch::Batch;
 use crate::effect::Member;
-use crate::journal::Meta;
+use crate::journal::{Entry, Meta};
 use crate::lock::Locks;
 use crate::memory::Memory;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
@@ -66,6 +68,22 @@ pub struct System {
     members_changed: bool,
     /// Derived: no node or client session ends before this. Deadlines only move away, so it may be early.
     next_end: u64,
+}
+
+/// The data directories that a recovered log of the system group names, the first of each node: whom to let
+/// in before anything of the log is known to be committed.
+#[must_use]
+pub fn identities(log: &[Entry]) -> BTreeMap<NodeId, Identity> {
+    let mut found = BTreeMap::new();
+    for entry in log.iter().filter(|entry| !entry.data.is_empty()) {
+        let commands = Batch::read(entry.data.clone()).map(|batch| batch.commands).unwrap_or_default();
+        for logged in commands {
+            if let Work::OpenSession(open) = logged.work {
+                found.entry(open.node).or_insert(open.identity);
+            }
+        }
+    }
+    found
 }
 
 impl System {
@@ -141,6 +159,7 @@ impl System {
         for client in clients {
             self.clients.remove(&client);
             self.memory.forget(client);
+            self.locks.end_client(ctx, client, out);
             self.post(Item::ClientEnded(client));
         }
         let live =

@@ -34,6 +34,8 @@ pub const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 pub const ENTRY_TARGET: usize = 1 << 20;
 /// A frame between nodes.
 pub const PEER_FRAME_MAX: usize = 64 << 20;
+/// Bytes of one turn that a frame to a peer gathers before the next is begun; one larger thing fits alone.
+pub const PEER_FRAME_TARGET: usize = 1 << 20;
 /// Bytes that wait for one peer; above it its link is cut (and Raft messages are dropped).
 pub const PEER_OUTPUT_MAX: usize = 256 << 20;
 
@@ -95,6 +97,8 @@ pub const LOG_MAX: usize = 4 << 30;
 const _: () = assert!(REQUEST_MAX < PEER_FRAME_MAX, "a forwarded command fits a peer frame");
 const _: () =
     assert!(ENTRY_TARGET + REQUEST_MAX < PEER_FRAME_MAX / 2, "an append with its largest entry fits");
+const _: () =
+    assert!(PEER_FRAME_TARGET + OUTPUT_MAX < PEER_FRAME_MAX, "the largest answer fits a peer frame");
 const _: () = assert!(PREFETCH <= PREFETCH_MAX, "the default is allowed");
 const _: () = assert!(FETCH_BYTES_MAX + VALUE_MAX <= OUTPUT_MAX, "a full FETCH does not cut its client");
 const _: () = assert!(NAME_MAX < INLINE_MAX, "a name fits a line");

@@ -143,6 +143,18 @@ impl Reply {
         Self::Int(i64::try_from(n).expect("counters stay below 2^63"))
     }
 
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Bulk(bytes) => bytes.len(),
+            Self::Array(values) => values.iter().map(|value| 32 + value.weight()).sum(),
+            Self::Map(pairs) => pairs.iter().map(|(name, value)| 64 + name.weight() + value.weight()).sum(),
+            Self::Error(failure) => failure.text.len(),
+            Self::Nil | Self::Int(_) | Self::Status(_) => 0,
+        }
+    }
+
     /// The failure, if the reply is one.
     #[must_use]
     pub fn failure(&self) -> Option<&Failure> {

@@ -15,6 +15,7 @@ use crate::journal::Founding;
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "quorate-server", version, about = "Locks, queues and keys for applications, replicated")]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct CommandLine {
     #[command(subcommand)]
     command: Option<Mode>,
@@ -373,6 +374,7 @@ mod tests {
             (&["--port", "1"], "unexpected argument '--port' found"),
             (&["--log-format", "xml"], "[possible values: text, json]; see quorate-server --help"),
             (&["--listen"], "a value is required for '--listen <ADDR>'"),
+            (&["--node-id", "1", "dev"], "cannot be used with"),
         ] {
             let text = plan(args).unwrap_err();
             assert!(text.contains(expected) && !text.contains('\n'), "{text}");

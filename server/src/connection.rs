@@ -36,7 +36,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::answers::{Answered, Answerer};
 use crate::driver::Shared;
-use crate::outlet::{self, Out, Outlet};
+use crate::outlet::{Out, Outlet};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
@@ -151,21 +151,22 @@ impl Connection {
         }
     }
 
-    /// Serves the connection until it ends.
-    pub async fn serve(mut self) {
+    /// Serves the connection until it ends. Boxed, because a future keeps what is moved into it twice.
+    pub async fn serve(mut self: Box<Self>) {
         let ended = self.talk().await;
         self.shared.outlets.remove(self.number);
         if self.connected {
             self.shared.mailbox.post(Input::Disconnected { conn: self.number }, 64);
         }
         match ended {
-            Ok(()) if self.closing && !self.half_closed => self.linger().await,
+            Ok(()) if self.closing && !self.half_closed => Box::pin(self.linger()).await,
             Ok(()) => {}
             Err(error) => tracing::debug!("connection {}: {error}", self.number),
         }
     }
 
     async fn talk(&mut self) -> io::Result<()> {
+        // What is rarely waited for is boxed when it is, so that an idle connection does not carry it.
         loop {
             self.flush()?;
             let pending = self.written < self.write.len();
@@ -190,14 +191,14 @@ impl Connection {
                     }
                 }
                 // What is still unread may say that more was asked: only its end is looked for.
-                gone = gone(&self.stream), if !may_read && !self.half_closed => {
+                gone = async { Box::pin(gone(&self.stream)).await }, if !may_read && !self.half_closed => {
                     gone?;
                     if self.closing || self.waiting > 0 {
                         self.leave();
                     }
                 }
                 () = self.shared.stopping.cancelled(), if !self.half_closed => self.leave(),
-                () = sleep(GRACE), if self.half_closed => return Ok(()),
+                () = async { Box::pin(sleep(GRACE)).await }, if self.half_closed => return Ok(()),
             }
         }
     }
@@ -265,18 +266,21 @@ impl Connection {
     /// Reads once and hands over what is complete; false at the end of the stream.
     fn read_some(&mut self) -> io::Result<bool> {
         self.read.reserve(READ);
-        match self.stream.try_read_buf(&mut self.read) {
-            Ok(0) => return Ok(false),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+        let more = match self.stream.try_read_buf(&mut self.read) {
+            Ok(0) => false,
+            Ok(_) => {
+                self.decode();
+                self.hand_over();
+                true
+            }
+            // The socket looked readable because the last read took all there was.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
             Err(error) => return Err(error),
-        }
-        self.decode();
-        self.hand_over();
+        };
         if self.read.is_empty() && self.read.capacity() > KEEP {
             self.read = BytesMut::new();
         }
-        Ok(true)
+        Ok(more)
     }
 
     fn decode(&mut self) {
@@ -374,7 +378,7 @@ impl Connection {
             // What waits must hold nobody up; its answers are few.
             _ if waits || after.is_some() => 0,
             Want::Op(op) if op.may_answer_much() => self.expected,
-            Want::Answered(reply) => outlet::weight_of(reply),
+            Want::Answered(reply) => reply.weight(),
             _ => 0,
         };
         self.batch.push(Request { id, want, client, after });
@@ -390,7 +394,7 @@ impl Connection {
         self.owed_bytes -= cost.answer;
         self.waiting -= usize::from(cost.waits);
         if cost.answer > 0 {
-            self.expected = outlet::weight_of(reply).max(self.expected / 2).max(1);
+            self.expected = reply.weight().max(self.expected / 2).max(1);
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use quorate_engine::effect::{Effect, Effects, Input, Level, Member, Side, TICK};
 use quorate_engine::engine::Engine;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub peers: Peers,
     /// What the system group knows of the nodes.
     pub members: Mutex<Vec<Member>>,
+    /// That it has changed.
+    pub members_news: Notify,
     /// Cancelled when the node stops: no new clients, no new requests.
     pub stopping: CancellationToken,
 }
@@ -95,7 +98,10 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
             }
             Effect::Push { conn, delivery } => shared.outlets.add(conn, Out::Push(delivery), &mut touched),
             Effect::Close { conn, reason } => shared.outlets.add(conn, Out::Close(reason), &mut touched),
-            Effect::Members(members) => *shared.members.lock() = members,
+            Effect::Members(members) => {
+                *shared.members.lock() = members;
+                shared.members_news.notify_waiters();
+            }
             Effect::Log(Level::Debug, line) => tracing::debug!("{line}"),
             Effect::Log(Level::Info, line) => tracing::info!("{line}"),
             Effect::Log(Level::Warn, line) => tracing::warn!("{line}"),

@@ -94,7 +94,7 @@ pub async fn accept_all(
             continue;
         }
         let answerer = Answerer::new(number, address, Arc::clone(&desk));
-        let connection = Connection::new(number, stream, Arc::clone(&shared), answerer);
+        let connection = Box::new(Connection::new(number, stream, Arc::clone(&shared), answerer));
         tasks.spawn(async move {
             let _counted = counted;
             connection.serve().await;

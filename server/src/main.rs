@@ -48,10 +48,15 @@ fn fail(text: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Shows the settings as a file that could be given to --config.
 fn print_config(config: &Config) {
     let mut out = std::io::stdout().lock();
     for (name, value) in config.settings() {
-        let _ = writeln!(out, "{name} = \"{value}\"");
+        // Nobody may be reading.
+        let _ = match value.parse::<u64>() {
+            Ok(number) => writeln!(out, "{name} = {number}"),
+            Err(_) => writeln!(out, "{name} = {}", toml::Value::String(value)),
+        };
     }
 }
 
@@ -65,11 +70,14 @@ fn log_to_stderr(config: &Config) {
     }
 }
 
-/// A broken invariant anywhere ends the node: half a node must not go on serving.
+/// A broken invariant anywhere ends the node: half a node must not go on serving. The last line says what broke.
 fn end_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        report(info);
+        tracing::error!("this node stops: {}", info.to_string().replace('\n', " "));
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            report(info);
+        }
         std::process::exit(70);
     }));
 }

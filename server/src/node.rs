@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_engine::engine::{Config as EngineConfig, Engine};
+use quorate_engine::system::identities;
+use quorate_protocol::id::GroupId;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
@@ -30,7 +32,8 @@ pub fn run(config: &Config) -> Result<(), String> {
     let (dir, recovered, journal) =
         DataDir::open(&config.data_dir, &config.founding()).map_err(|error| error.to_string())?;
     let shared = Arc::<Shared>::default();
-    let me = peers::Me { meta: recovered.meta.clone(), client_address: config.advertise.clone() };
+    let logged = recovered.entries.get(&GroupId::SYSTEM).map(|log| identities(log)).unwrap_or_default();
+    let me = peers::Me { meta: recovered.meta.clone(), client_address: config.advertise.clone(), logged };
     let desk = Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings()));
     tracing::info!(
         "node {} starts (boot {}): clients {}, peers {}, admin {}, data {}",

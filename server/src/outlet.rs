@@ -72,20 +72,9 @@ impl Outlet {
 
 fn weight(out: &Out) -> usize {
     64 + match out {
-        Out::Reply(_, reply) => weight_of(reply),
-        Out::Push(delivery) => delivery.topic.len() + delivery.body.len(),
+        Out::Reply(_, reply) => reply.weight(),
+        Out::Push(delivery) => delivery.weight(),
         Out::Close(reason) => reason.len(),
-    }
-}
-
-/// Bytes of a reply, about.
-pub(crate) fn weight_of(reply: &Reply) -> usize {
-    match reply {
-        Reply::Bulk(bytes) => bytes.len(),
-        Reply::Array(values) => values.iter().map(|value| 32 + weight_of(value)).sum(),
-        Reply::Map(pairs) => pairs.iter().map(|(name, value)| 64 + weight_of(name) + weight_of(value)).sum(),
-        Reply::Error(failure) => failure.text.len(),
-        Reply::Nil | Reply::Int(_) | Reply::Status(_) => 0,
     }
 }
 

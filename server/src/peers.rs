@@ -6,6 +6,8 @@
 //! Invariants:
 //! - At most one link per peer and direction is heard: a newer one replaces the older, and nothing of the
 //!   older is posted after the newer one's `LinkUp`.
+//! - A node whose data directory is not the one that is known is heard and spoken to in no lane, whoever dialled,
+//!   and also if that becomes known only later: it may have forgotten what it promised.
 //! - The Raft lane has its own connection and queue, so client work never stands before a heartbeat. When a
 //!   queue is over `PEER_OUTPUT_MAX`, Raft frames are dropped (they may be) and links are cut (their frames
 //!   may not be lost one by one).
@@ -19,7 +21,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use quorate_engine::effect::{Input, Side};
 use quorate_engine::journal::Meta;
-use quorate_protocol::id::NodeId;
+use quorate_protocol::id::{Identity, NodeId};
 use quorate_protocol::limits::{PEER_FRAME_MAX, PEER_OUTPUT_MAX};
 use quorate_protocol::peer::{Hello, Lane, LinkFrame, PEER_VERSION, RaftFrame, Welcome};
 use quorate_protocol::wire::Wire;
@@ -104,7 +106,7 @@ pub struct Peers {
 impl Peers {
     /// Sends a Raft frame, or drops it.
     pub fn send_raft(&self, to: NodeId, frame: RaftFrame) {
-        let weight = frame.messages.iter().flat_map(|m| &m.entries).map(|entry| 64 + entry.data.len()).sum();
+        let weight = frame.weight();
         if let Some(queue) = self.raft.lock().get(&to) {
             queue.push(frame, weight);
         }
@@ -121,8 +123,9 @@ impl Peers {
     }
 
     fn send_link(&self, to: NodeId, side: Side, frame: LinkFrame) {
+        let weight = frame.weight();
         if let Some(queue) = self.links.lock().get(&(to, side))
-            && !queue.push(frame, 256)
+            && !queue.push(frame, weight)
         {
             queue.close();
         }
@@ -136,6 +139,9 @@ pub struct Me {
     pub meta: Meta,
     /// Where its clients connect.
     pub client_address: String,
+    /// Data directories that this node's own log names: all that is known of others before the system group
+    /// has been heard of.
+    pub logged: BTreeMap<NodeId, Identity>,
 }
 
 impl Me {
@@ -174,14 +180,29 @@ impl Me {
             return Some(format!("node {node} is no other member of this cluster; correct --node-id"));
         }
         let members = shared.members.lock();
-        let known = members.iter().find(|member| member.node == hello.node);
-        if known.is_some_and(|member| member.identity != hello.identity) {
+        let known = members.iter().find(|member| member.node == hello.node).map(|member| member.identity);
+        drop(members);
+        if known
+            .or_else(|| self.logged.get(&hello.node).copied())
+            .is_some_and(|known| known != hello.identity)
+        {
             return Some(format!(
                 "node {node} is known with another data directory; bring that directory back, or let the cluster forget \
                  the node with `quorate member remove {node}` and `quorate member add {node}`"
             ));
         }
         None
+    }
+
+    /// Ends when a node that was let in must not have been, with the reason.
+    async fn disowned(&self, hello: &Hello, shared: &Shared) -> String {
+        loop {
+            let news = shared.members_news.notified();
+            if let Some(why) = self.objection(hello, shared) {
+                return why;
+            }
+            news.await;
+        }
     }
 }
 
@@ -198,13 +219,14 @@ async fn dial(me: Me, node: NodeId, address: String, lane: Lane, shared: Arc<Sha
     let mut pause = REDIAL.0;
     let mut said = String::new();
     loop {
-        match tokio::time::timeout(HANDSHAKE, open(&me, node, &address, lane)).await {
-            Ok(Ok(stream)) => {
+        match tokio::time::timeout(HANDSHAKE, open(&me, node, &address, lane, &shared)).await {
+            Ok(Ok((stream, hello))) => {
                 pause = REDIAL.0;
                 said.clear();
+                let until = me.disowned(&hello, &shared);
                 match lane {
-                    Lane::Raft => speak_raft(stream, node, &shared).await,
-                    Lane::Work => speak_link(stream, node, Side::Opener, &shared).await,
+                    Lane::Raft => speak_raft(stream, node, &shared, until).await,
+                    Lane::Work => speak_link(stream, node, Side::Opener, &shared, until).await,
                 }
             }
             Ok(Err(why)) => {
@@ -220,7 +242,13 @@ async fn dial(me: Me, node: NodeId, address: String, lane: Lane, shared: Arc<Sha
     }
 }
 
-async fn open(me: &Me, node: NodeId, address: &str, lane: Lane) -> Result<TcpStream, String> {
+async fn open(
+    me: &Me,
+    node: NodeId,
+    address: &str,
+    lane: Lane,
+    shared: &Shared,
+) -> Result<(TcpStream, Hello), String> {
     let mut stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     let mut out = Vec::new();
@@ -229,10 +257,13 @@ async fn open(me: &Me, node: NodeId, address: &str, lane: Lane) -> Result<TcpStr
     let answer = read_first(&mut stream).await?;
     match Welcome::from_wire(answer).map_err(|malformed| malformed.to_string())? {
         Welcome::No(why) => Err(why),
-        Welcome::Yes(hello) if hello.node == node && hello.cluster == me.meta.cluster => Ok(stream),
-        Welcome::Yes(hello) => {
+        Welcome::Yes(hello) if hello.node != node => {
             Err(format!("node {} answers at this address; correct --initial-cluster", hello.node.0))
         }
+        Welcome::Yes(hello) => match me.objection(&hello, shared) {
+            None => Ok((stream, hello)),
+            Some(why) => Err(why),
+        },
     }
 }
 
@@ -270,17 +301,24 @@ async fn accept(mut stream: TcpStream, from: SocketAddr, me: Me, shared: Arc<Sha
         }
     };
     match tokio::time::timeout(HANDSHAKE, welcome).await {
-        Ok(Ok(Hello { node, lane: Lane::Raft, .. })) => hear_raft(stream, node, &shared).await,
-        Ok(Ok(Hello { node, lane: Lane::Work, .. })) => {
-            speak_link(stream, node, Side::Reached, &shared).await
+        Ok(Ok(hello)) => {
+            let until = me.disowned(&hello, &shared);
+            match hello.lane {
+                Lane::Raft => hear_raft(stream, hello.node, &shared, until).await,
+                Lane::Work => speak_link(stream, hello.node, Side::Reached, &shared, until).await,
+            }
         }
         Ok(Err(why)) => tracing::warn!("a connection from {from} to the peer port was refused: {why}"),
         Err(_) => tracing::debug!("a connection from {from} to the peer port said nothing"),
     }
 }
 
-/// Writes this node's Raft frames to a peer until the connection fails.
-async fn speak_raft(stream: TcpStream, node: NodeId, shared: &Shared) {
+fn cut(node: NodeId, why: &str) {
+    tracing::warn!("a connection with node {} is cut: {why}", node.0);
+}
+
+/// Writes this node's Raft frames to a peer until the connection fails, or `until` gives a reason.
+async fn speak_raft(stream: TcpStream, node: NodeId, shared: &Shared, until: impl Future<Output = String>) {
     let queue = Arc::<Queue<RaftFrame>>::default();
     shared.peers.raft.lock().insert(node, Arc::clone(&queue));
     let (mut reader, mut writer) = stream.into_split();
@@ -289,13 +327,14 @@ async fn speak_raft(stream: TcpStream, node: NodeId, shared: &Shared) {
     tokio::select! {
         _ = write_frames(&mut writer, &queue) => {}
         _ = reader.read(&mut nothing) => {}
+        why = until => cut(node, &why),
     }
     shared.peers.raft.lock().remove(&node);
 }
 
-async fn hear_raft(stream: TcpStream, node: NodeId, shared: &Shared) {
+async fn hear_raft(stream: TcpStream, node: NodeId, shared: &Shared, until: impl Future<Output = String>) {
     let (mut reader, _writer) = stream.into_split();
-    let ended = read_frames(&mut reader, shared, |frame| {
+    let hear = read_frames(&mut reader, shared, |frame| {
         let weight = frame.len();
         match RaftFrame::from_wire(frame) {
             Ok(frame) => {
@@ -308,11 +347,20 @@ async fn hear_raft(stream: TcpStream, node: NodeId, shared: &Shared) {
             }
         }
     });
-    ended.await;
+    tokio::select! {
+        () = hear => {}
+        why = until => cut(node, &why),
+    }
 }
 
-/// Both directions of a link, until it is cut or replaced.
-async fn speak_link(stream: TcpStream, peer: NodeId, side: Side, shared: &Shared) {
+/// Both directions of a link, until it is cut or replaced, or `until` gives a reason.
+async fn speak_link(
+    stream: TcpStream,
+    peer: NodeId,
+    side: Side,
+    shared: &Shared,
+    until: impl Future<Output = String>,
+) {
     let queue = LinkQueue::default();
     {
         let mut links = shared.peers.links.lock();
@@ -343,6 +391,7 @@ async fn speak_link(stream: TcpStream, peer: NodeId, side: Side, shared: &Shared
     tokio::select! {
         () = hear => {}
         _ = write_frames(&mut writer, &queue) => {}
+        why = until => cut(peer, &why),
     }
     let mut links = shared.peers.links.lock();
     if links.get(&(peer, side)).is_some_and(|current| Arc::ptr_eq(current, &queue)) {

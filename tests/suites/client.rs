@@ -149,6 +149,41 @@ async fn a_thousand_writes_at_once() {
     assert_eq!(client.connections(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_by_the_hundred_cut_neither_clients_nor_links() {
+    let cluster = Cluster::start(3);
+    let client = patient(&cluster, 3).await;
+    assert_eq!(client.set("big", vec![1; 1 << 20], Set::default()).await, Ok(true));
+    // Through every node: one leads, the others hear the answers over their links.
+    let mut large = JoinSet::new();
+    for n in 0..6 {
+        let client = patient(&cluster, n % 3 + 1).await;
+        for _ in 0..50 {
+            let client = client.clone();
+            large.spawn(async move { client.get("big").await.map(|value| value.map(|value| value.len())) });
+        }
+    }
+    assert!(large.join_all().await.into_iter().all(|length| length == Ok(Some(1 << 20))));
+    let mut written = JoinSet::new();
+    for n in 0..9 {
+        let client = patient(&cluster, n % 3 + 1).await;
+        for m in 0..8 {
+            let client = client.clone();
+            written
+                .spawn(async move { client.set(format!("{n}.{m}"), vec![2; 3 << 20], Set::default()).await });
+        }
+    }
+    assert!(written.join_all().await.into_iter().all(|result| result == Ok(true)));
+    assert!(!cluster.logs().contains("is closed"), "{}", cluster.logs());
+    let mut large = JoinSet::new();
+    for _ in 0..200 {
+        let client = client.clone();
+        large.spawn(async move { client.get("big").await.map(|value| value.map(|value| value.len())) });
+    }
+    assert!(large.join_all().await.into_iter().all(|length| length == Ok(Some(1 << 20))));
+    assert_eq!(client.connections(), 1, "nobody was cut");
+}
+
 /// Adds 1 again and again in eight tasks until told to stop; counts what succeeded.
 fn count_up(client: &Client, done: &Arc<AtomicI64>, stop: &Arc<AtomicBool>) -> JoinSet<Vec<Error>> {
     let mut tasks = JoinSet::new();
@@ -274,4 +309,27 @@ async fn a_closed_client_and_absent_nodes_are_clear_errors() {
     let nobody = Client::connect_with(["127.0.0.1:1"], options).await;
     assert!(matches!(nobody, Err(Error::Unreachable(why)) if why.contains("127.0.0.1:1")));
     assert!(matches!(Client::connect::<String>([]).await, Err(Error::Usage(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_missed_much_catches_up() {
+    let mut cluster = Cluster::start(3);
+    let client = patient(&cluster, 1).await;
+    cluster.kill(3);
+    for n in 0..40 {
+        let key = format!("{{one}}{}", n % 4);
+        assert_eq!(client.set(key, vec![n; 4 << 20], Set::default()).await, Ok(true));
+    }
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    let third = Client::connect([cluster.address(3).to_string()]).await.expect("it serves");
+    let progress = async |client: &Client| {
+        let groups = client.status().await.expect("a status").groups;
+        groups.into_iter().map(|group| group.applied).sum::<u64>()
+    };
+    let goal = progress(&client).await;
+    while progress(&third).await < goal {
+        tokio::task::yield_now().await;
+    }
+    assert!(!cluster.logs().contains("over the limit"), "{}", cluster.logs());
 }

@@ -78,7 +78,7 @@ const NODE: &[(&str, &str)] = &[
     ("CLIENT GETNAME", "me-@"),
     ("CONFIG GET appendonly", "appendonly: yes"),
     ("INFO server", "# Server"),
-    ("COMMAND COUNT", "4…"),
+    ("COMMAND INFO get", "1)…"),
     ("HELP LOCK", "1) LOCK name [SHARED]…"),
     ("nonsense a b", "-ERR unknown command 'nonsense', with args beginning with: 'a' 'b' "),
     ("GET", "-ERR wrong number of arguments for 'get' command; usage: GET key"),

@@ -38,7 +38,7 @@ impl Roamer {
 /// What a worker was told.
 #[derive(Default)]
 struct Acknowledged {
-    /// Key → the last value that was acknowledged, and those tried since without an answer.
+    /// Key → the last value that was acknowledged, and all that were left in doubt: those may come later.
     sets: BTreeMap<String, (u64, Vec<u64>)>,
     incremented: u64,
     tried: u64,
@@ -64,7 +64,7 @@ fn work(addresses: &[SocketAddr], worker: usize, over: &AtomicBool, progress: &A
         let answer = roamer.ask(&format!("SET {key} {n}"));
         let row = told.sets.entry(key).or_default();
         match answer.as_deref() {
-            Some("OK") => *row = (n, Vec::new()),
+            Some("OK") => row.0 = n,
             Some(answer) if answer.starts_with("-CLUSTERDOWN") || answer.starts_with("-TRYAGAIN") => {}
             Some(answer) => {
                 assert!(is_excuse(answer), "{answer}");

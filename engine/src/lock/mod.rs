@@ -22,7 +22,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{ConnId, NodeId, SessionId};
+use quorate_protocol::id::{ClientId, ConnId, NodeId, SessionId};
 use quorate_protocol::limits::{LOCK_WAITERS_MAX, LOCKS_MAX};
 use quorate_protocol::op::{Lock, Renew, Unlock};
 use quorate_protocol::reply::{Code, Reply};
@@ -362,6 +362,22 @@ impl Locks {
         let conns: BTreeSet<ConnId> = owners.chain(askers).collect();
         for conn in conns {
             self.close(ctx, conn, out);
+        }
+    }
+
+    /// A client session has ended: nobody will ask for what still waits in it, and it must not be granted.
+    pub fn end_client(&mut self, ctx: &Ctx, client: ClientId, out: &mut Outcomes) {
+        let asked = |wait: &Wait| wait.asker.client.is_some_and(|seq| seq.client == client);
+        let keys: Vec<Key> =
+            self.waits.iter().filter(|(_, wait)| asked(wait)).map(|(key, _)| key.clone()).collect();
+        let mut names = BTreeSet::new();
+        for key in keys {
+            let wait = self.remove_wait(&key);
+            answer(out, wait.asker, Reply::Nil);
+            names.insert(key.0);
+        }
+        for name in names {
+            self.grant(ctx, &name, out);
         }
     }
 

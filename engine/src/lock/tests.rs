@@ -4,7 +4,8 @@ use alloc::collections::BTreeSet;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use quorate_protocol::op::Op;
+use quorate_protocol::id::{ClientId, ClientSeq};
+use quorate_protocol::op::{Lock, Op};
 
 use super::*;
 use crate::script::{Dice, Script, Subject, conn};
@@ -207,6 +208,25 @@ fn a_connection_that_ends_releases_and_withdraws() {
     assert_eq!(l.say(4, "LOCK named"), "(nil)", "a named owner outlives its connection");
     l.event(|locks, ctx, out| locks.end_session(ctx, NodeId(1), SessionId(1), out));
     assert_eq!(l.say(4, "LOCK a"), "4");
+}
+
+#[test]
+fn what_waits_in_a_client_session_outlives_its_connection_but_not_the_session() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK a OWNER x"), "1");
+    let client = Some(ClientSeq { client: ClientId(7), seq: 1, lowest: 1 });
+    let asker = Asker { conn: conn(2), request: 1, client };
+    l.event(|locks, ctx, out| {
+        let op = Lock { name: "a".into(), shared: false, owner: Some("y".into()), ttl: 900, wait: 90_000 };
+        locks.lock(ctx, &asker, op, out);
+    });
+    assert_eq!(l.say(3, "LOCK a OWNER z WAIT 90000"), "");
+    l.event(|locks, ctx, out| locks.close(ctx, conn(2), out));
+    assert_eq!(l.heard(), [""; 0], "it may go on on another connection");
+    l.event(|locks, ctx, out| locks.end_client(ctx, ClientId(7), out));
+    assert_eq!(l.heard(), ["2: (nil)"]);
+    assert_eq!(l.say(1, "UNLOCK a OWNER x"), "1");
+    assert_eq!(l.heard(), ["3: 2"], "nobody who is gone is granted anything");
 }
 
 #[test]

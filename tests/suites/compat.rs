@@ -1,0 +1,146 @@
+//! Clients that others have written: redis-cli, redis-benchmark, nc, redis-py.
+//!
+//! A machine may lack them: then a test says that it was skipped. Where `CI` is set it fails instead.
+
+use std::path::Path;
+use std::process::Command;
+
+use quorate_tests::process::{Cluster, Ran, run};
+
+/// Whether a program can be used; says so if it cannot.
+#[allow(clippy::print_stdout, reason = "whoever runs the tests is to see what was not tested")]
+fn is_there(what: &str, probe: &mut Command) -> bool {
+    let there = probe.output().is_ok_and(|output| output.status.success());
+    if !there {
+        assert!(std::env::var_os("CI").is_none(), "{what} is not installed, and CI must not skip its tests");
+        println!("skipped: {what} is not installed");
+    }
+    there
+}
+
+fn has_redis_cli() -> bool {
+    is_there("redis-cli (package redis-tools)", Command::new("redis-cli").arg("--version"))
+}
+
+fn has_nc() -> bool {
+    // `nc -h` ends with 0 in OpenBSD's; others may lack -N.
+    is_there("nc (package netcat-openbsd)", Command::new("nc").arg("-h"))
+}
+
+fn redis_cli(cluster: &Cluster, node: usize) -> Command {
+    let mut command = Command::new("redis-cli");
+    command.args(["-p", &cluster.port(node).to_string()]);
+    command
+}
+
+fn clean(ran: Ran) -> String {
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{}", ran.out);
+    ran.out
+}
+
+#[test]
+fn a_session_with_redis_cli() {
+    if !has_redis_cli() {
+        return;
+    }
+    let cluster = Cluster::start(3);
+    let one = |node, args: &[&str]| clean(run(redis_cli(&cluster, node).args(args), ""));
+    assert_eq!(one(1, &["PING"]), "PONG\n");
+    assert_eq!(one(1, &["SET", "greeting", "hello world"]), "OK\n");
+    assert_eq!(one(2, &["GET", "greeting"]), "hello world\n");
+    assert_eq!(one(3, &["-3", "GET", "greeting"]), "hello world\n");
+    assert_eq!(one(3, &["GET", "nothing"]), "\n");
+    assert!(one(2, &["-3", "HELLO", "3"]).contains("proto 3"));
+    let piped = clean(run(
+        &mut redis_cli(&cluster, 2),
+        "SET counter 10\nINCR counter\nDEL counter nothing\nEXISTS counter\nLOCK mine OWNER me\nUNLOCK mine OWNER me\n",
+    ));
+    let lines: Vec<&str> = piped.lines().collect();
+    assert_eq!((&lines[..4], lines[5]), (&["OK", "11", "1", "0"][..], "1"), "{piped}");
+    assert!(lines[4].parse::<u64>().is_ok(), "a token: {piped}");
+    let typed = run(
+        redis_cli(&cluster, 1).args(["--no-raw", "-3"]),
+        "SET a 1 EX 100\nTTL a\nGET b\nLOCKINFO a\nNONSENSE\n",
+    );
+    let typed = clean(typed);
+    for words in ["OK\n", "(integer) 100\n", "(nil)\n", "\"name\" => \"a\"", "(error) ERR unknown command"] {
+        assert!(typed.contains(words), "{words}: {typed}");
+    }
+    let id = one(1, &["PUB", "jobs", "hello"]).trim().to_owned();
+    // The process ends, and with it its connection: the message goes back.
+    assert_eq!(one(2, &["FETCH", "jobs"]).lines().collect::<Vec<_>>(), [&id, "1", "hello"]);
+    let fetched = clean(run(&mut redis_cli(&cluster, 3), &format!("FETCH jobs BLOCK 5000\nACK jobs {id}\n")));
+    assert_eq!(fetched.lines().collect::<Vec<_>>(), [&id, "2", "hello", "1"]);
+    assert!(one(1, &["COMMAND", "COUNT"]).trim().parse::<usize>().is_ok());
+    assert!(one(1, &["COMMAND", "DOCS", "lock"]).contains("fencing token"));
+    assert!(one(1, &["INFO"]).contains("redis_version:"));
+    assert_eq!(one(1, &["CONFIG", "GET", "save"]), "save\n\n");
+}
+
+#[test]
+fn a_session_with_nc() {
+    if !has_nc() {
+        return;
+    }
+    let cluster = Cluster::start(3);
+    let nc = |node: usize, input: &str| {
+        clean(run(Command::new("nc").args(["-N", "127.0.0.1", &cluster.port(node).to_string()]), input))
+            .replace("\r\n", "\n")
+    };
+    let text =
+        nc(1, "PING\nSET greeting \"hello world\"\nGET greeting\nGET nothing\nINCR n\nLOCK db\nLOCK db\n");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..5], ["PONG", "OK", "hello world", "(nil)", "1"]);
+    assert_eq!(lines[5], lines[6], "the connection holds it, and asks again for its own lock");
+    let next = nc(2, "LOCK db\r\nquit\r\n");
+    assert!(
+        next.lines().next().and_then(|token| token.parse::<u64>().ok()) > lines[5].parse().ok(),
+        "{next}"
+    );
+    let id = nc(2, "PUB jobs hello\n").trim().to_owned();
+    let fetched = nc(3, &format!("FETCH jobs\nACK jobs {id}\nFETCH jobs\n"));
+    assert!(
+        fetched.contains(&id) && fetched.contains("hello") && fetched.ends_with("1\n(nil)\n"),
+        "{fetched}"
+    );
+    let wrong = nc(1, "SET\nNONSENSE 1\nSET a\tb\nGET a\n");
+    let lines: Vec<&str> = wrong.lines().collect();
+    assert!(lines[0].starts_with("-ERR wrong number of arguments for 'set' command; usage: SET key value"));
+    assert!(lines[1].starts_with("-ERR unknown command 'NONSENSE', with args beginning with: '1'"));
+    assert_eq!(lines[2..], ["OK", "b"]);
+    assert!(nc(1, "HELP\n").contains("LOCK name"));
+    let browser = nc(1, "POST / HTTP/1.1\r\nHost: localhost\r\n\r\nSET stolen 1\r\n");
+    assert!(!browser.contains("OK"), "a browser must not be able to talk to us: {browser}");
+    assert_eq!(nc(1, "GET stolen\n"), "(nil)\n");
+}
+
+#[test]
+fn redis_benchmark_runs_clean() {
+    if !has_redis_cli() {
+        return;
+    }
+    let cluster = Cluster::start(3);
+    for pipeline in ["1", "16"] {
+        let mut command = Command::new("redis-benchmark");
+        command.args(["-p", &cluster.port(2).to_string(), "-t", "set,get,incr", "-n", "2000", "-q"]);
+        let out = clean(run(command.args(["-P", pipeline]), ""));
+        for test in ["SET: ", "GET: ", "INCR: "] {
+            let done = |line: &str| line.contains(test) && line.contains("requests per second");
+            assert!(out.split(['\r', '\n']).any(done), "{test}: {out}");
+        }
+        assert!(!out.to_lowercase().contains("warning") && !out.contains("rror"), "{out}");
+    }
+    assert_eq!(cluster.client(1).ask("GET counter:__rand_int__"), "4000");
+}
+
+#[test]
+fn redis_py_connects_without_a_warning() {
+    if !is_there("redis-py (pip install redis)", Command::new("python3").args(["-c", "import redis"])) {
+        return;
+    }
+    let cluster = Cluster::start(3);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("suites/redis_py.py");
+    let ports = (1..=3).map(|node| cluster.port(node).to_string());
+    let ran = run(Command::new("python3").args(["-W", "error"]).arg(script).args(ports), "");
+    assert_eq!(clean(ran), "all is well\n");
+}

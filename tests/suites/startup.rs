@@ -1,0 +1,284 @@
+//! Starts that must not succeed, and the one line that says what to do; where settings come from.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use quorate_tests::process::{Client, Cluster, Ran, Scratch, binary, free_ports, poll, run};
+
+/// A node that could start: everything is in place but what a test spoils.
+fn node(data: &Path) -> Command {
+    let [client, peer, admin] = free_ports();
+    let mut command = Command::new(binary());
+    for (flag, port) in [("--listen", client), ("--peer-listen", peer), ("--admin-listen", admin)] {
+        command.args([flag, &format!("127.0.0.1:{port}")]);
+    }
+    command.args(["--initial-cluster", &format!("1=127.0.0.1:{}", 7412)]);
+    // Should it start against all expectation, it ends with its input.
+    command.arg("--end-with-stdin").arg("--data-dir").arg(data);
+    command
+}
+
+/// The process has failed, and said in one line all of this.
+fn refused(ran: &Ran, words: &[&str]) {
+    let Ran { code, out, err } = ran;
+    assert!(code.is_some_and(|code| code != 0), "exit code {code:?}: {err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "one line: {err}");
+    assert!(out.is_empty(), "nothing on standard output: {out}");
+    assert!(err.starts_with("quorate-server: ") && !err.contains("panicked"), "{err}");
+    for word in words {
+        assert!(err.contains(word), "'{word}' is missing: {err}");
+    }
+}
+
+/// Starts a node that founds its directory, and stops it.
+fn found(data: &Path) {
+    let ran = run(&mut node(data), "");
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("node 1 starts (boot 1)") && ran.err.contains("node 1 stops"), "{}", ran.err);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let cluster = Cluster::start(1);
+    let scratch = Scratch::new();
+    let port = cluster.port(1);
+    let mut command = Command::new(binary());
+    let [peer, admin] = free_ports();
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--peer-listen", &format!("127.0.0.1:{peer}")]);
+    command.args(["--admin-listen", &format!("127.0.0.1:{admin}")]);
+    command.arg("--data-dir").arg(scratch.path().join("d"));
+    let ran = run(&mut command, "");
+    refused(&ran, &[&format!("port {port} is taken"), "--listen"]);
+    assert!(!scratch.path().join("d").exists(), "a node without ports makes no directory");
+}
+
+#[test]
+fn a_directory_in_use_is_not_touched() {
+    let cluster = Cluster::start(1);
+    let ran = run(&mut node(&cluster.data_dir(1)), "");
+    refused(&ran, &["is in use by process", "--data-dir"]);
+    assert_eq!(cluster.client(1).ask("SET k v"), "OK", "the node that has it goes on");
+}
+
+#[test]
+fn a_foreign_directory_is_refused() {
+    let scratch = Scratch::new();
+    let data = scratch.path().join("d");
+    found(&data);
+    let other = |spec: &str, id: &str| {
+        let [client, peer, admin] = free_ports();
+        let mut command = Command::new(binary());
+        command.args(["--node-id", id, "--initial-cluster", spec]).arg("--data-dir").arg(&data);
+        for (flag, port) in [("--listen", client), ("--peer-listen", peer), ("--admin-listen", admin)] {
+            command.args([flag, &format!("127.0.0.1:{port}")]);
+        }
+        run(&mut command, "")
+    };
+    refused(&other("2=127.0.0.1:7412", "2"), &["belongs to node 1, not to node 2", "--node-id"]);
+    let ran = other("1=127.0.0.1:7412,2=127.0.0.1:7422", "1");
+    refused(&ran, &["belongs to another cluster", "1=127.0.0.1:7412", "--initial-cluster"]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_named() {
+    let scratch = Scratch::new();
+    let file = scratch.path().join("file");
+    fs::write(&file, "not a directory").expect("it can be written");
+    refused(&run(&mut node(&file), ""), &["file", "Not a directory", "--data-dir"]);
+    // Root may write anywhere but in /proc.
+    let locked = if rustix::process::geteuid().is_root() {
+        Path::new("/proc/quorate").to_owned()
+    } else {
+        let locked = scratch.path().join("locked");
+        fs::create_dir(&locked).expect("it can be made");
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).expect("it is ours");
+        locked
+    };
+    refused(&run(&mut node(&locked), ""), &["data directory", "check the path and its permissions"]);
+}
+
+#[test]
+fn damage_is_refused_and_nothing_is_guessed() {
+    let scratch = Scratch::new();
+    let data = scratch.path().join("d");
+    found(&data);
+    found_again(&data);
+    let spoil = |file: &str, change: &dyn Fn(&mut Vec<u8>), words: &[&str]| {
+        let path = data.join(file);
+        let whole = fs::read(&path).expect("it is there");
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        fs::write(&path, &bytes).expect("it is ours");
+        let ran = run(&mut node(&data), "");
+        refused(&ran, words);
+        assert!(
+            ran.err.contains("is damaged at offset") && ran.err.contains("bring back a copy"),
+            "{}",
+            ran.err
+        );
+        assert_eq!(fs::read(&path).expect("it is there"), bytes, "it is left as it was found");
+        fs::write(&path, &whole).expect("it is ours");
+    };
+    let first = "journal/00000000000000000001.seg";
+    spoil(first, &|bytes| bytes[20] ^= 1, &[first, "the first record is unreadable"]);
+    spoil(first, &|bytes| bytes[600] ^= 1, &[first]);
+    spoil(first, &|bytes| bytes.truncate(512), &[]);
+    spoil("hardstate", &|bytes| bytes.fill(7), &["neither copy of terms and votes can be read"]);
+    spoil("hardstate", &Vec::clear, &["older than the log"]);
+    spoil("meta", &|bytes| bytes.fill(0), &["neither copy can be read, but the directory has been used"]);
+    // One copy of two is enough.
+    for file in ["meta", "hardstate"] {
+        let path = data.join(file);
+        let mut bytes = fs::read(&path).expect("it is there");
+        bytes[30] ^= 1;
+        fs::write(&path, bytes).expect("it is ours");
+        found_again(&data);
+    }
+}
+
+/// Starts a node on a directory that was founded before, until it has its session, and stops it.
+fn found_again(data: &Path) {
+    let log = data.with_extension("log");
+    let mut command = node(data);
+    command.stderr(fs::File::create(&log).expect("a log file")).stdin(Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    poll("it has its session", || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        assert!(child.try_wait().expect("it is ours").is_none(), "{text}");
+        text.contains("is open").then_some(())
+    });
+    drop(child.stdin.take());
+    assert!(child.wait().expect("it is ours").success());
+}
+
+#[test]
+fn wrong_settings_are_explained_in_one_line() {
+    let scratch = Scratch::new();
+    let write = |name: &str, text: &str| {
+        let path = scratch.path().join(name);
+        fs::write(&path, text).expect("it can be written");
+        path.display().to_string()
+    };
+    let unknown = write("unknown.toml", "node-id = 1\nport = 5\n");
+    let syntax = write("syntax.toml", "node-id = 1\nlisten = \"127.0.0.1:1\n");
+    let kind = write("kind.toml", "log-format = \"xml\"\n");
+    for (args, words) in [
+        (&["--bogus"][..], &["--bogus", "--help"][..]),
+        (&["--node-id", "x"], &["--node-id", "invalid"]),
+        (&["--node-id", "0"], &["numbered from 1"]),
+        (&["--listen", "here"], &["--listen", "here"]),
+        (&["--listen"], &["--listen", "value"]),
+        (&["--log-format", "xml"], &["text, json"]),
+        (&["--log-level", "loud"], &["error, warn, info, debug or trace"]),
+        (&["--initial-cluster", "1:a"], &["ID=HOST:PEERPORT"]),
+        (&["--initial-cluster", "2=a:1"], &["does not name node 1"]),
+        (&["--initial-cluster", "1=a:1,1=b:2"], &["names node 1 twice"]),
+        (&["--join", "a:1"], &["--join is not built yet"]),
+        (&["serve"], &["serve", "--help"]),
+        (&["--node-id", "1", "dev"], &["cannot be used with"]),
+        (&["dev", "--nodes", "99"], &["--nodes", "1..=9"]),
+        (&["--config", "/nowhere.toml"], &["/nowhere.toml", "No such file"]),
+        (&["--config", &unknown], &["line 2", "port", "expected one of"]),
+        (&["--config", &syntax], &["line 2"]),
+        (&["--config", &kind], &["line 1", "xml"]),
+    ] {
+        refused(&run(Command::new(binary()).args(args), ""), words);
+    }
+    let ran = run(Command::new(binary()).env("QUORATE_NODE_ID", "first"), "");
+    refused(&ran, &["--node-id", "first"]);
+}
+
+#[test]
+fn the_file_is_overruled_by_the_environment_and_that_by_flags() {
+    let scratch = Scratch::new();
+    let file = scratch.path().join("quorate.toml");
+    fs::write(
+        &file,
+        "node-id = 2\nlog-level = \"debug\"\nlisten = \"127.0.0.1:1001\"\npeer-listen = \"127.0.0.1:1002\"\n\
+         initial-cluster = \"1=a:1,2=b:1,3=c:1\"\n",
+    )
+    .expect("it can be written");
+    let mut command = Command::new(binary());
+    command.env("QUORATE_CONFIG", &file).env("QUORATE_LISTEN", "127.0.0.1:2001");
+    command.env("QUORATE_PEER_LISTEN", "127.0.0.1:2002");
+    let ran = run(command.args(["--peer-listen", "127.0.0.1:3002", "--print-config"]), "");
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    for line in [
+        "node-id = 2",
+        "log-level = \"debug\"",
+        "listen = \"127.0.0.1:2001\"",
+        "peer-listen = \"127.0.0.1:3002\"",
+        "admin-listen = \"127.0.0.1:7413\"",
+        "advertise = \"127.0.0.1:2001\"",
+        "initial-cluster = \"1=a:1,2=b:1,3=c:1\"",
+    ] {
+        assert!(ran.out.lines().any(|shown| shown == line), "{line}: {}", ran.out);
+    }
+    let again = scratch.path().join("again.toml");
+    fs::write(&again, &ran.out).expect("it can be written");
+    let reread = run(Command::new(binary()).arg("--config").arg(&again).arg("--print-config"), "");
+    assert_eq!(reread.out, ran.out, "what is printed is a file that says the same: {}", reread.err);
+}
+
+/// The bound of open files is the bound of clients: whoever comes after is told, and room is used again.
+#[test]
+fn clients_beyond_the_bound_are_refused_with_a_reason() {
+    let scratch = Scratch::new();
+    let [client, peer, admin] = free_ports();
+    let log = fs::File::create(scratch.path().join("log")).expect("a log file");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 300 && exec \"$0\" \"$@\""]).arg(binary());
+    for (flag, port) in [("--listen", client), ("--peer-listen", peer), ("--admin-listen", admin)] {
+        command.args([flag, &format!("127.0.0.1:{port}")]);
+    }
+    command.arg("--data-dir").arg(scratch.path().join("d")).arg("--end-with-stdin");
+    let mut node = command.stdin(Stdio::piped()).stderr(log).spawn().expect("it starts");
+    let address = SocketAddr::from(([127, 0, 0, 1], client));
+    poll("it listens", || Client::try_new(address)?.try_first("PING"));
+    let mut clients = Vec::new();
+    let refusal = poll("a refusal", || {
+        let mut client = Client::try_new(address)?;
+        let answer = client.try_first("PING")?;
+        if answer == "PONG" {
+            clients.push(client);
+            return None;
+        }
+        Some(answer)
+    });
+    assert_eq!(refusal, "-BUSY 150 clients are connected; close some, or ask another node");
+    assert_eq!(clients.last_mut().expect("some were served").ask("PING"), "PONG");
+    clients.truncate(100);
+    poll("room again", || (Client::try_new(address)?.try_first("PING")? == "PONG").then_some(()));
+    let log = fs::read_to_string(scratch.path().join("log")).expect("a log");
+    assert!(log.contains("only 150 clients can be served") && log.contains("ulimit -n"), "{log}");
+    drop(node.stdin.take());
+    assert!(node.wait().expect("it is ours").success());
+}
+
+/// A node that has lost its directory has forgotten what it promised: the others do not let it in.
+#[test]
+fn a_node_with_a_new_directory_is_refused_by_its_peers() {
+    let mut cluster = Cluster::start(3);
+    assert_eq!(cluster.client(1).ask("SET k v"), "OK");
+    cluster.kill(3);
+    fs::remove_dir_all(cluster.data_dir(3)).expect("it is ours");
+    cluster.spawn(3);
+    for id in [1, 2, 3] {
+        poll("the refusal is logged", || {
+            let log = cluster.log(id);
+            (log.contains("node 3 is known with another data directory")
+                && log.contains("quorate member remove 3")
+                && log.contains("quorate member add 3"))
+            .then_some(())
+        });
+    }
+    for n in 0..20 {
+        let mut client = cluster.client(1 + n % 2);
+        poll("the cluster goes on", || (client.ask(&format!("SET k{n} {n}")) == "OK").then_some(()));
+    }
+    assert!(cluster.client(3).ask("SET k w").starts_with("-CLUSTERDOWN"), "it serves nobody");
+    assert_eq!(cluster.client(1).ask("GET k"), "v");
+}
