@@ -43,6 +43,8 @@ pub enum Bug {
     LostAck,
     /// A publisher's id is not looked at.
     DedupeIgnored,
+    /// An ACK counts whatever delivery it names.
+    StaleAck,
     /// A message whose lease ends is gone.
     NoRedelivery,
 }
@@ -86,6 +88,7 @@ impl Bug {
             Self::LostMessage => faults.queues.lost_message = true,
             Self::LostAck => faults.queues.lost_ack = true,
             Self::DedupeIgnored => faults.queues.dedupe_ignored = true,
+            Self::StaleAck => faults.queues.stale_ack = true,
             Self::NoRedelivery => faults.queues.no_redelivery = true,
             Self::RecycledRecord | Self::VoteForgotten => {}
         }
