@@ -61,7 +61,16 @@ impl Bug {
                 plan.crashes = true;
                 plan.fault_every = plan.fault_every.min(400_000);
             }
-            Self::ResendAppliedTwice => plan.disconnects = true,
+            Self::DeadlockIgnored | Self::Overtaking => {
+                plan.clients = 14;
+                plan.fault_every = 0;
+                plan.only_locks = true;
+            }
+            Self::ResendAppliedTwice => {
+                plan.disconnects = true;
+                plan.crashes = true;
+                plan.fault_every = plan.fault_every.min(400_000);
+            }
             Self::StaleReads => {
                 plan.partitioned = true;
                 plan.pauses = true;
