@@ -103,8 +103,9 @@ pub struct Group {
     rounds: BTreeMap<u64, Round>,
     ready_reads: BTreeMap<Index, Vec<Read>>,
     next_context: u64,
-    /// Connection → the run of which something was refused.
-    refused: BTreeMap<ConnId, u64>,
+    /// Connection (node and counter, which is all of its name that never changes) → the run of which something
+    /// was refused.
+    refused: BTreeMap<(NodeId, u64), u64>,
     told: Vec<Told>,
     #[cfg(feature = "faults")]
     faults: crate::engine::Faults,
@@ -228,11 +229,11 @@ impl Group {
         };
         let of_client = matches!(ask.work, Work::Op(_) | Work::OpenClient);
         if let Err(reply) = self.check(&asker, run, is_read, of_client) {
-            self.refused.insert(conn, run);
+            self.refused.insert((conn.node, conn.counter), run);
             return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
         }
         if let Work::CloseConn(gone) = &ask.work {
-            self.refused.remove(gone);
+            self.refused.remove(&(gone.node, gone.counter));
         }
         if is_read {
             self.reads.push(Read { asker, sending: ask.sending, behind: ask.behind, work: ask.work });
@@ -245,7 +246,7 @@ impl Group {
     /// Refuses what is over a bound, and what stands behind something refused. A full log takes no more of
     /// clients, but what the nodes need to go on: sessions, closed connections, the outbox.
     fn check(&self, asker: &Asker, run: u64, is_read: bool, of_client: bool) -> Result<(), Reply> {
-        let refused = self.refused.get(&asker.conn);
+        let refused = self.refused.get(&(asker.conn.node, asker.conn.counter));
         #[cfg(feature = "faults")]
         let refused = refused.filter(|_| !self.faults.order_broken_behind_refusal);
         if refused.is_some_and(|&refused| run <= refused) {
@@ -283,7 +284,7 @@ impl Group {
 
     /// Forgets what was refused to connections of a node whose link is gone.
     pub fn forget_node(&mut self, node: NodeId) {
-        self.refused.retain(|conn, _| conn.node != node);
+        self.refused.retain(|(of, _), _| *of != node);
     }
 
     /// Proposes what the turn has gathered, and asks for a read round if there are reads.

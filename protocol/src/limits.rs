@@ -41,6 +41,10 @@ pub const PEER_OUTPUT_MAX: usize = 256 << 20;
 
 /// Waiters of one lock; above it `-BUSY`.
 pub const LOCK_WAITERS_MAX: usize = 65_536;
+/// Shared holders of one lock; further ones wait.
+pub const LOCK_HOLDERS_MAX: usize = 65_536;
+/// Holders, and waiters, that LOCKINFO shows of one lock, besides their numbers.
+pub const LOCKINFO_MAX: usize = 1000;
 /// Locks that are held or awaited.
 pub const LOCKS_MAX: usize = 4 << 20;
 /// Default lease of a lock.
