@@ -15,7 +15,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, Index, NodeId, Term};
 use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
-use quorate_protocol::peer::{Answer, Delivery, Forward, LinkFrame, RaftFrame, RaftMessage, Verdict};
+use quorate_protocol::peer::{Answer, Forward, LinkFrame, RaftFrame, RaftMessage};
 use quorate_protocol::reply::Reply;
 
 use crate::consensus::{Role, Setup};
@@ -292,10 +292,8 @@ impl Engine {
         for message in messages {
             by_peer.entry(message.to).or_default().push(message);
         }
-        let weight =
-            |message: &RaftMessage| message.entries.iter().map(|entry| 64 + entry.data.len()).sum::<usize>();
         for (to, messages) in by_peer {
-            for messages in in_frames(messages, weight) {
+            for messages in in_frames(messages, RaftMessage::weight) {
                 let frame = RaftFrame { messages, leading: Vec::new() };
                 fx.push(Effect::Raft { to, frame });
             }
@@ -395,8 +393,7 @@ impl Engine {
             self.deliver_answers(fx);
         }
         for (peer, pushes) in pushes {
-            let weight = |(_, delivery): &(_, Delivery)| 128 + delivery.topic.len() + delivery.body.len();
-            for pushes in in_frames(pushes, weight) {
+            for pushes in in_frames(pushes, |(_, delivery)| delivery.weight()) {
                 fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Pushes(pushes) });
             }
         }
@@ -405,11 +402,7 @@ impl Engine {
 
     fn deliver_answers(&mut self, fx: &mut Effects) {
         for (peer, answers) in core::mem::take(&mut self.answers) {
-            let weight = |answer: &Answer| match &answer.verdict {
-                Verdict::Reply(reply) => 128 + reply.weight(),
-                Verdict::Moved => 128,
-            };
-            for answers in in_frames(answers, weight) {
+            for answers in in_frames(answers, Answer::weight) {
                 fx.push(Effect::Link { peer, side: Side::Reached, frame: LinkFrame::Answers(answers) });
             }
         }

@@ -534,6 +534,12 @@ impl Gateway {
 
     /// Looks at a request of which a part has just changed.
     fn settle(&mut self, now: u64, counter: u64, id: u64) {
+        self.settle_quietly(counter, id);
+        self.dispatch(now, counter);
+    }
+
+    /// The same, but lets nothing behind it go yet.
+    fn settle_quietly(&mut self, counter: u64, id: u64) {
         let Some(mut conn) = self.conns.remove(&counter) else { return };
         let parts = &conn.slots[&id].parts;
         if !parts.iter().any(|part| matches!(part.state, PartState::Sent { .. })) {
@@ -548,7 +554,6 @@ impl Gateway {
             }
         }
         self.conns.insert(counter, conn);
-        self.dispatch(now, counter);
     }
 
     /// A request has its answer: hands it out in its turn.
@@ -676,8 +681,12 @@ impl Gateway {
                     changed.push(id);
                 }
             }
-            for id in changed {
-                self.settle(now, counter, id);
+            // All of them first: what is to be sent again must not be overtaken by what waited behind it.
+            for &id in &changed {
+                self.settle_quietly(counter, id);
+            }
+            if !changed.is_empty() {
+                self.dispatch(now, counter);
             }
         }
     }

@@ -238,7 +238,7 @@ impl Group {
             self.reads.push(Read { asker, sending: ask.sending, behind: ask.behind, work: ask.work });
             return;
         }
-        self.open_bytes += weight(&ask.work);
+        self.open_bytes += ask.work.weight();
         self.open.push((ask.sending, Logged { asker, principal: ask.principal, work: ask.work }));
     }
 
@@ -545,12 +545,5 @@ impl Group {
     #[must_use]
     pub fn role(&self) -> Role {
         self.consensus.role()
-    }
-}
-
-fn weight(work: &Work) -> usize {
-    match work {
-        Work::Op(op) => op.weight(),
-        _ => 256,
     }
 }

@@ -344,3 +344,63 @@ wire_enum! {
         Pushes(pushes: Vec<(ConnId, Delivery)>) = 3,
     }
 }
+
+/// What any word between nodes holds on to besides byte strings, about.
+const BASE: usize = 128;
+
+impl RaftMessage {
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        BASE + self.entries.iter().map(|entry| 64 + entry.data.len()).sum::<usize>()
+    }
+}
+
+impl RaftFrame {
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        16 * self.leading.len() + self.messages.iter().map(RaftMessage::weight).sum::<usize>()
+    }
+}
+
+impl Work {
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Op(op) => op.weight(),
+            Self::Renew(renewal) => BASE + 8 * renewal.clients.len(),
+            Self::Take(parcel) => BASE + 32 * parcel.items.len(),
+            _ => 2 * BASE,
+        }
+    }
+}
+
+impl Answer {
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        BASE + if let Verdict::Reply(reply) = &self.verdict { reply.weight() } else { 0 }
+    }
+}
+
+impl Delivery {
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        BASE + self.topic.len() + self.body.len()
+    }
+}
+
+impl LinkFrame {
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Forward(forward) => forward.asks.iter().map(|ask| BASE + ask.work.weight()).sum(),
+            Self::Answers(answers) => answers.iter().map(Answer::weight).sum(),
+            Self::Pushes(pushes) => pushes.iter().map(|(_, delivery)| delivery.weight()).sum(),
+        }
+    }
+}

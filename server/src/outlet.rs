@@ -73,7 +73,7 @@ impl Outlet {
 fn weight(out: &Out) -> usize {
     64 + match out {
         Out::Reply(_, reply) => reply.weight(),
-        Out::Push(delivery) => delivery.topic.len() + delivery.body.len(),
+        Out::Push(delivery) => delivery.weight(),
         Out::Close(reason) => reason.len(),
     }
 }

@@ -106,7 +106,7 @@ pub struct Peers {
 impl Peers {
     /// Sends a Raft frame, or drops it.
     pub fn send_raft(&self, to: NodeId, frame: RaftFrame) {
-        let weight = frame.messages.iter().flat_map(|m| &m.entries).map(|entry| 64 + entry.data.len()).sum();
+        let weight = frame.weight();
         if let Some(queue) = self.raft.lock().get(&to) {
             queue.push(frame, weight);
         }
@@ -123,8 +123,9 @@ impl Peers {
     }
 
     fn send_link(&self, to: NodeId, side: Side, frame: LinkFrame) {
+        let weight = frame.weight();
         if let Some(queue) = self.links.lock().get(&(to, side))
-            && !queue.push(frame, 256)
+            && !queue.push(frame, weight)
         {
             queue.close();
         }

@@ -10,6 +10,8 @@
 //! - Where the walk ends, markers further on are looked for, at sectors only. One that vouches for a
 //!   position behind the end proves that synced bytes are unreadable: damage. Otherwise the rest was never
 //!   synced: a torn tail, dropped.
+//! - What was read may be in the system's memory only, if just the process died: it is synced before anything
+//!   relies on it.
 //! - The work is linear in the bytes: markers have one fixed size, so looking for them costs a short
 //!   checksum per sector at most.
 
@@ -128,6 +130,9 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
     meta.boot = Boot(meta.boot.0 + 1);
     twin::replace(File::Meta, meta_number + 1, &meta.to_wire(), &mut out);
     let (hard_number, hard) = read_hard(contents, meta.identity, options)?;
+    if contents.hard.is_some() {
+        out.push(Io::Sync { file: File::Hard });
+    }
     let mut reader = Reader { identity: meta.identity, bound: options.bound(), logs: BTreeMap::new() };
     let last = reader.segments(&contents.segments, &mut out)?;
     reader.check_terms(&hard, options)?;
@@ -147,6 +152,8 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
         // The tail may hold torn bytes; what is behind the seal is never looked at again.
         journal.size = journal.size.max(last.end.next_multiple_of(SECTOR) + MARKER);
         journal.seal(&mut out);
+    } else if last.number > 0 {
+        out.push(Io::Sync { file: File::Segment(last.number) });
     }
     journal.open(last.highest + 1, 0, &mut out);
     out.push(Io::Sync { file: File::Segment(journal.segment) });
@@ -251,8 +258,10 @@ impl Reader {
             };
             if (header.previous_segment, header.previous_end) != (last.number, last.end) || !last.sealed {
                 let (previous, end) = (header.previous_segment, header.previous_end);
+                let (read, number) = (last.end, last.number);
                 let what = format!(
-                    "it follows offset {end} of segment {previous}, which cannot be read up to there"
+                    "it follows offset {end} of segment {previous}, but segment {number} can be read up to {read} only, and there it is {}sealed",
+                    if last.sealed { "" } else { "not " }
                 );
                 return damage(file, 0, what);
             }
