@@ -353,15 +353,13 @@ impl Group {
         self.rounds.insert(context, Round { asked: now, floor, reads });
     }
 
-    /// Asks again for rounds that raft has dropped or lost: for all of them at once, so that none overtakes another.
+    /// Asks again when raft may have dropped or lost the newest round. The rounds before it stay: each is
+    /// answered by its own answer or by any later one, so a slow network is waited for.
     fn retry_reads(&mut self, now: u64) {
-        if !self.rounds.values().any(|round| now >= round.asked + READ_RETRY) {
-            return;
+        let Some((_, last)) = self.rounds.last_key_value() else { return };
+        if now >= last.asked + READ_RETRY {
+            self.start_round(now, last.floor, Vec::new());
         }
-        let rounds = core::mem::take(&mut self.rounds);
-        let floor = rounds.values().map(|round| round.floor).max().unwrap_or(0);
-        let reads = rounds.into_values().flat_map(|round| round.reads).collect();
-        self.start_round(now, floor, reads);
     }
 
     /// Works off what consensus has brought about, and hands out what goes to disk and to peers.

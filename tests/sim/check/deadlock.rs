@@ -44,7 +44,9 @@ fn check_witness(history: &History, refused: &Record, text: &str) -> Verdict {
             history.records().iter().filter(by).filter(|record| record.invoked <= refused.ended).collect()
         };
         let waits = |record: &Record| {
-            matches!(&record.op, Op::Lock(op) if op.wait > 0) && record.ended >= refused.invoked
+            // A wait whose asker was told nothing certain may go on.
+            let goes_on = record.ended >= refused.invoked || record.outcome == Outcome::Unknown;
+            matches!(&record.op, Op::Lock(op) if op.wait > 0) && goes_on
         };
         if !asked(waiter).into_iter().any(waits) {
             return doubt(&format!("{waiter} was not waiting for {name}"));
