@@ -78,7 +78,8 @@ fn waits<'a>(history: &'a History, ends: &BTreeMap<u64, u64>) -> Vec<Wait<'a>> {
     let mut waits = Vec::new();
     for ((owner, name), records) in asked {
         for record in &records {
-            let (Op::Lock(op), Some(place)) = (&record.op, record.places.first()) else { continue };
+            // One that was logged twice may have been granted long before its asker heard of it.
+            let (Op::Lock(op), [place]) = (&record.op, &record.places[..]) else { continue };
             // An answer that never came may have been the refusal.
             if !record.succeeded() {
                 continue;
