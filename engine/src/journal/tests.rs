@@ -301,3 +301,81 @@ fn a_record_is_valid_only_where_it_was_written() {
         assert!(Record::read(&bytes.slice(..cut), here, true).is_none(), "cut at {cut}");
     }
 }
+
+fn vote(term: u64, vote: u64) -> Persist {
+    let hard = vec![(GroupId(0), Hard { term, vote: NodeId(vote) })];
+    Persist { seq: 1, hard, entries: Vec::new() }
+}
+
+fn plan(journal: &mut Journal, batch: Persist) -> Vec<Io> {
+    let mut ios = Vec::new();
+    journal.plan(&[batch], &mut ios);
+    ios
+}
+
+/// A directory after a change of its vote was cut short: `before` is there, of `cut` only some steps are.
+fn cut_vote(before: &[Persist], cut: Persist, steps: usize) -> Disk {
+    let mut disk = Disk::founded(1);
+    let (_, mut journal) = disk.start().unwrap();
+    for batch in before {
+        disk.perform(&plan(&mut journal, batch.clone()));
+        journal.done();
+    }
+    disk.perform(&plan(&mut journal, cut)[..steps]);
+    disk
+}
+
+#[test]
+fn a_vote_that_a_start_has_acted_upon_outlives_the_next_torn_write() {
+    // The first copy is synced, the second is not: also when it is the very first that is ever written.
+    for before in [vec![vote(4, 2)], vec![]] {
+        let mut disk = cut_vote(&before, vote(5, 3), 2);
+        let (recovered, mut journal) = disk.start().unwrap();
+        let acted = recovered.hard[&GroupId(0)];
+        assert_eq!(acted, Hard { term: 5, vote: NodeId(3) });
+        // It is granted again without a write, because nothing has changed. Then the next write is torn.
+        let ios = plan(&mut journal, vote(6, 1));
+        let Io::Write { file, offset, bytes } = &ios[0] else { panic!("a vote is written first") };
+        disk.perform(&[Io::Write { file: *file, offset: *offset, bytes: bytes.slice(..24) }]);
+        let (recovered, _) = disk.start().unwrap();
+        assert_eq!(recovered.hard.get(&GroupId(0)), Some(&acted), "after {before:?}");
+    }
+}
+
+#[test]
+fn a_crash_in_a_repair_leaves_one_good_copy() {
+    for seed in 0..400 {
+        // The first copy is written and not synced when the process is killed: the next one reads it.
+        let mut disk = cut_vote(&[vote(4, 2)], vote(5, 3), 1);
+        disk.seed = seed;
+        let (_, _, ios) = recover(&disk.contents(), &Options::new(SMALL)).unwrap();
+        let steps = usize::try_from(disk.draw(ios.len() as u64 + 1)).unwrap();
+        disk.perform(&ios[..steps]);
+        disk.crash();
+        let (recovered, _) =
+            disk.start().unwrap_or_else(|damage| panic!("seed {seed}, {steps} steps: {damage}"));
+        assert!(recovered.hard[&GroupId(0)].term >= 4);
+    }
+}
+
+#[test]
+fn a_start_never_overwrites_the_only_good_copy() {
+    for (file, offset) in
+        [(File::Meta, 0), (File::Meta, twin::COPY), (File::Hard, 0), (File::Hard, twin::COPY)]
+    {
+        let mut disk = cut_vote(&[vote(4, 2)], vote(5, 3), 0);
+        disk.live.get_mut(&file).unwrap()[usize::try_from(offset).unwrap() + 30] ^= 1;
+        let (expected, _, ios) = recover(&disk.contents(), &Options::new(SMALL)).unwrap();
+        for (steps, io) in ios.iter().enumerate() {
+            let mut torn = disk.clone();
+            torn.perform(&ios[..steps]);
+            if let Io::Write { file, offset, bytes } = io {
+                torn.perform(&[Io::Write { file: *file, offset: *offset, bytes: bytes.slice(..24) }]);
+            }
+            let (recovered, _) =
+                torn.start().unwrap_or_else(|damage| panic!("{file:?} at {offset}, {steps} steps: {damage}"));
+            assert_eq!(recovered.hard, expected.hard);
+            assert!(recovered.meta.boot >= expected.meta.boot);
+        }
+    }
+}
