@@ -147,12 +147,15 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
         hard: hard.clone(),
         hard_number,
     };
+    if last.number > 0 {
+        // The seal below, or the next segment's header, vouches for these bytes. Segments before this one
+        // are synced for certain: a segment's header is written only behind the synced seal of the one before.
+        out.push(Io::Sync { file: File::Segment(last.number) });
+    }
     if last.number > 0 && !last.sealed {
         // The tail may hold torn bytes; what is behind the seal is never looked at again.
         journal.size = journal.size.max(last.end.next_multiple_of(SECTOR) + MARKER);
         journal.seal(&mut out);
-    } else if last.number > 0 {
-        out.push(Io::Sync { file: File::Segment(last.number) });
     }
     journal.open(last.highest + 1, 0, &mut out);
     out.push(Io::Sync { file: File::Segment(journal.segment) });

@@ -379,3 +379,32 @@ fn a_start_never_overwrites_the_only_good_copy() {
         }
     }
 }
+
+fn entry(index: u64) -> Persist {
+    let data = vec![1; 1000].into();
+    let entry = Entry { group: GroupId(0), term: 1, index, kind: 0, data };
+    Persist { seq: index, hard: Vec::new(), entries: vec![entry] }
+}
+
+#[test]
+fn a_start_vouches_only_for_what_it_has_synced() {
+    for seed in 0..400 {
+        let mut disk = Disk::founded(seed);
+        let (_, mut journal) = disk.start().unwrap();
+        for batch in [vote(1, 1), entry(1)] {
+            disk.perform(&plan(&mut journal, batch));
+            journal.done();
+        }
+        // Written and not synced: the process is killed, and the next one reads it from memory. Its start is cut
+        // short by a power failure.
+        disk.perform(&plan(&mut journal, entry(2))[..1]);
+        let (recovered, _, ios) = recover(&disk.contents(), &Options::new(SMALL)).unwrap();
+        assert_eq!(recovered.entries[&GroupId(0)].len(), 2);
+        let steps = usize::try_from(disk.draw(ios.len() as u64 + 1)).unwrap();
+        disk.perform(&ios[..steps]);
+        disk.crash();
+        let (recovered, _) =
+            disk.start().unwrap_or_else(|damage| panic!("seed {seed}, {steps} steps: {damage}"));
+        assert!(!recovered.entries[&GroupId(0)].is_empty());
+    }
+}
