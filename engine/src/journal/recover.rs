@@ -270,9 +270,8 @@ impl Reader {
                         format!("the first record is unreadable, and offset {offset} proves it was synced"),
                     );
                 }
-                if number != highest {
-                    return damage(file, 0, "the first record is unreadable, and later segments follow");
-                }
+                // It was never begun, or the next header's chain breaks here. Later segments may follow: this
+                // file's removal by an earlier start need not have reached the disk before they did.
                 out.push(Io::Remove { file });
                 continue;
             };

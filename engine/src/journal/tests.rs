@@ -408,3 +408,37 @@ fn a_start_vouches_only_for_what_it_has_synced() {
         assert!(!recovered.entries[&GroupId(0)].is_empty());
     }
 }
+
+#[test]
+fn a_segment_that_was_never_begun_may_come_back_after_its_removal() {
+    let mut disk = Disk::founded(5);
+    let (_, mut journal) = disk.start().unwrap();
+    disk.perform(&plan(&mut journal, vote(1, 1)));
+    disk.perform(&plan(&mut journal, entry(1)));
+    // A crash between the file's making and its first record; the next start takes it away and goes on in the
+    // third segment, but the removal does not reach the disk.
+    let never_begun = vec![0; 4096];
+    disk.live.insert(File::Segment(2), never_begun.clone());
+    let (expected, mut journal) = disk.start().unwrap();
+    assert!(!disk.live.contains_key(&File::Segment(2)) && disk.live.contains_key(&File::Segment(3)));
+    disk.live.insert(File::Segment(2), never_begun);
+    let mut back = disk.clone();
+    let (recovered, _) = back.start().unwrap();
+    assert_eq!(recovered.entries, expected.entries);
+    assert!(!back.live.contains_key(&File::Segment(2)), "it is taken away again");
+
+    // A first record that was there is missed by what follows it: in the same segment, or in the next.
+    disk.perform(&plan(&mut journal, entry(2)));
+    disk.perform(&plan(&mut journal, entry(3)));
+    let mut within = disk.clone();
+    within.live.get_mut(&File::Segment(3)).unwrap()[20] ^= 1;
+    let mut behind = disk.clone();
+    behind.start().unwrap();
+    behind.live.get_mut(&File::Segment(3)).unwrap()[..4096].fill(0);
+    for (mut disk, expected) in
+        [(within, "3.seg is damaged at offset 0"), (behind, "4.seg is damaged at offset 0")]
+    {
+        let text = disk.start().map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
