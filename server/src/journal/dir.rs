@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -90,6 +90,7 @@ impl DataDir {
         match journal::read_meta(&contents).map_err(damaged)? {
             Some((_, meta)) => dir.check(&meta, founding)?,
             None => {
+                dir.name().map_err(failed)?;
                 let mut ios = Vec::new();
                 found(&founding.meta().map_err(failed)?, &mut ios);
                 dir.perform(&ios).map_err(failed)?;
@@ -103,6 +104,19 @@ impl DataDir {
         dir.give_back(&contents, &ios, &journal).map_err(failed)?;
         detach(&contents, &mut recovered);
         Ok((dir, recovered, journal))
+    }
+
+    /// Puts the directory's own name, and those of the directories above it, on stable storage: once, before it is
+    /// founded, because all that is synced in it later is lost with them.
+    fn name(&self) -> io::Result<()> {
+        for dir in nameable(self.path())? {
+            match File::open(dir).and_then(|dir| dir.sync_all()) {
+                // Who may not read it has not made what is in it.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                done => done?,
+            }
+        }
+        Ok(())
     }
 
     /// Gives back the room behind the seals that recovery has written, and files that were made ahead in
@@ -206,6 +220,15 @@ fn detach(contents: &Contents, recovered: &mut Recovered) {
     }
 }
 
+/// A directory and those above it on the same file system: any of them may just have been made, by this
+/// process or by one that was killed. A mount point was there before.
+fn nameable(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let path = path.canonicalize()?;
+    let device = fs::metadata(&path)?.dev();
+    let same = |dir: &&Path| fs::metadata(dir).is_ok_and(|meta| meta.dev() == device);
+    Ok(path.ancestors().take_while(same).map(Path::to_owned).collect())
+}
+
 fn lock(path: &Path) -> Result<File, OpenError> {
     let failed = |error| OpenError::Io(path.to_owned(), error);
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
@@ -224,8 +247,9 @@ fn lock(path: &Path) -> Result<File, OpenError> {
 struct Disk {
     path: PathBuf,
     open: Vec<(Name, File)>,
-    /// Files whose name may not be on stable storage yet.
-    unnamed: Vec<Name>,
+    /// Files whose name is on stable storage for certain. One that was found is not among them: whoever made it
+    /// may have been killed before its sync.
+    named: Vec<Name>,
     /// A segment that was not zeroed ahead, and up to where it is by now.
     growing: Option<(Name, u64)>,
 }
@@ -235,7 +259,7 @@ const OPEN_FILES: usize = 4;
 
 impl Disk {
     fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), open: Vec::new(), unnamed: Vec::new(), growing: None }
+        Self { path: path.to_owned(), open: Vec::new(), named: Vec::new(), growing: None }
     }
 
     /// Does the list in order. Writes to neighbouring bytes go out as one.
@@ -258,15 +282,12 @@ impl Disk {
         if let Some(at) = self.open.iter().position(|(open, _)| *open == name) {
             return Ok(&self.open[at].1);
         }
-        let path = self.path.join(name.path());
-        if !path.exists() {
-            self.unnamed.push(name);
-        }
         let options =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
-        let file = options.open(path)?;
+        let file = options.open(self.path.join(name.path()))?;
         if self.open.len() == OPEN_FILES {
-            self.open.remove(0);
+            let (closed, _) = self.open.remove(0);
+            self.named.retain(|named| *named != closed);
         }
         self.open.push((name, file));
         Ok(&self.open[self.open.len() - 1].1)
@@ -276,9 +297,7 @@ impl Disk {
     fn create(&mut self, name: Name, size: u64) -> io::Result<()> {
         let prepared = prepared_path(&self.path, name);
         if fs::metadata(&prepared).is_ok_and(|meta| meta.len() == size) {
-            fs::rename(prepared, self.path.join(name.path()))?;
-            self.unnamed.push(name);
-            return Ok(());
+            return fs::rename(prepared, self.path.join(name.path()));
         }
         let file = self.file(name)?;
         file.set_len(0)?;
@@ -305,10 +324,10 @@ impl Disk {
 
     fn sync(&mut self, name: Name) -> io::Result<()> {
         self.file(name)?.sync_data()?;
-        if let Some(at) = self.unnamed.iter().position(|unnamed| *unnamed == name) {
-            self.unnamed.swap_remove(at);
-            File::open(self.path.join("journal"))?.sync_all()?;
-            File::open(&self.path)?.sync_all()?;
+        if !self.named.contains(&name) {
+            let path = self.path.join(name.path());
+            File::open(path.parent().unwrap_or(&self.path))?.sync_all()?;
+            self.named.push(name);
         }
         Ok(())
     }
@@ -349,7 +368,6 @@ mod tests {
     use quorate_protocol::id::GroupId;
 
     use super::super::{Listener, SyncThread};
-    use std::os::unix::fs::MetadataExt;
 
     struct Ignore;
 
@@ -415,6 +433,25 @@ mod tests {
         thread.close();
         let allocated = fs::metadata(scratch.0.join(Name::Segment(1).path())).unwrap().blocks() * 512;
         assert!(allocated >= 2 * ZEROES as u64, "the second MiB is zeroed before it is reached: {allocated}");
+    }
+
+    #[test]
+    fn every_name_on_the_way_to_a_file_is_synced() {
+        let scratch = scratch("names");
+        let path = scratch.0.join("of").join("node");
+        let (dir, ..) = DataDir::open(&path, &founding(2)).unwrap();
+        let made = nameable(&path).unwrap();
+        for dir in [&path, &scratch.0.join("of"), &scratch.0, &std::env::temp_dir()] {
+            let dir = dir.canonicalize().unwrap();
+            assert!(made.contains(&dir), "{} is not among {made:?}", dir.display());
+        }
+        assert_eq!(dir.disk.named, [Name::Meta, Name::Segment(1)]);
+        drop(dir);
+        // A process is killed between making a file and syncing it: the next one finds the file, not its name.
+        fs::write(path.join("hardstate"), [0; 10]).unwrap();
+        let mut disk = Disk::new(&path);
+        disk.perform(&[Io::Sync { file: Name::Hard }]).unwrap();
+        assert_eq!(disk.named, [Name::Hard]);
     }
 
     #[test]
