@@ -47,7 +47,7 @@ pub fn run(config: &Config) -> Result<(), String> {
     let seed = me.meta.cluster.0;
     let engine_config = EngineConfig::new(seed, config.advertise.clone());
     let engine = Engine::new(clock::now(), engine_config, recovered);
-    let disk = SyncThread::start(dir.path(), journal, DiskListener(Arc::clone(&shared)));
+    let disk = SyncThread::start(dir, journal, DiskListener(Arc::clone(&shared)));
     let thread = {
         let shared = Arc::clone(&shared);
         let work = move || driver::run(engine, &shared, disk);

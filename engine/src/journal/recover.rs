@@ -11,7 +11,7 @@
 //!   position behind the end proves that synced bytes are unreadable: damage. Otherwise the rest was never
 //!   synced: a torn tail, dropped.
 //! - What was read may be in the system's memory only, if just the process died: it is synced before anything
-//!   relies on it.
+//!   relies on it. What only one copy of a twin holds is written to the other as well.
 //! - The work is linear in the bytes: markers have one fixed size, so looking for them costs a short
 //!   checksum per sector at most.
 
@@ -104,16 +104,22 @@ impl Options {
 /// # Errors
 /// When it holds files but does not say what it is.
 pub fn read_meta(contents: &Contents) -> Result<Option<(u64, Meta)>, Damage> {
-    let copies = contents.meta.as_ref().map(twin::copies).unwrap_or_default();
-    for (number, bytes) in copies {
-        if let Ok(meta) = Meta::from_wire(bytes) {
-            return Ok(Some((number, meta)));
-        }
+    if let Some((copy, meta)) = newest(&copies_of(contents.meta.as_ref())) {
+        return Ok(Some((copy.number, meta)));
     }
     if contents.hard.is_some() || !contents.segments.is_empty() {
         return damage(File::Meta, 0, "neither copy can be read, but the directory has been used");
     }
     Ok(None)
+}
+
+fn copies_of(file: Option<&Bytes>) -> Vec<twin::Copy> {
+    file.map(twin::copies).unwrap_or_default()
+}
+
+/// The newest copy that says something.
+fn newest<T: Wire>(copies: &[twin::Copy]) -> Option<(&twin::Copy, T)> {
+    copies.iter().find_map(|copy| Some((copy, T::from_wire(copy.contents.clone()).ok()?)))
 }
 
 /// Reads a founded directory.
@@ -123,16 +129,9 @@ pub fn read_meta(contents: &Contents) -> Result<Option<(u64, Meta)>, Damage> {
 /// # Errors
 /// When something that was synced cannot be read.
 pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Journal, Vec<Io>), Damage> {
-    let Some((meta_number, mut meta)) = read_meta(contents)? else {
-        return damage(File::Meta, 0, "the directory was never founded");
-    };
     let mut out = Vec::new();
-    meta.boot = Boot(meta.boot.0 + 1);
-    twin::replace(File::Meta, meta_number + 1, &meta.to_wire(), &mut out);
-    let (hard_number, hard) = read_hard(contents, meta.identity, options)?;
-    if contents.hard.is_some() {
-        out.push(Io::Sync { file: File::Hard });
-    }
+    let meta = read_and_raise(contents, &mut out)?;
+    let (hard_number, hard) = read_hard(contents, meta.identity, options, &mut out)?;
     let mut reader = Reader { identity: meta.identity, bound: options.bound(), logs: BTreeMap::new() };
     let last = reader.segments(&contents.segments, &mut out)?;
     reader.check_terms(&hard, options)?;
@@ -148,12 +147,15 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
         hard: hard.clone(),
         hard_number,
     };
+    if last.number > 0 {
+        // The seal below, or the next segment's header, vouches for these bytes. Segments before this one
+        // are synced for certain: a segment's header is written only behind the synced seal of the one before.
+        out.push(Io::Sync { file: File::Segment(last.number) });
+    }
     if last.number > 0 && !last.sealed {
         // The tail may hold torn bytes; what is behind the seal is never looked at again.
         journal.size = journal.size.max(last.end.next_multiple_of(SECTOR) + MARKER);
         journal.seal(&mut out);
-    } else if last.number > 0 {
-        out.push(Io::Sync { file: File::Segment(last.number) });
     }
     journal.open(last.highest + 1, 0, &mut out);
     out.push(Io::Sync { file: File::Segment(journal.segment) });
@@ -161,10 +163,26 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
     Ok((Recovered { meta, hard, entries: reader.logs }, journal, out))
 }
 
+/// Reads what the directory is, and raises the number of the start.
+fn read_and_raise(contents: &Contents, out: &mut Vec<Io>) -> Result<Meta, Damage> {
+    let Some((number, mut meta)) = read_meta(contents)? else {
+        return damage(File::Meta, 0, "the directory was never founded");
+    };
+    let copies = copies_of(contents.meta.as_ref());
+    if let Some((copy, _)) = newest::<Meta>(&copies) {
+        // The replacement begins with the first copy, which may be the only good one.
+        twin::repair(File::Meta, &copies, copy, out);
+    }
+    meta.boot = Boot(meta.boot.0 + 1);
+    twin::replace(File::Meta, number + 1, &meta.to_wire(), out);
+    Ok(meta)
+}
+
 fn read_hard(
     contents: &Contents,
     identity: Identity,
     options: &Options,
+    out: &mut Vec<Io>,
 ) -> Result<(u64, BTreeMap<GroupId, Hard>), Damage> {
     #[cfg(feature = "faults")]
     if options.forget_votes {
@@ -172,12 +190,14 @@ fn read_hard(
     }
     let _ = options;
     let Some(file) = &contents.hard else { return Ok((0, BTreeMap::new())) };
-    for (number, bytes) in twin::copies(file) {
-        let Ok(hard) = HardFile::from_wire(bytes) else { continue };
+    let copies = twin::copies(file);
+    if let Some((copy, hard)) = newest::<HardFile>(&copies) {
         if hard.identity != identity {
             return damage(File::Hard, 0, "it belongs to another data directory");
         }
-        return Ok((number, hard.groups.into_iter().collect()));
+        // A vote that only one copy holds would be acted upon, and forgotten when the next change tears it.
+        twin::repair(File::Hard, &copies, copy, out);
+        return Ok((copy.number, hard.groups.into_iter().collect()));
     }
     if never_acted(file) {
         // The very first write of the file was torn: no vote can have left.
@@ -250,9 +270,8 @@ impl Reader {
                         format!("the first record is unreadable, and offset {offset} proves it was synced"),
                     );
                 }
-                if number != highest {
-                    return damage(file, 0, "the first record is unreadable, and later segments follow");
-                }
+                // It was never begun, or the next header's chain breaks here. Later segments may follow: this
+                // file's removal by an earlier start need not have reached the disk before they did.
                 out.push(Io::Remove { file });
                 continue;
             };

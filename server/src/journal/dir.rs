@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -67,10 +67,11 @@ impl std::fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
-/// A locked data directory. The lock goes with the value.
+/// A locked data directory. The lock goes with the value, and so does what is known of its files: which are
+/// open, and how far the segment in use is zeroed.
 #[derive(Debug)]
 pub struct DataDir {
-    path: PathBuf,
+    disk: Disk,
     _lock: File,
 }
 
@@ -83,25 +84,39 @@ impl DataDir {
         let failed = |error| OpenError::Io(path.to_owned(), error);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join("journal")).map_err(failed)?;
         let lock = lock(path)?;
-        let dir = Self { path: path.to_owned(), _lock: lock };
+        let mut dir = Self { disk: Disk::new(path), _lock: lock };
         let damaged = |damage| OpenError::Damaged(path.to_owned(), damage);
         let mut contents = dir.read().map_err(failed)?;
         match journal::read_meta(&contents).map_err(damaged)? {
             Some((_, meta)) => dir.check(&meta, founding)?,
             None => {
+                dir.name().map_err(failed)?;
                 let mut ios = Vec::new();
                 found(&founding.meta().map_err(failed)?, &mut ios);
-                Disk::new(path).perform(&ios).map_err(failed)?;
+                dir.perform(&ios).map_err(failed)?;
                 contents = dir.read().map_err(failed)?;
             }
         }
         let (mut recovered, mut journal, ios) =
             journal::recover(&contents, &Options::new(SEGMENT_SIZE)).map_err(damaged)?;
-        Disk::new(path).perform(&ios).map_err(failed)?;
+        dir.perform(&ios).map_err(failed)?;
         journal.done();
         dir.give_back(&contents, &ios, &journal).map_err(failed)?;
         detach(&contents, &mut recovered);
         Ok((dir, recovered, journal))
+    }
+
+    /// Puts the directory's own name, and those of the directories above it, on stable storage: once, before it is
+    /// founded, because all that is synced in it later is lost with them.
+    fn name(&self) -> io::Result<()> {
+        for dir in nameable(self.path())? {
+            match File::open(dir).and_then(|dir| dir.sync_all()) {
+                // Who may not read it has not made what is in it.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                done => done?,
+            }
+        }
+        Ok(())
     }
 
     /// Gives back the room behind the seals that recovery has written, and files that were made ahead in
@@ -111,12 +126,12 @@ impl DataDir {
             if let Io::Write { file: Name::Segment(number), offset, bytes } = io
                 && contents.segments.contains_key(number)
             {
-                let path = self.path.join(Name::Segment(*number).path());
+                let path = self.path().join(Name::Segment(*number).path());
                 OpenOptions::new().write(true).open(path)?.set_len(offset + bytes.len() as u64)?;
             }
         }
-        let ahead = prepared_path(&self.path, journal.next_segment().0);
-        for file in fs::read_dir(self.path.join("journal"))? {
+        let ahead = prepared_path(self.path(), journal.next_segment().0);
+        for file in fs::read_dir(self.path().join("journal"))? {
             let path = file?.path();
             let left_over = path.extension().is_some_and(|end| end == "making" || end == "next");
             if left_over && path != ahead {
@@ -129,11 +144,16 @@ impl DataDir {
     /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.disk.path
+    }
+
+    /// Does what the journal's logic asks for, in order.
+    pub(super) fn perform(&mut self, ios: &[Io]) -> io::Result<()> {
+        self.disk.perform(ios)
     }
 
     fn check(&self, meta: &Meta, founding: &Founding) -> Result<(), OpenError> {
-        let foreign = |what| Err(OpenError::Foreign(self.path.clone(), what));
+        let foreign = |what| Err(OpenError::Foreign(self.path().to_owned(), what));
         if meta.node != founding.node {
             let (is, wanted) = (meta.node.0, founding.node.0);
             return foreign(format!(
@@ -152,14 +172,14 @@ impl DataDir {
     }
 
     fn read(&self) -> io::Result<Contents> {
-        let read = |name: Name| match fs::read(self.path.join(name.path())) {
+        let read = |name: Name| match fs::read(self.path().join(name.path())) {
             Ok(bytes) => Ok(Some(Bytes::from(bytes))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         };
         let mut contents =
             Contents { meta: read(Name::Meta)?, hard: read(Name::Hard)?, ..Contents::default() };
-        for file in fs::read_dir(self.path.join("journal"))? {
+        for file in fs::read_dir(self.path().join("journal"))? {
             let name = file?.file_name();
             let number =
                 name.to_str().and_then(|name| name.strip_suffix(".seg")).and_then(|name| name.parse().ok());
@@ -200,6 +220,15 @@ fn detach(contents: &Contents, recovered: &mut Recovered) {
     }
 }
 
+/// A directory and those above it on the same file system: any of them may just have been made, by this
+/// process or by one that was killed. A mount point was there before.
+fn nameable(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let path = path.canonicalize()?;
+    let device = fs::metadata(&path)?.dev();
+    let same = |dir: &&Path| fs::metadata(dir).is_ok_and(|meta| meta.dev() == device);
+    Ok(path.ancestors().take_while(same).map(Path::to_owned).collect())
+}
+
 fn lock(path: &Path) -> Result<File, OpenError> {
     let failed = |error| OpenError::Io(path.to_owned(), error);
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
@@ -215,11 +244,12 @@ fn lock(path: &Path) -> Result<File, OpenError> {
 
 /// Does what the journal's logic asks for, on real files. Files stay open between calls.
 #[derive(Debug)]
-pub(super) struct Disk {
+struct Disk {
     path: PathBuf,
     open: Vec<(Name, File)>,
-    /// Files whose name may not be on stable storage yet.
-    unnamed: Vec<Name>,
+    /// Files whose name is on stable storage for certain. One that was found is not among them: whoever made it
+    /// may have been killed before its sync.
+    named: Vec<Name>,
     /// A segment that was not zeroed ahead, and up to where it is by now.
     growing: Option<(Name, u64)>,
 }
@@ -228,12 +258,12 @@ pub(super) struct Disk {
 const OPEN_FILES: usize = 4;
 
 impl Disk {
-    pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), open: Vec::new(), unnamed: Vec::new(), growing: None }
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), open: Vec::new(), named: Vec::new(), growing: None }
     }
 
     /// Does the list in order. Writes to neighbouring bytes go out as one.
-    pub(super) fn perform(&mut self, ios: &[Io]) -> io::Result<()> {
+    fn perform(&mut self, ios: &[Io]) -> io::Result<()> {
         for io in ios {
             match io {
                 Io::Create { file, size } => self.create(*file, *size)?,
@@ -252,15 +282,12 @@ impl Disk {
         if let Some(at) = self.open.iter().position(|(open, _)| *open == name) {
             return Ok(&self.open[at].1);
         }
-        let path = self.path.join(name.path());
-        if !path.exists() {
-            self.unnamed.push(name);
-        }
         let options =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
-        let file = options.open(path)?;
+        let file = options.open(self.path.join(name.path()))?;
         if self.open.len() == OPEN_FILES {
-            self.open.remove(0);
+            let (closed, _) = self.open.remove(0);
+            self.named.retain(|named| *named != closed);
         }
         self.open.push((name, file));
         Ok(&self.open[self.open.len() - 1].1)
@@ -270,9 +297,7 @@ impl Disk {
     fn create(&mut self, name: Name, size: u64) -> io::Result<()> {
         let prepared = prepared_path(&self.path, name);
         if fs::metadata(&prepared).is_ok_and(|meta| meta.len() == size) {
-            fs::rename(prepared, self.path.join(name.path()))?;
-            self.unnamed.push(name);
-            return Ok(());
+            return fs::rename(prepared, self.path.join(name.path()));
         }
         let file = self.file(name)?;
         file.set_len(0)?;
@@ -299,10 +324,10 @@ impl Disk {
 
     fn sync(&mut self, name: Name) -> io::Result<()> {
         self.file(name)?.sync_data()?;
-        if let Some(at) = self.unnamed.iter().position(|unnamed| *unnamed == name) {
-            self.unnamed.swap_remove(at);
-            File::open(self.path.join("journal"))?.sync_all()?;
-            File::open(&self.path)?.sync_all()?;
+        if !self.named.contains(&name) {
+            let path = self.path.join(name.path());
+            File::open(path.parent().unwrap_or(&self.path))?.sync_all()?;
+            self.named.push(name);
         }
         Ok(())
     }
@@ -342,6 +367,17 @@ mod tests {
     use quorate_engine::journal::{Entry, Hard, Persist};
     use quorate_protocol::id::GroupId;
 
+    use super::super::{Listener, SyncThread};
+
+    struct Ignore;
+
+    impl Listener for Ignore {
+        fn durable(&self, _: u64) {}
+        fn failed(&self, why: String) {
+            panic!("{why}");
+        }
+    }
+
     struct Scratch(PathBuf);
 
     impl Drop for Scratch {
@@ -359,12 +395,12 @@ mod tests {
         Founding { cluster: ClusterId(9), node: NodeId(node), partitions: 16, founders }
     }
 
-    fn commit(dir: &DataDir, journal: &mut Journal, seq: u64) {
+    fn commit(dir: &mut DataDir, journal: &mut Journal, seq: u64) {
         let entry = Entry { group: GroupId(3), term: 1, index: seq, kind: 0, data: vec![7; 5000].into() };
         let hard = vec![(GroupId(3), Hard { term: 1, vote: NodeId(2) })];
         let mut ios = Vec::new();
         journal.plan(&[Persist { seq, hard, entries: vec![entry] }], &mut ios);
-        Disk::new(dir.path()).perform(&ios).unwrap();
+        dir.perform(&ios).unwrap();
         journal.done();
     }
 
@@ -372,10 +408,10 @@ mod tests {
     fn a_directory_is_found_again_as_it_was_left() {
         let scratch = scratch("again");
         for boot in 1..=3 {
-            let (dir, recovered, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+            let (mut dir, recovered, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
             assert_eq!(recovered.meta.boot, Boot(boot));
             assert_eq!(recovered.entries.get(&GroupId(3)).map_or(0, Vec::len) as u64, boot - 1);
-            commit(&dir, &mut journal, boot);
+            commit(&mut dir, &mut journal, boot);
         }
         let size = |number| fs::metadata(scratch.0.join(Name::Segment(number).path())).unwrap().len();
         assert!(
@@ -386,10 +422,43 @@ mod tests {
     }
 
     #[test]
+    fn commits_behind_a_start_find_their_segment_zeroed() {
+        let scratch = scratch("zeroed");
+        let (dir, _, journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+        let thread = SyncThread::start(dir, journal, Ignore);
+        let entry =
+            |index, size| Entry { group: GroupId(3), term: 1, index, kind: 0, data: vec![7; size].into() };
+        let hard = vec![(GroupId(3), Hard { term: 1, vote: NodeId(2) })];
+        thread.submit(Persist { seq: 1, hard, entries: vec![entry(1, ZEROES + ZEROES / 4)] });
+        thread.close();
+        let allocated = fs::metadata(scratch.0.join(Name::Segment(1).path())).unwrap().blocks() * 512;
+        assert!(allocated >= 2 * ZEROES as u64, "the second MiB is zeroed before it is reached: {allocated}");
+    }
+
+    #[test]
+    fn every_name_on_the_way_to_a_file_is_synced() {
+        let scratch = scratch("names");
+        let path = scratch.0.join("of").join("node");
+        let (dir, ..) = DataDir::open(&path, &founding(2)).unwrap();
+        let made = nameable(&path).unwrap();
+        for dir in [&path, &scratch.0.join("of"), &scratch.0, &std::env::temp_dir()] {
+            let dir = dir.canonicalize().unwrap();
+            assert!(made.contains(&dir), "{} is not among {made:?}", dir.display());
+        }
+        assert_eq!(dir.disk.named, [Name::Meta, Name::Segment(1)]);
+        drop(dir);
+        // A process is killed between making a file and syncing it: the next one finds the file, not its name.
+        fs::write(path.join("hardstate"), [0; 10]).unwrap();
+        let mut disk = Disk::new(&path);
+        disk.perform(&[Io::Sync { file: Name::Hard }]).unwrap();
+        assert_eq!(disk.named, [Name::Hard]);
+    }
+
+    #[test]
     fn whoever_must_not_use_it_is_told_why() {
         let scratch = scratch("refuse");
-        let (dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
-        commit(&dir, &mut journal, 1);
+        let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+        commit(&mut dir, &mut journal, 1);
         let text =
             |founding: Founding| DataDir::open(&scratch.0, &founding).map(|_| ()).unwrap_err().to_string();
         assert!(text(founding(2)).contains(&format!("in use by process {}", std::process::id())));

@@ -4,14 +4,14 @@
 //! after the sync. An error of the disk is told once, and nothing is done after it: a failed sync is never
 //! tried again, because the second one may say OK for bytes that are lost.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use quorate_engine::journal::{Io, Journal, Persist};
 
-use super::dir::{Disk, prepare};
+use super::dir::{DataDir, prepare};
 
 /// The pause after which a frontier vouches for what was committed.
 const IDLE: Duration = Duration::from_millis(10);
@@ -40,14 +40,15 @@ pub struct SyncThread {
 }
 
 impl SyncThread {
-    /// Starts the thread, and another that zeroes segments ahead of need.
+    /// Starts the thread, and another that zeroes segments ahead of need. The directory stays locked until
+    /// the thread ends.
     ///
     /// # Panics
     /// When the operating system has no threads left.
     #[must_use]
-    pub fn start(path: &Path, journal: Journal, listener: impl Listener) -> Self {
+    pub fn start(dir: DataDir, journal: Journal, listener: impl Listener) -> Self {
         let shared = Shared::default();
-        let worker = Worker { path: path.to_owned(), journal, shared: Arc::clone(&shared), listener };
+        let worker = Worker { dir, journal, shared: Arc::clone(&shared), listener };
         let builder = std::thread::Builder::new().name("journal".into());
         let thread = builder.spawn(move || worker.run()).expect("a thread at the start");
         Self { shared, thread: Some(thread) }
@@ -73,7 +74,7 @@ impl SyncThread {
 }
 
 struct Worker<L> {
-    path: PathBuf,
+    dir: DataDir,
     journal: Journal,
     shared: Shared,
     listener: L,
@@ -81,8 +82,7 @@ struct Worker<L> {
 
 impl<L: Listener> Worker<L> {
     fn run(mut self) {
-        let mut disk = Disk::new(&self.path);
-        let preparer = Preparer::start(&self.path);
+        let preparer = Preparer::start(self.dir.path());
         let mut ios: Vec<Io> = Vec::new();
         let mut asked = None;
         loop {
@@ -97,8 +97,8 @@ impl<L: Listener> Worker<L> {
             } else {
                 self.journal.plan(&batches, &mut ios);
             }
-            if let Err(error) = disk.perform(&ios) {
-                let path = self.path.display();
+            if let Err(error) = self.dir.perform(&ios) {
+                let path = self.dir.path().display();
                 return self.listener.failed(format!("the disk failed, so this node stops: {path}: {error}"));
             }
             self.journal.done();
