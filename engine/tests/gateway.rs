@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use quorate_engine::effect::{Effect, Request, Want};
 use quorate_engine::gateway::Gateway;
-use quorate_protocol::id::{Boot, GroupId, NodeId, SessionId, Term};
+use quorate_protocol::id::{Boot, GroupId, NodeId, SessionId};
 use quorate_protocol::op::{Op, partition_of};
 use quorate_protocol::peer::{Answer, Verdict};
 use quorate_protocol::reply::{Code, Reply};
@@ -24,7 +24,7 @@ fn half_refused(op: Op) -> Reply {
     let mut gateway = Gateway::new(NodeId(1), Boot(1), PARTITIONS);
     gateway.set_session(SessionId(1));
     for group in 1..=PARTITIONS {
-        gateway.set_route(0, GroupId(group), Some(NodeId(1)), Term(1));
+        gateway.set_route(0, GroupId(group), Some(NodeId(1)), 1);
     }
     gateway.connected(CONN, true);
     gateway.requests(0, CONN, vec![Request { id: 1, want: Want::Op(op), client: None, after: None }]);
