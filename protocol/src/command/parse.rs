@@ -480,11 +480,8 @@ fn client_name(name: Bytes, what: &str) -> Result<Bytes, Failure> {
         let text = format!("{what} of {} bytes, at most {CLIENT_NAME_MAX} are taken", name.len());
         return Err(failure(Code::TooBig, text));
     }
-    if name.iter().any(|byte| !(b'!'..=b'~').contains(byte)) {
-        let text = format!("{what}s cannot contain spaces, newlines or special characters.");
-        return Err(failure(Code::Err, text));
-    }
-    Ok(name)
+    let text = format!("{what}s cannot contain spaces, newlines or special characters.");
+    if name.iter().all(u8::is_ascii_graphic) { Ok(name) } else { Err(failure(Code::Err, text)) }
 }
 
 /// A subcommand, in upper case.
