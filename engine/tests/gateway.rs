@@ -103,3 +103,20 @@ fn whatever_waits_for_an_answer_goes_when_it_comes() {
     gateway.answered(4, answer(2, a, Verdict::Reply(Reply::OK)));
     assert_eq!(asked(&gateway.take_forwards(), a), [3]);
 }
+
+#[test]
+fn a_read_that_one_partition_refuses_is_refused_and_a_write_is_in_doubt() {
+    let keys = || ["a", "b"].map(|key| Bytes::from_static(key.as_bytes())).into();
+    let (a, b) = (partition_of(b"a", 16), partition_of(b"b", 16));
+    for (op, expected) in [(Op::Exists(keys()), Code::ClusterDown), (del(["a", "b"]), Code::InDoubt)] {
+        let mut gateway = gateway(true);
+        gateway.requests(2, 1, vec![request(1, op)]);
+        gateway.take_forwards();
+        gateway.answered(3, answer(1, a, Verdict::Reply(Reply::Int(1))));
+        let down = Reply::error(Code::ClusterDown, "no leader");
+        gateway.answered(3, answer(1, b, Verdict::Reply(down)));
+        let answered = replies(&mut gateway);
+        let [(1, Reply::Error(failure))] = &answered[..] else { panic!("{answered:?}") };
+        assert_eq!(failure.code, expected);
+    }
+}
