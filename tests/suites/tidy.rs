@@ -6,10 +6,6 @@ use std::path::{Path, PathBuf};
 /// Lines of a file at the most.
 const LINES_MAX: usize = 600;
 
-/// Files that may have more, up to a number, for a reason.
-const LONGER: &[(&str, usize, &str)] =
-    &[("engine/src/gateway.rs", 900, "one state machine, whose steps share all of its state")];
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
 }
@@ -80,12 +76,9 @@ fn is_not_this(source: &Source) -> bool {
 #[test]
 fn files_are_short_and_say_what_they_are_for() {
     let lines = |source: &Source| source.without_tests().lines().count();
-    let allowed = |source: &Source| {
-        LONGER.iter().find(|(name, ..)| *name == source.name).map_or(LINES_MAX, |(_, max, _)| *max)
-    };
     let long: Vec<String> = sources()
         .iter()
-        .filter(|source| lines(source) > allowed(source))
+        .filter(|source| lines(source) > LINES_MAX)
         .map(|source| format!("{}: {} lines", source.name, lines(source)))
         .collect();
     none(&format!("files of more than {LINES_MAX} lines"), &long);

@@ -1,0 +1,429 @@
+//! The node's counter: client connections on one side, leaders of groups on the other.
+//!
+//! Charter: keeps what each connection has asked, sends it to leaders in an order that keeps the promises,
+//! puts answers back in order, and decides what an unanswered request is told. It performs nothing:
+//! `take_forwards` and `take_effects` hand out what there is to do.
+//!
+//! Invariants (design: outcome and order), for ordered connections:
+//! - Commands to one partition take effect in order. So a write waits for unanswered reads of its
+//!   connection; a read behind unanswered writes says so (`Ask::behind`); and nothing is sent under a newer
+//!   term while something is unanswered under an older one.
+//! - Once a command is refused as never proposed, everything that the connection had sent behind it to the
+//!   same partition is refused too: here up to `Lane::refused_upto`, at the leader by `Forward::run`.
+//! - A barrier stands alone: it waits for all before it, and all behind it wait for it.
+//! - A write that may have been delivered is never sent again, unless it carries a client session.
+//!
+//! Subtlety: a request that a former leader never proposed (`Moved`) goes back among the pending ones; it
+//! is sent again only under a newer term, and pending requests are sent in order, so it cannot be overtaken.
+
+mod overdue;
+mod send;
+mod slot;
+
+use alloc::borrow::ToOwned;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, NodeId, SessionId, Term};
+use quorate_protocol::peer::{Answer, Delivery, Forward, Verdict, Work};
+use quorate_protocol::reply::{Code, Reply};
+
+use crate::effect::{Effect, Effects, Request};
+pub use slot::Errand;
+use slot::{Kind, Part, PartState, Slot, combine, empty_slot, in_doubt, is_parked, is_sent, new_slot, part};
+
+/// The counter of the node's own connection.
+pub const OWN: u64 = 0;
+
+/// Where a group is led, as far as this node knows.
+#[derive(Debug, Clone, Copy, Default)]
+struct Route {
+    leader: Option<NodeId>,
+    term: Term,
+    /// When it last changed.
+    since: u64,
+    /// The newest term whose leader said that it leads no more.
+    moved: Term,
+}
+
+/// A connection's dealings with one group.
+#[derive(Debug, Default, Clone)]
+struct Lane {
+    reads: u32,
+    writes: u32,
+    /// An unanswered read stands behind a write: so do all reads behind it, or they would overtake it.
+    behind: bool,
+    term: Term,
+    run: u64,
+    refused_upto: u64,
+}
+
+#[derive(Debug, Default)]
+struct Conn {
+    ordered: bool,
+    session: SessionId,
+    slots: BTreeMap<u64, Slot>,
+    /// Requests that are not sent yet.
+    pending: BTreeSet<u64>,
+    /// On an unordered connection: request → those that wait for its answer.
+    followers: BTreeMap<u64, Vec<u64>>,
+    /// Requests of which something is sent and unanswered.
+    unanswered: usize,
+    barrier: bool,
+    last: u64,
+    lanes: BTreeMap<GroupId, Lane>,
+    /// Groups that keep something in the connection's name.
+    owns: BTreeSet<GroupId>,
+    /// The client session that was opened or resumed here.
+    client: Option<ClientId>,
+}
+
+/// See the top of the file.
+pub struct Gateway {
+    me: NodeId,
+    boot: Boot,
+    partitions: u16,
+    conns: BTreeMap<u64, Conn>,
+    routes: Vec<Route>,
+    /// Nodes to which a link stands.
+    links: BTreeSet<NodeId>,
+    /// Connections with requests that are not answered.
+    busy: BTreeSet<u64>,
+    /// Something has changed that lets pending requests go.
+    wake: bool,
+    next_own: u64,
+    session: SessionId,
+    introduced: BTreeSet<(ClientId, GroupId)>,
+    unintroduced: BTreeSet<(ClientId, GroupId)>,
+    finished: Vec<(Errand, u64, Reply)>,
+    forwards: Vec<(NodeId, Forward)>,
+    effects: Effects,
+}
+
+impl Gateway {
+    /// The counter of a node, for a cluster of this many partitions.
+    #[must_use]
+    pub fn new(me: NodeId, boot: Boot, partitions: u16) -> Self {
+        let mut this = Self {
+            me,
+            boot,
+            partitions,
+            conns: BTreeMap::new(),
+            routes: alloc::vec![Route::default(); usize::from(partitions) + 1],
+            links: [me].into(),
+            busy: BTreeSet::new(),
+            wake: false,
+            next_own: 1,
+            session: SessionId(0),
+            introduced: BTreeSet::new(),
+            unintroduced: BTreeSet::new(),
+            finished: Vec::new(),
+            forwards: Vec::new(),
+            effects: Effects::new(),
+        };
+        this.connected(OWN, false);
+        this
+    }
+
+    /// Work to be sent to leaders.
+    pub fn take_forwards(&mut self) -> Vec<(NodeId, Forward)> {
+        core::mem::take(&mut self.forwards)
+    }
+
+    /// What the shell is to do.
+    pub fn take_effects(&mut self, fx: &mut Effects) {
+        fx.append(&mut self.effects);
+    }
+
+    /// Whether everything that the node itself wanted of the groups is answered.
+    #[must_use]
+    pub fn has_no_errand(&self) -> bool {
+        self.conns.get(&OWN).is_none_or(|own| own.slots.is_empty())
+    }
+
+    /// Errands that are done: which, when it was first sent, and the answer.
+    pub fn take_finished(&mut self) -> Vec<(Errand, u64, Reply)> {
+        core::mem::take(&mut self.finished)
+    }
+
+    /// Client sessions that wait to be introduced to a group.
+    pub fn take_unintroduced(&mut self) -> BTreeSet<(ClientId, GroupId)> {
+        core::mem::take(&mut self.unintroduced)
+    }
+
+    /// A group knows a client session now.
+    pub fn set_introduced(&mut self, client: ClientId, group: GroupId) {
+        self.introduced.insert((client, group));
+        self.wake = true;
+    }
+
+    /// Pending requests are to be looked at again.
+    pub fn wake(&mut self) {
+        self.wake = true;
+    }
+
+    /// A client session is over: nobody here may go on with it.
+    pub fn forget_client(&mut self, client: ClientId) {
+        self.introduced.retain(|&(known, _)| known != client);
+        for conn in self.conns.values_mut().filter(|conn| conn.client == Some(client)) {
+            conn.client = None;
+        }
+        self.wake = true;
+    }
+
+    /// Forgets what it knows of client sessions that are not connected here any more.
+    pub fn keep_clients(&mut self, connected: &BTreeSet<ClientId>) {
+        self.introduced.retain(|(client, _)| connected.contains(client));
+    }
+
+    /// The client sessions that are connected.
+    pub fn clients(&self) -> impl Iterator<Item = ClientId> {
+        self.conns.values().filter_map(|conn| conn.client)
+    }
+
+    /// The node's session; 0 while it has none. Whoever held something under another one is closed.
+    pub fn set_session(&mut self, session: SessionId) {
+        self.session = session;
+        self.wake = true;
+        self.forget_closes();
+        let owners: Vec<u64> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| !conn.owns.is_empty() && conn.session != session)
+            .map(|(&counter, _)| counter)
+            .collect();
+        for conn in owners {
+            let reason = "the node lost its session, and with it what this connection held; connect again";
+            self.effects.push(Effect::Close { conn, reason: reason.to_owned() });
+            self.drop_conn(conn);
+        }
+    }
+
+    /// Connections of a session that is over need not be closed one by one.
+    fn forget_closes(&mut self) {
+        let own = self.conns.get_mut(&OWN).expect("the node's own connection is always there");
+        own.slots.retain(|id, slot| {
+            let close = matches!(slot.kind, Kind::Errand(Errand::Close(..)));
+            let keep = !close || !own.pending.contains(id);
+            if !keep {
+                own.pending.remove(id);
+            }
+            keep
+        });
+    }
+
+    /// Where a group is led. Unknown leaders are `None`; terms never fall.
+    pub fn set_route(&mut self, now: u64, group: GroupId, leader: Option<NodeId>, term: Term) {
+        let route = &mut self.routes[group.slot()];
+        let leader = leader.filter(|_| term > route.moved);
+        if term < route.term || (leader == route.leader && term == route.term) {
+            return;
+        }
+        route.leader = leader;
+        route.term = term;
+        route.since = now;
+        self.wake |= leader.is_some();
+    }
+
+    /// The leader of a group, as far as this node knows.
+    #[must_use]
+    pub fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.routes[group.slot()].leader
+    }
+
+    /// A client has come.
+    pub fn connected(&mut self, counter: u64, ordered: bool) {
+        let conn = Conn { ordered, ..Conn::default() };
+        let old = self.conns.insert(counter, conn);
+        assert!(old.is_none(), "connection counters are never reused");
+    }
+
+    /// A client has gone: returns what groups must be told, as `(group, connection)`.
+    pub fn disconnected(&mut self, counter: u64) -> Vec<(GroupId, ConnId)> {
+        self.drop_conn(counter)
+    }
+
+    fn drop_conn(&mut self, counter: u64) -> Vec<(GroupId, ConnId)> {
+        self.busy.remove(&counter);
+        let Some(conn) = self.conns.remove(&counter) else { return Vec::new() };
+        let refused = conn.lanes.iter().filter(|(_, lane)| lane.run > 0).map(|(&group, _)| group);
+        let told: BTreeSet<GroupId> = conn.owns.iter().copied().chain(refused).collect();
+        let id = ConnId::new(self.me, conn.session, self.boot, counter);
+        told.into_iter().map(|group| (group, id)).collect()
+    }
+
+    /// A client asks.
+    pub fn requests(&mut self, now: u64, counter: u64, requests: Vec<Request>) {
+        let Some(conn) = self.conns.get_mut(&counter) else { return };
+        let mut fresh = VecDeque::new();
+        for request in requests {
+            assert!(request.id > conn.last, "request numbers rise");
+            let id = request.id;
+            conn.last = id;
+            conn.pending.insert(id);
+            if let Some(after) = request.after.filter(|after| conn.slots.contains_key(after)) {
+                conn.followers.entry(after).or_default().push(id);
+            }
+            conn.slots.insert(id, new_slot(request, self.partitions));
+            fresh.push_back(id);
+        }
+        self.busy.insert(counter);
+        self.dispatch_some(now, counter, fresh);
+    }
+
+    /// The node itself asks a group.
+    pub fn run_errand(&mut self, now: u64, group: GroupId, work: Work, errand: Errand) {
+        let id = self.next_own;
+        self.next_own += 1;
+        let read = matches!(work, Work::SeeClient(_));
+        let slot =
+            Slot { read, kind: Kind::Errand(errand), parts: [part(group, work)].into(), ..empty_slot() };
+        let conn = self.conns.get_mut(&OWN).expect("the node's own connection is always there");
+        conn.last = id;
+        conn.pending.insert(id);
+        conn.slots.insert(id, slot);
+        self.busy.insert(OWN);
+        self.dispatch_some(now, OWN, [id].into());
+    }
+
+    /// An answer has come.
+    pub fn answered(&mut self, now: u64, answer: Answer) {
+        if answer.conn.boot() != self.boot {
+            // Somebody of a former boot asked for it; the log has been replayed since.
+            return;
+        }
+        let counter = answer.conn.number();
+        let Some(conn) = self.conns.get_mut(&counter) else { return };
+        let Some(slot) = conn.slots.get_mut(&answer.request) else { return };
+        let of_group = |part: &&mut Part| part.group == answer.group;
+        let Some(part) = slot.parts.iter_mut().find(of_group) else { return };
+        let PartState::Sent { term, .. } = part.state else { return };
+        let refused = match &answer.verdict {
+            Verdict::Moved => true,
+            Verdict::Reply(reply) => reply.never_proposed(),
+        };
+        if refused && answer.sending != part.sending {
+            return;
+        }
+        part.state = match answer.verdict {
+            Verdict::Reply(_) if refused && part.maybe && !slot.read => PartState::Done(in_doubt()),
+            Verdict::Reply(reply) => PartState::Done(reply),
+            Verdict::Moved => {
+                let route = &mut self.routes[answer.group.slot()];
+                route.moved = route.moved.max(term);
+                if route.term == term {
+                    route.leader = None;
+                    route.since = now;
+                }
+                PartState::Parked
+            }
+        };
+        let moved = is_parked(part);
+        let lane = conn.lanes.get_mut(&answer.group).expect("something was sent in it");
+        *if slot.read { &mut lane.reads } else { &mut lane.writes } -= 1;
+        if refused && !moved {
+            // Also where order is not promised: the leader refuses the rest of a run whoever asks.
+            lane.run += 1;
+            if conn.ordered {
+                lane.refused_upto = conn.last;
+            }
+        }
+        self.settle(now, counter, answer.request);
+    }
+
+    /// Looks at a request of which a part has just changed.
+    fn settle(&mut self, now: u64, counter: u64, id: u64) {
+        let mut free = VecDeque::from([id]);
+        free.extend(self.settle_quietly(counter, id));
+        self.dispatch_some(now, counter, free);
+    }
+
+    /// The same, but lets nothing behind it go yet. Returns what waited for it, if it is finished.
+    fn settle_quietly(&mut self, counter: u64, id: u64) -> Vec<u64> {
+        let Some(mut conn) = self.conns.remove(&counter) else { return Vec::new() };
+        let parts = &conn.slots[&id].parts;
+        let (sent, parked) = (parts.iter().any(is_sent), parts.iter().any(is_parked));
+        if parked {
+            // At once, also while other parts are on their way: nothing may overtake this one.
+            conn.pending.insert(id);
+        }
+        let mut freed = Vec::new();
+        if !sent {
+            conn.unanswered -= 1;
+            if conn.slots[&id].barrier {
+                conn.barrier = false;
+            }
+            if !parked {
+                self.finish(counter, &mut conn, id);
+                freed = conn.followers.remove(&id).unwrap_or_default();
+            }
+        }
+        self.conns.insert(counter, conn);
+        freed
+    }
+
+    /// A request has its answer: hands it out in its turn.
+    fn finish(&mut self, counter: u64, conn: &mut Conn, id: u64) {
+        let slot = conn.slots.get_mut(&id).expect("it is being finished");
+        let reply = match slot.ready.take() {
+            Some(reply) => reply,
+            None => combine(&mut slot.parts, slot.read),
+        };
+        let kind = slot.kind.clone();
+        let reply = match kind {
+            Kind::Plain => reply,
+            Kind::OpenClient | Kind::ResumeClient => self.adopt_client(conn, reply),
+            Kind::Errand(errand) => {
+                let at = conn.slots.remove(&id).map_or(0, |slot| slot.first_sent);
+                return self.finished.push((errand, at, reply));
+            }
+        };
+        if conn.ordered {
+            conn.slots.get_mut(&id).expect("it is being finished").ready = Some(reply);
+            self.hand_out(counter, conn);
+        } else {
+            conn.slots.remove(&id);
+            self.effects.push(Effect::Reply { conn: counter, request: id, reply });
+        }
+    }
+
+    fn hand_out(&mut self, counter: u64, conn: &mut Conn) {
+        while let Some(first) = conn.slots.first_entry() {
+            let request = *first.key();
+            if first.get().ready.is_none() || conn.pending.first() == Some(&request) {
+                break;
+            }
+            let reply = first.remove().ready.expect("it was just seen");
+            self.effects.push(Effect::Reply { conn: counter, request, reply });
+        }
+    }
+
+    fn adopt_client(&mut self, conn: &mut Conn, reply: Reply) -> Reply {
+        let Reply::Array(values) = &reply else {
+            let over =
+                Reply::error(Code::Err, "this client session has ended; open a new one with SESSION OPEN");
+            return if reply == Reply::Nil { over } else { reply };
+        };
+        let [Reply::Int(id), Reply::Int(_)] = values[..] else { return reply };
+        conn.client = u64::try_from(id).ok().map(ClientId);
+        Reply::Int(id)
+    }
+
+    /// A message for a subscriber.
+    pub fn pushed(&mut self, to: ConnId, delivery: Delivery) {
+        let counter = to.number();
+        let here = self.conns.get(&counter).is_some_and(|conn| conn.session == to.session);
+        if here && to.boot() == self.boot {
+            self.effects.push(Effect::Push { conn: counter, delivery });
+        }
+    }
+
+    /// Sends what a change has set free.
+    pub fn end_turn(&mut self, now: u64) {
+        if core::mem::take(&mut self.wake) {
+            let busy: Vec<u64> = self.busy.iter().copied().collect();
+            for counter in busy {
+                self.dispatch(now, counter);
+            }
+        }
+    }
+}

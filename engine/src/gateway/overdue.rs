@@ -1,0 +1,130 @@
+//! What is done about requests that have waited long enough, and about links that are cut.
+
+use alloc::borrow::ToOwned;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use quorate_protocol::id::{GroupId, NodeId, Term};
+use quorate_protocol::reply::{Code, Reply};
+
+use super::slot::{Kind, Part, PartState, Slot, in_doubt, is_parked};
+use super::{Gateway, OWN};
+
+/// How long a request waits for a leader to be known before it is refused; microseconds.
+const PARK: u64 = 600_000;
+/// How long a request may stay unanswered beyond its own patience before it is in doubt; microseconds.
+const ANSWER: u64 = 5_000_000;
+/// How long the former leader of a group may still answer once it leads no more; microseconds.
+const GRACE: u64 = 1_000_000;
+
+impl Gateway {
+    /// A link to a node stands.
+    pub fn link_up(&mut self, now: u64, peer: NodeId) {
+        self.link_down(now, peer);
+        self.links.insert(peer);
+        self.wake = true;
+    }
+
+    /// The link to a node is cut: what was sent on it is in doubt, or is sent again.
+    pub fn link_down(&mut self, now: u64, peer: NodeId) {
+        self.links.remove(&peer);
+        self.give_up(now, |_, _, to, _, _| to == peer);
+    }
+
+    /// Looks after requests that have waited long enough.
+    pub fn tick(&mut self, now: u64) {
+        let routes = self.routes.clone();
+        self.give_up(now, |slot, part, _, term, at| {
+            let route = &routes[part.group.slot()];
+            let elsewhere = route.leader.is_none() || route.term > term;
+            (elsewhere && now > route.since.max(at) + GRACE) || now > at + slot.patience + ANSWER
+        });
+        let busy: Vec<u64> = self.busy.iter().copied().collect();
+        for counter in busy {
+            self.refuse_parked(now, counter);
+            let Some(conn) = self.conns.get_mut(&counter).filter(|conn| conn.slots.is_empty()) else {
+                continue;
+            };
+            // An empty map keeps room for several slots; an idle connection must not.
+            conn.slots = BTreeMap::new();
+            conn.pending = BTreeSet::new();
+            self.busy.remove(&counter);
+        }
+    }
+
+    /// Ends the waiting of all sent parts that `over` names.
+    fn give_up(&mut self, now: u64, over: impl Fn(&Slot, &Part, NodeId, Term, u64) -> bool) {
+        let busy: Vec<u64> = self.busy.iter().copied().collect();
+        for counter in busy {
+            let Some(conn) = self.conns.get_mut(&counter) else { continue };
+            let mut changed = Vec::new();
+            for (&id, slot) in &mut conn.slots {
+                let again = slot.client.is_some() || slot.read || matches!(slot.kind, Kind::Errand(_));
+                let which: Vec<usize> = (0..slot.parts.len())
+                    .filter(|&at| match slot.parts[at].state {
+                        PartState::Sent { to, term, at: sent } => over(slot, &slot.parts[at], to, term, sent),
+                        _ => false,
+                    })
+                    .collect();
+                for &at in &which {
+                    let part = &mut slot.parts[at];
+                    part.maybe = true;
+                    part.state = if again { PartState::Parked } else { PartState::Done(in_doubt()) };
+                    let lane = conn.lanes.get_mut(&part.group).expect("something was sent in it");
+                    *if slot.read { &mut lane.reads } else { &mut lane.writes } -= 1;
+                }
+                if !which.is_empty() {
+                    changed.push(id);
+                }
+            }
+            // All of them first: what is to be sent again must not be overtaken by what waited behind it.
+            for &id in &changed {
+                self.settle_quietly(counter, id);
+            }
+            if !changed.is_empty() {
+                self.dispatch(now, counter);
+            }
+        }
+    }
+
+    /// Refuses pending requests that could not be sent for too long.
+    fn refuse_parked(&mut self, now: u64, counter: u64) {
+        if counter == OWN {
+            return;
+        }
+        let Some(conn) = self.conns.get_mut(&counter) else { return };
+        let late = |id: &&u64| {
+            let since = conn.slots[*id].parked_since;
+            since != 0 && now > since + PARK
+        };
+        let late: Vec<u64> = conn.pending.iter().filter(late).copied().collect();
+        for id in &late {
+            let down = Reply::error(Code::ClusterDown, self.down_text(*id, counter));
+            let conn = self.conns.get_mut(&counter).expect("it was just seen");
+            let slot = conn.slots.get_mut(id).expect("it is pending");
+            for part in slot.parts.iter_mut().filter(|part| is_parked(part)) {
+                let maybe = part.maybe && !slot.read;
+                part.state = PartState::Done(if maybe { in_doubt() } else { down.clone() });
+                if conn.ordered {
+                    conn.lanes.entry(part.group).or_default().refused_upto = conn.last;
+                }
+            }
+        }
+        if !late.is_empty() {
+            self.dispatch(now, counter);
+        }
+    }
+
+    fn down_text(&self, id: u64, counter: u64) -> String {
+        let group =
+            self.conns[&counter].slots[&id].parts.iter().find(|part| is_parked(part)).map(|part| part.group);
+        match group {
+            Some(GroupId(0)) => {
+                "the system group has no leader with a majority; try again, see STATUS".to_owned()
+            }
+            Some(GroupId(n)) => format!("partition {n} has no leader with a majority; try again, see STATUS"),
+            None => "no leader with a majority; try again, see STATUS".to_owned(),
+        }
+    }
+}
