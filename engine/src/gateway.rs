@@ -561,7 +561,7 @@ impl Gateway {
         let slot = conn.slots.get_mut(&id).expect("it is being finished");
         let reply = match slot.ready.take() {
             Some(reply) => reply,
-            None => combine(&mut slot.parts),
+            None => combine(&mut slot.parts, slot.read),
         };
         let kind = slot.kind.clone();
         let reply = match kind {
@@ -819,9 +819,10 @@ fn split(op: Op, partitions: u16) -> Vec<Part> {
     [part(whole, Work::Op(op))].into()
 }
 
-/// One answer out of those of all parts: counts are added up; a failure stands for the whole, and it is a
-/// never-proposed one only if nothing was proposed anywhere.
-fn combine(parts: &mut [Part]) -> Reply {
+/// One answer out of those of all parts: counts are added up; a failure stands for the whole, and for a write
+/// it is a never-proposed one only if nothing was proposed anywhere. A read has changed nothing, whoever
+/// refused it.
+fn combine(parts: &mut [Part], read: bool) -> Reply {
     let mut replies =
         parts.iter_mut().map(|part| match core::mem::replace(&mut part.state, PartState::Parked) {
             PartState::Done(reply) => reply,
@@ -836,15 +837,16 @@ fn combine(parts: &mut [Part]) -> Reply {
     {
         return failure.clone();
     }
-    let refused = replies.iter().filter(|reply| reply.never_proposed()).count();
-    if refused == replies.len() {
-        return replies[0].clone();
-    }
-    if refused > 0 {
-        return Reply::error(
-            Code::InDoubt,
-            "some of the partitions refused, others did their part; read, then send again",
-        );
+    let refused = || replies.iter().filter(|reply| reply.never_proposed());
+    match refused().next() {
+        Some(refusal) if read || refused().count() == replies.len() => return refusal.clone(),
+        Some(_) => {
+            return Reply::error(
+                Code::InDoubt,
+                "some of the partitions refused, others did their part; read, then send again",
+            );
+        }
+        None => {}
     }
     let sum = replies.iter().map(|reply| if let Reply::Int(n) = reply { *n } else { 0 }).sum();
     Reply::Int(sum)
