@@ -22,9 +22,9 @@ pub const PIPELINE_MAX: usize = 1024;
 pub const PIPELINE_BYTES_MAX: usize = 2 * REQUEST_MAX;
 /// Reply bytes that wait for one client; a client that lets more pile up is cut.
 pub const OUTPUT_MAX: usize = 32 << 20;
-/// Requests in a node's mailbox from all its clients; above it `-BUSY`.
+/// Requests in a node's mailbox from all its clients; above it no client's socket is read until there is room.
 pub const MAILBOX_MAX: usize = 65_536;
-/// Bytes in a node's mailbox from all its clients; above it `-BUSY`.
+/// Bytes in a node's mailbox from clients and peers; above it no socket is read until there is room.
 pub const MAILBOX_BYTES_MAX: usize = 256 << 20;
 /// Commands of one group that are proposed and not applied; above it `-BUSY`.
 pub const IN_FLIGHT_MAX: usize = 65_536;
@@ -39,7 +39,7 @@ pub const PEER_FRAME_TARGET: usize = 1 << 20;
 /// Bytes that wait for one peer; above it its link is cut (and Raft messages are dropped).
 pub const PEER_OUTPUT_MAX: usize = 256 << 20;
 
-/// Waiters of one lock; above it `-BUSY`.
+/// Waiters of one lock; above it `-ERR`: the group decides it in its log, so `-BUSY` would promise too much.
 pub const LOCK_WAITERS_MAX: usize = 65_536;
 /// Locks that are held or awaited.
 pub const LOCKS_MAX: usize = 4 << 20;
@@ -66,11 +66,11 @@ pub const TOPIC_MESSAGES_MAX: usize = 8 << 20;
 pub const QUEUES_MAX: u64 = 1 << 30;
 /// Topics of one partition.
 pub const TOPICS_MAX: usize = 65_536;
-/// Waiting FETCHes and subscriptions of one topic; above it `-BUSY`.
+/// Waiting FETCHes and subscriptions of one topic; above it `-ERR`, as with waiters of a lock.
 pub const CONSUMERS_MAX: usize = 65_536;
 /// How long a PUB ID is remembered.
 pub const DEDUPE_WINDOW: u64 = 120_000;
-/// Remembered PUB IDs of one topic; above it the oldest window is full and PUB ID is refused `-BUSY`.
+/// Remembered PUB IDs of one topic; above it a PUB with ID is refused `-QFULL` until the window has moved on.
 pub const DEDUPE_MAX: usize = 1 << 20;
 
 /// Bytes of keys and values in one partition's store; above it `-OOM`.

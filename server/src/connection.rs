@@ -40,8 +40,6 @@ use crate::outlet::{Out, Outlet};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
-/// A read buffer above this is given back when it is empty.
-const KEEP: usize = 0;
 /// Output above which requests wait.
 const OUTPUT_FULL: usize = OUTPUT_MAX / 4;
 /// Expected bytes of answers above which requests wait.
@@ -277,7 +275,7 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
             Err(error) => return Err(error),
         };
-        if self.read.is_empty() && self.read.capacity() > KEEP {
+        if self.read.is_empty() {
             self.read = BytesMut::new();
         }
         Ok(more)
