@@ -4,6 +4,10 @@
 
 /// A lock, key or topic name, an owner id, a message id given by the client.
 pub const NAME_MAX: usize = 1024;
+/// What a client says of itself: its name, the name and the version of its library, each.
+pub const CLIENT_NAME_MAX: usize = 128;
+/// A row of CLIENT LIST, besides those three.
+pub const CLIENT_ROW_MAX: usize = 192;
 /// A value or a message body.
 pub const VALUE_MAX: usize = 8 << 20;
 /// The arguments of one request, all together.
@@ -102,3 +106,7 @@ const _: () =
 const _: () = assert!(PREFETCH <= PREFETCH_MAX, "the default is allowed");
 const _: () = assert!(FETCH_BYTES_MAX + VALUE_MAX <= OUTPUT_MAX, "a full FETCH does not cut its client");
 const _: () = assert!(NAME_MAX < INLINE_MAX, "a name fits a line");
+const _: () = assert!(
+    CONNECTIONS_MAX * (CLIENT_ROW_MAX + 3 * CLIENT_NAME_MAX) <= VALUE_MAX,
+    "CLIENT LIST of all clients is no larger than a value"
+);

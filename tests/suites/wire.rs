@@ -368,6 +368,41 @@ fn the_dialect_changes_where_hello_stands() {
 }
 
 #[test]
+fn what_clients_say_of_themselves_is_bounded() {
+    let node = Node::start();
+    let mut socket = node.connect();
+    let long = "n".repeat(1 << 20);
+    for words in [&["CLIENT", "SETNAME"][..], &["HELLO", "3", "SETNAME"], &["CLIENT", "SETINFO", "lib-ver"]] {
+        let mut ask = format!("*{}\r\n", words.len() + 1);
+        for word in words.iter().copied().chain([long.as_str()]) {
+            ask.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        socket.send(ask.as_bytes());
+        let line = socket.line();
+        assert!(line.starts_with("-TOOBIG") && line.contains("of 1048576 bytes"), "{words:?}: {line}");
+    }
+    let mut people = node.connect();
+    for (ask, answer) in [
+        (
+            "CLIENT SETNAME \"a b\"",
+            "-ERR Client names cannot contain spaces, newlines or special characters.",
+        ),
+        ("HELLO 2 SETNAME \"a\\nb\"", "-ERR Client names cannot contain"),
+        ("CLIENT SETINFO LIB-NAME \"a b\"", "-ERR lib-names cannot contain"),
+        ("CLIENT SETNAME worker-\"1\"", "OK"),
+        ("CLIENT GETNAME", "worker-\"1\""),
+    ] {
+        people.send(format!("{ask}\r\n").as_bytes());
+        let line = people.line();
+        assert!(line.starts_with(answer), "{ask}: {line}");
+    }
+    people.send(b"CLIENT LIST\r\n");
+    let (first, second) = (people.line(), people.line());
+    assert!(first.contains(" name= "), "nothing was kept of the long one: {first}");
+    assert!(second.contains(" name=worker-\"1\" "), "{second}");
+}
+
+#[test]
 fn a_client_that_closes_its_side_is_answered_but_waits_for_nothing() {
     let node = Node::start();
     let mut piped = node.connect();
