@@ -64,6 +64,8 @@ pub const FETCH_BYTES_MAX: usize = 16 << 20;
 pub const PREFETCH: u32 = 64;
 /// See `PREFETCH`.
 pub const PREFETCH_MAX: u32 = 4096;
+/// Topics that one connection of lines or RESP may subscribe to.
+pub const SUBSCRIPTIONS_MAX: usize = 1024;
 /// Messages of one topic; above it `-QFULL`.
 pub const TOPIC_MESSAGES_MAX: usize = 8 << 20;
 /// Bytes of messages in one partition's topics; above it `-QFULL`.

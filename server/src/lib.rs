@@ -13,3 +13,4 @@ pub mod mailbox;
 pub mod node;
 pub mod outlet;
 pub mod peers;
+pub mod subscriptions;

@@ -368,6 +368,49 @@ fn the_dialect_changes_where_hello_stands() {
 }
 
 #[test]
+fn messages_never_come_between_replies_of_resp2() {
+    let node = Node::start();
+    let refused = |socket: &mut Socket, ask: &[u8]| {
+        socket.send(ask);
+        let line = socket.line();
+        assert!(line.starts_with("-ERR") && line.contains("UNSUB"), "{}: {line}", ask.escape_ascii());
+    };
+    let mut publisher = node.connect();
+    let mut publish = |socket: &mut Socket| {
+        publisher.send(b"PUB quiet body\r\n");
+        let id = publisher.line();
+        while !socket.line().ends_with("body") {}
+        publisher.send(format!("ACK quiet {id}\r\n").as_bytes());
+        assert_eq!(publisher.line(), "1");
+    };
+    let mut three = node.connect();
+    // Already behind a SUB that is not answered.
+    three.send(b"HELLO 3\r\nSUB quiet\r\nHELLO 2\r\n");
+    while three.line() != "+OK" {}
+    assert!(three.line().contains("UNSUB"));
+    refused(&mut three, b"RESET\r\n");
+    publish(&mut three);
+    three.send(b"HELLO 3\r\nHELLO\r\nUNSUB quiet\r\n");
+    while three.line() != ":1" {}
+    three.send(b"RESET\r\n");
+    assert_eq!(three.line(), "+RESET");
+
+    let mut lines = node.connect();
+    lines.send(b"SUB quiet\r\n");
+    assert_eq!(lines.line(), "OK");
+    for ask in [&b"*1\r\n$4\r\nPING\r\n"[..], b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n", b"HELLO\r\n", b"RESET\r\n"]
+    {
+        refused(&mut lines, ask);
+    }
+    publish(&mut lines);
+    lines.send(b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n");
+    assert_eq!(lines.line(), "%7", "RESP3 carries them");
+    publish(&mut lines);
+    lines.send(b"UNSUB quiet\r\n");
+    assert_eq!(lines.line(), ":1");
+}
+
+#[test]
 fn what_clients_say_of_themselves_is_bounded() {
     let node = Node::start();
     let mut socket = node.connect();
