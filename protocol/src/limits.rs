@@ -20,6 +20,10 @@ pub const INLINE_MAX: usize = 64 << 10;
 pub const MANY_MAX: usize = 1024;
 /// Client connections of one node.
 pub const CONNECTIONS_MAX: usize = 10_000;
+/// Connections of other nodes to one node: each has two lanes, and a new one may come before the old is gone.
+pub const PEER_CONNECTIONS_MAX: usize = 4 * NODES_MAX;
+/// Connections to the admin port of one node.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Requests of one connection that are read but not answered; reading stops until some are.
 pub const PIPELINE_MAX: usize = 1024;
 /// Unanswered request bytes of one connection; reading stops until some are answered.
