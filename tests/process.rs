@@ -256,6 +256,18 @@ impl Cluster {
         self.nodes[id - 1].client
     }
 
+    /// A node's peer port.
+    #[must_use]
+    pub fn peer_port(&self, id: usize) -> u16 {
+        self.nodes[id - 1].peer
+    }
+
+    /// A node's admin port.
+    #[must_use]
+    pub fn admin_port(&self, id: usize) -> u16 {
+        self.nodes[id - 1].admin
+    }
+
     /// What a node has logged.
     #[must_use]
     pub fn log(&self, id: usize) -> String {

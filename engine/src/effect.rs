@@ -204,8 +204,6 @@ pub enum Effect {
     Members(Vec<Member>),
     /// Write a line to the log.
     Log(Level, String),
-    /// Stop the node at once: it has found itself in a state that cannot be.
-    Halt(String),
 }
 
 /// Effects in the order in which they are to be performed.

@@ -17,7 +17,7 @@
 //! is sent again only under a newer term, and pending requests are sent in order, so it cannot be overtaken.
 
 use alloc::borrow::ToOwned;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -132,6 +132,8 @@ struct Conn {
     slots: BTreeMap<u64, Slot>,
     /// Requests that are not sent yet.
     pending: BTreeSet<u64>,
+    /// On an unordered connection: request → those that wait for its answer.
+    followers: BTreeMap<u64, Vec<u64>>,
     /// Requests of which something is sent and unanswered.
     unanswered: usize,
     barrier: bool,
@@ -327,15 +329,20 @@ impl Gateway {
     /// A client asks.
     pub fn requests(&mut self, now: u64, counter: u64, requests: Vec<Request>) {
         let Some(conn) = self.conns.get_mut(&counter) else { return };
+        let mut fresh = VecDeque::new();
         for request in requests {
             assert!(request.id > conn.last, "request numbers rise");
             let id = request.id;
             conn.last = id;
             conn.pending.insert(id);
+            if let Some(after) = request.after.filter(|after| conn.slots.contains_key(after)) {
+                conn.followers.entry(after).or_default().push(id);
+            }
             conn.slots.insert(id, new_slot(request, self.partitions));
+            fresh.push_back(id);
         }
         self.busy.insert(counter);
-        self.dispatch(now, counter);
+        self.dispatch_some(now, counter, fresh);
     }
 
     /// The node itself asks a group.
@@ -350,7 +357,33 @@ impl Gateway {
         conn.pending.insert(id);
         conn.slots.insert(id, slot);
         self.busy.insert(OWN);
-        self.dispatch(now, OWN);
+        self.dispatch_some(now, OWN, [id].into());
+    }
+
+    /// Sends what can be sent of these requests and of those that wait for them; on an ordered connection, of
+    /// all that are pending.
+    fn dispatch_some(&mut self, now: u64, counter: u64, mut ids: VecDeque<u64>) {
+        if self.conns.get(&counter).is_none_or(|conn| conn.ordered) {
+            return self.dispatch(now, counter);
+        }
+        let Some(mut conn) = self.conns.remove(&counter) else { return };
+        while let Some(id) = ids.pop_front() {
+            if !conn.pending.contains(&id) {
+                continue;
+            }
+            match self.try_send(now, counter, &mut conn, id) {
+                Sent::Gone => {
+                    conn.pending.remove(&id);
+                }
+                Sent::Answered => {
+                    conn.pending.remove(&id);
+                    self.finish(counter, &mut conn, id);
+                    ids.extend(conn.followers.remove(&id).unwrap_or_default());
+                }
+                Sent::Waits => {}
+            }
+        }
+        self.conns.insert(counter, conn);
     }
 
     /// Sends what can be sent of a connection's pending requests.
@@ -365,6 +398,8 @@ impl Gateway {
                 Sent::Answered => {
                     conn.pending.remove(&id);
                     self.finish(counter, &mut conn, id);
+                    // Those that wait for it come later in this very walk.
+                    conn.followers.remove(&id);
                 }
                 Sent::Waits if conn.ordered => break,
                 Sent::Waits => {}
@@ -381,6 +416,10 @@ impl Gateway {
         }
         if slot.ready.is_some() || slot.parts.iter().all(|part| matches!(part.state, PartState::Done(_))) {
             return Sent::Answered;
+        }
+        if !slot.parts.iter().any(is_parked) {
+            // What was parked of it is refused; the rest is on its way.
+            return Sent::Gone;
         }
         if conn.ordered && (conn.barrier || (slot.barrier && conn.unanswered > 0)) {
             return Sent::Waits;
@@ -455,7 +494,7 @@ impl Gateway {
         if slot.first_sent == 0 {
             slot.first_sent = now;
         }
-        conn.unanswered += 1;
+        conn.unanswered += usize::from(!slot.parts.iter().any(is_sent));
         conn.barrier |= slot.barrier && conn.ordered;
         if slot.needs_session {
             conn.session = self.session;
@@ -534,26 +573,33 @@ impl Gateway {
 
     /// Looks at a request of which a part has just changed.
     fn settle(&mut self, now: u64, counter: u64, id: u64) {
-        self.settle_quietly(counter, id);
-        self.dispatch(now, counter);
+        let mut free = VecDeque::from([id]);
+        free.extend(self.settle_quietly(counter, id));
+        self.dispatch_some(now, counter, free);
     }
 
-    /// The same, but lets nothing behind it go yet.
-    fn settle_quietly(&mut self, counter: u64, id: u64) {
-        let Some(mut conn) = self.conns.remove(&counter) else { return };
+    /// The same, but lets nothing behind it go yet. Returns what waited for it, if it is finished.
+    fn settle_quietly(&mut self, counter: u64, id: u64) -> Vec<u64> {
+        let Some(mut conn) = self.conns.remove(&counter) else { return Vec::new() };
         let parts = &conn.slots[&id].parts;
-        if !parts.iter().any(|part| matches!(part.state, PartState::Sent { .. })) {
+        let (sent, parked) = (parts.iter().any(is_sent), parts.iter().any(is_parked));
+        if parked {
+            // At once, also while other parts are on their way: nothing may overtake this one.
+            conn.pending.insert(id);
+        }
+        let mut freed = Vec::new();
+        if !sent {
             conn.unanswered -= 1;
             if conn.slots[&id].barrier {
                 conn.barrier = false;
             }
-            if parts.iter().any(is_parked) {
-                conn.pending.insert(id);
-            } else {
+            if !parked {
                 self.finish(counter, &mut conn, id);
+                freed = conn.followers.remove(&id).unwrap_or_default();
             }
         }
         self.conns.insert(counter, conn);
+        freed
     }
 
     /// A request has its answer: hands it out in its turn.
@@ -561,7 +607,7 @@ impl Gateway {
         let slot = conn.slots.get_mut(&id).expect("it is being finished");
         let reply = match slot.ready.take() {
             Some(reply) => reply,
-            None => combine(&mut slot.parts),
+            None => combine(&mut slot.parts, slot.read),
         };
         let kind = slot.kind.clone();
         let reply = match kind {
@@ -741,6 +787,10 @@ fn is_parked(part: &Part) -> bool {
     matches!(part.state, PartState::Parked)
 }
 
+fn is_sent(part: &Part) -> bool {
+    matches!(part.state, PartState::Sent { .. })
+}
+
 fn part(group: GroupId, work: Work) -> Part {
     Part { group, work, sending: 0, maybe: false, state: PartState::Parked }
 }
@@ -819,9 +869,10 @@ fn split(op: Op, partitions: u16) -> Vec<Part> {
     [part(whole, Work::Op(op))].into()
 }
 
-/// One answer out of those of all parts: counts are added up; a failure stands for the whole, and it is a
-/// never-proposed one only if nothing was proposed anywhere.
-fn combine(parts: &mut [Part]) -> Reply {
+/// One answer out of those of all parts: counts are added up; a failure stands for the whole, and for a write
+/// it is a never-proposed one only if nothing was proposed anywhere. A read has changed nothing, whoever
+/// refused it.
+fn combine(parts: &mut [Part], read: bool) -> Reply {
     let mut replies =
         parts.iter_mut().map(|part| match core::mem::replace(&mut part.state, PartState::Parked) {
             PartState::Done(reply) => reply,
@@ -836,15 +887,16 @@ fn combine(parts: &mut [Part]) -> Reply {
     {
         return failure.clone();
     }
-    let refused = replies.iter().filter(|reply| reply.never_proposed()).count();
-    if refused == replies.len() {
-        return replies[0].clone();
-    }
-    if refused > 0 {
-        return Reply::error(
-            Code::InDoubt,
-            "some of the partitions refused, others did their part; read, then send again",
-        );
+    let refused = || replies.iter().filter(|reply| reply.never_proposed());
+    match refused().next() {
+        Some(refusal) if read || refused().count() == replies.len() => return refusal.clone(),
+        Some(_) => {
+            return Reply::error(
+                Code::InDoubt,
+                "some of the partitions refused, others did their part; read, then send again",
+            );
+        }
+        None => {}
     }
     let sum = replies.iter().map(|reply| if let Reply::Int(n) = reply { *n } else { 0 }).sum();
     Reply::Int(sum)

@@ -103,8 +103,9 @@ pub struct Group {
     rounds: BTreeMap<u64, Round>,
     ready_reads: BTreeMap<Index, Vec<Read>>,
     next_context: u64,
-    /// Connection → the run of which something was refused.
-    refused: BTreeMap<ConnId, u64>,
+    /// Connection (node and counter, which is all of its name that never changes) → the run of which something
+    /// was refused.
+    refused: BTreeMap<(NodeId, u64), u64>,
     told: Vec<Told>,
     #[cfg(feature = "faults")]
     faults: crate::engine::Faults,
@@ -228,11 +229,11 @@ impl Group {
         };
         let of_client = matches!(ask.work, Work::Op(_) | Work::OpenClient);
         if let Err(reply) = self.check(&asker, run, is_read, of_client) {
-            self.refused.insert(conn, run);
+            self.refused.insert((conn.node, conn.counter), run);
             return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
         }
         if let Work::CloseConn(gone) = &ask.work {
-            self.refused.remove(gone);
+            self.refused.remove(&(gone.node, gone.counter));
         }
         if is_read {
             self.reads.push(Read { asker, sending: ask.sending, behind: ask.behind, work: ask.work });
@@ -245,7 +246,7 @@ impl Group {
     /// Refuses what is over a bound, and what stands behind something refused. A full log takes no more of
     /// clients, but what the nodes need to go on: sessions, closed connections, the outbox.
     fn check(&self, asker: &Asker, run: u64, is_read: bool, of_client: bool) -> Result<(), Reply> {
-        let refused = self.refused.get(&asker.conn);
+        let refused = self.refused.get(&(asker.conn.node, asker.conn.counter));
         #[cfg(feature = "faults")]
         let refused = refused.filter(|_| !self.faults.order_broken_behind_refusal);
         if refused.is_some_and(|&refused| run <= refused) {
@@ -283,7 +284,7 @@ impl Group {
 
     /// Forgets what was refused to connections of a node whose link is gone.
     pub fn forget_node(&mut self, node: NodeId) {
-        self.refused.retain(|conn, _| conn.node != node);
+        self.refused.retain(|(of, _), _| *of != node);
     }
 
     /// Proposes what the turn has gathered, and asks for a read round if there are reads.
@@ -302,6 +303,13 @@ impl Group {
     fn propose(&mut self, stamp: u64) {
         let open = core::mem::take(&mut self.open);
         self.open_bytes = 0;
+        #[cfg(feature = "faults")]
+        if self.faults.honest_codes_broken && self.next_context.is_multiple_of(7) {
+            for (sending, Logged { asker, .. }) in &open {
+                let lie = Verdict::Reply(Reply::error(Code::TryAgain, "a lie"));
+                self.refuse(asker.conn, asker.request, *sending, lie);
+            }
+        }
         let mut entry = Batch::begin(stamp);
         let mut askers: Vec<Asker> = Vec::new();
         for (_, logged) in open {
@@ -323,13 +331,6 @@ impl Group {
         self.in_flight.entries.push_back((index, askers.len(), bytes));
         self.in_flight.commands += askers.len();
         self.in_flight.bytes += bytes;
-        #[cfg(feature = "faults")]
-        if self.faults.honest_codes_broken && self.next_context.is_multiple_of(7) {
-            for asker in askers {
-                let reply = Reply::error(Code::TryAgain, "a lie");
-                self.tell_answer(asker.conn, asker.request, Verdict::Reply(reply));
-            }
-        }
     }
 
     fn ask_read_round(&mut self, now: u64) {
@@ -352,15 +353,13 @@ impl Group {
         self.rounds.insert(context, Round { asked: now, floor, reads });
     }
 
-    /// Asks again for rounds that raft has dropped or lost: for all of them at once, so that none overtakes another.
+    /// Asks again when raft may have dropped or lost the newest round. The rounds before it stay: each is
+    /// answered by its own answer or by any later one, so a slow network is waited for.
     fn retry_reads(&mut self, now: u64) {
-        if !self.rounds.values().any(|round| now >= round.asked + READ_RETRY) {
-            return;
+        let Some((_, last)) = self.rounds.last_key_value() else { return };
+        if now >= last.asked + READ_RETRY {
+            self.start_round(now, last.floor, Vec::new());
         }
-        let rounds = core::mem::take(&mut self.rounds);
-        let floor = rounds.values().map(|round| round.floor).max().unwrap_or(0);
-        let reads = rounds.into_values().flat_map(|round| round.reads).collect();
-        self.start_round(now, floor, reads);
     }
 
     /// Whether there is anything to flush or to work off.

@@ -194,15 +194,6 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
     Ok(Some(frame))
 }
 
-/// How many bytes the frame at the front of `buffer` needs in all, once that is known.
-#[must_use]
-pub fn needed(buffer: &[u8]) -> usize {
-    match Header::read(buffer) {
-        Ok(Some(header)) => HEADER + header.length as usize,
-        _ => HEADER,
-    }
-}
-
 fn crc_of(frame: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&frame[..20]);

@@ -4,6 +4,10 @@
 
 /// A lock, key or topic name, an owner id, a message id given by the client.
 pub const NAME_MAX: usize = 1024;
+/// What a client says of itself: its name, the name and the version of its library, each.
+pub const CLIENT_NAME_MAX: usize = 128;
+/// A row of CLIENT LIST, besides those three.
+pub const CLIENT_ROW_MAX: usize = 192;
 /// A value or a message body.
 pub const VALUE_MAX: usize = 8 << 20;
 /// The arguments of one request, all together.
@@ -16,15 +20,19 @@ pub const INLINE_MAX: usize = 64 << 10;
 pub const MANY_MAX: usize = 1024;
 /// Client connections of one node.
 pub const CONNECTIONS_MAX: usize = 10_000;
+/// Connections of other nodes to one node: each has two lanes, and a new one may come before the old is gone.
+pub const PEER_CONNECTIONS_MAX: usize = 4 * NODES_MAX;
+/// Connections to the admin port of one node.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Requests of one connection that are read but not answered; reading stops until some are.
 pub const PIPELINE_MAX: usize = 1024;
 /// Unanswered request bytes of one connection; reading stops until some are answered.
 pub const PIPELINE_BYTES_MAX: usize = 2 * REQUEST_MAX;
 /// Reply bytes that wait for one client; a client that lets more pile up is cut.
 pub const OUTPUT_MAX: usize = 32 << 20;
-/// Requests in a node's mailbox from all its clients; above it `-BUSY`.
+/// Requests in a node's mailbox from all its clients; above it no client's socket is read until there is room.
 pub const MAILBOX_MAX: usize = 65_536;
-/// Bytes in a node's mailbox from all its clients; above it `-BUSY`.
+/// Bytes in a node's mailbox from clients and peers; above it no socket is read until there is room.
 pub const MAILBOX_BYTES_MAX: usize = 256 << 20;
 /// Commands of one group that are proposed and not applied; above it `-BUSY`.
 pub const IN_FLIGHT_MAX: usize = 65_536;
@@ -39,8 +47,12 @@ pub const PEER_FRAME_TARGET: usize = 1 << 20;
 /// Bytes that wait for one peer; above it its link is cut (and Raft messages are dropped).
 pub const PEER_OUTPUT_MAX: usize = 256 << 20;
 
-/// Waiters of one lock; above it `-BUSY`.
+/// Waiters of one lock; above it `-ERR`: the group decides it in its log, so `-BUSY` would promise too much.
 pub const LOCK_WAITERS_MAX: usize = 65_536;
+/// Shared holders of one lock; further ones wait.
+pub const LOCK_HOLDERS_MAX: usize = 65_536;
+/// Holders, and waiters, that LOCKINFO shows of one lock, besides their numbers.
+pub const LOCKINFO_MAX: usize = 1000;
 /// Locks that are held or awaited.
 pub const LOCKS_MAX: usize = 4 << 20;
 /// Default lease of a lock.
@@ -60,17 +72,19 @@ pub const FETCH_BYTES_MAX: usize = 16 << 20;
 pub const PREFETCH: u32 = 64;
 /// See `PREFETCH`.
 pub const PREFETCH_MAX: u32 = 4096;
+/// Topics that one connection of lines or RESP may subscribe to.
+pub const SUBSCRIPTIONS_MAX: usize = 1024;
 /// Messages of one topic; above it `-QFULL`.
 pub const TOPIC_MESSAGES_MAX: usize = 8 << 20;
 /// Bytes of messages in one partition's topics; above it `-QFULL`.
 pub const QUEUES_MAX: u64 = 1 << 30;
 /// Topics of one partition.
 pub const TOPICS_MAX: usize = 65_536;
-/// Waiting FETCHes and subscriptions of one topic; above it `-BUSY`.
+/// Waiting FETCHes and subscriptions of one topic; above it `-ERR`, as with waiters of a lock.
 pub const CONSUMERS_MAX: usize = 65_536;
 /// How long a PUB ID is remembered.
 pub const DEDUPE_WINDOW: u64 = 120_000;
-/// Remembered PUB IDs of one topic; above it the oldest window is full and PUB ID is refused `-BUSY`.
+/// Remembered PUB IDs of one topic; above it a PUB with ID is refused `-QFULL` until the window has moved on.
 pub const DEDUPE_MAX: usize = 1 << 20;
 
 /// Bytes of keys and values in one partition's store; above it `-OOM`.
@@ -102,3 +116,7 @@ const _: () =
 const _: () = assert!(PREFETCH <= PREFETCH_MAX, "the default is allowed");
 const _: () = assert!(FETCH_BYTES_MAX + VALUE_MAX <= OUTPUT_MAX, "a full FETCH does not cut its client");
 const _: () = assert!(NAME_MAX < INLINE_MAX, "a name fits a line");
+const _: () = assert!(
+    CONNECTIONS_MAX * (CLIENT_ROW_MAX + 3 * CLIENT_NAME_MAX) <= VALUE_MAX,
+    "CLIENT LIST of all clients is no larger than a value"
+);

@@ -169,19 +169,6 @@ impl RequestDecoder {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         words(&without_telnet(line))
     }
-
-    /// How many bytes more are surely needed before another request can be complete; for sizing reads.
-    #[must_use]
-    pub fn wants(&self, buffer: &[u8]) -> usize {
-        let length = peek_length(b'$', buffer, ProtocolError::BulkLength);
-        match (self.partial.is_some(), length) {
-            (true, Ok(Some((header, length)))) => {
-                let length = usize::try_from(length).unwrap_or(0).min(REQUEST_MAX);
-                (header + length + 2).saturating_sub(buffer.len())
-            }
-            _ => 1,
-        }
-    }
 }
 
 fn length(mark: u8) -> impl Fn(&[u8]) -> IResult<&[u8], i64> {

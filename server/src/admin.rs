@@ -12,19 +12,25 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::driver::Shared;
+use crate::gate::Gate;
 
 /// How long a request's head may take.
 const HEAD: Duration = Duration::from_secs(5);
+/// How long a connection may last.
+const VISIT: Duration = Duration::from_secs(10);
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+/// Serves up to `max` at a time, until the process ends.
+pub async fn serve(listener: TcpListener, max: usize, shared: Arc<Shared>) {
+    let mut gate = Gate::new("admin", max);
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(HEAD / 50).await;
             continue;
         };
+        let Some(permit) = gate.enter() else { continue };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let service = service_fn(|request| {
@@ -34,7 +40,8 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(false);
             // A client that breaks off is no concern of ours.
-            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            let _ = timeout(VISIT, http.serve_connection(TokioIo::new(stream), service)).await;
+            drop(permit);
         });
     }
 }

@@ -224,14 +224,19 @@ fn set(field: &mut Bytes, value: &Bytes) -> Reply {
     Reply::OK
 }
 
+/// Only visible characters are let in.
+fn word(name: &[u8]) -> &str {
+    std::str::from_utf8(name).unwrap_or_default()
+}
+
 fn client_line(number: u64, row: &ClientRow) -> String {
     let age = (clock::now().mono - row.since) / 1_000_000;
     format!(
         "id={number} addr={} name={} age={age} db=0 lib-name={} lib-ver={} resp={}\n",
         row.address,
-        row.name.escape_ascii(),
-        row.library.escape_ascii(),
-        row.version.escape_ascii(),
+        word(&row.name),
+        word(&row.library),
+        word(&row.version),
         row.resp,
     )
 }
@@ -263,7 +268,20 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use quorate_protocol::limits::{CLIENT_NAME_MAX, CLIENT_ROW_MAX};
+
     use super::*;
+
+    #[test]
+    fn a_row_of_client_list_is_no_longer_than_its_bound() {
+        let longest = || Bytes::from(vec![b'"'; CLIENT_NAME_MAX]);
+        let address = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535";
+        let address = address.parse().expect("an address");
+        let row =
+            ClientRow { address, since: 0, name: longest(), library: longest(), version: longest(), resp: 3 };
+        let age = "18446744073709551615".len();
+        assert!(client_line(u64::MAX, &row).len() + age <= CLIENT_ROW_MAX + 3 * CLIENT_NAME_MAX);
+    }
 
     #[test]
     fn patterns_fit_as_in_redis() {

@@ -10,7 +10,8 @@
 //!   or much output waits to be written; nothing is read while the mailbox is full.
 //! - Answers that may be large are asked for a few at a time, until their size is known: a client that reads
 //!   must never be cut for a pipeline of ordinary depth.
-//! - The dialect changes between two answers, where the request that changed it stands.
+//! - The dialect changes between two answers, where the request that changed it stands; never to RESP2 while
+//!   a subscription may stand.
 //! - An idle connection holds no read buffer.
 //! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
 //!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
@@ -37,11 +38,10 @@ use tokio::time::{sleep, timeout};
 use crate::answers::{Answered, Answerer};
 use crate::driver::Shared;
 use crate::outlet::{Out, Outlet};
+use crate::subscriptions::{Change, Subscriptions};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
-/// A read buffer above this is given back when it is empty.
-const KEEP: usize = 0;
 /// Output above which requests wait.
 const OUTPUT_FULL: usize = OUTPUT_MAX / 4;
 /// Expected bytes of answers above which requests wait.
@@ -81,6 +81,8 @@ struct Asked {
     dialect: Option<Dialect>,
     /// Text: the connection closes behind its answer.
     last: bool,
+    /// What its answer changes in the subscriptions.
+    change: Option<Box<Change>>,
 }
 
 /// See the top of the file.
@@ -99,6 +101,8 @@ pub struct Connection {
     batch_weight: usize,
     /// Text: unanswered requests in order.
     asked: VecDeque<Asked>,
+    /// Text: what may be pushed.
+    subscriptions: Subscriptions,
     /// Binary: unanswered requests, and the way back from correlation ids.
     framed: HashMap<u64, (u64, Cost)>,
     correlations: HashMap<u64, u64>,
@@ -138,6 +142,7 @@ impl Connection {
             batch: Vec::new(),
             batch_weight: 0,
             asked: VecDeque::new(),
+            subscriptions: Subscriptions::default(),
             framed: HashMap::new(),
             correlations: HashMap::new(),
             unanswered_bytes: 0,
@@ -277,7 +282,7 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
             Err(error) => return Err(error),
         };
-        if self.read.is_empty() && self.read.capacity() > KEEP {
+        if self.read.is_empty() {
             self.read = BytesMut::new();
         }
         Ok(more)
@@ -329,7 +334,11 @@ impl Connection {
 
     fn text_request(&mut self, args: &[Bytes], now: Dialect, switch: Option<Dialect>) {
         let weight = args.iter().map(|arg| 32 + arg.len()).sum();
-        match parse(args) {
+        let command = parse(args);
+        if let Some(reply) = self.subscriptions.objection(&command, now, switch.is_some()) {
+            return self.answer_text(reply, weight, None, false);
+        }
+        match command {
             Ok(Command::Op(Op::Sub(_))) if !now.has_pushes() => {
                 let text = "RESP2 cannot carry pushed messages; say HELLO 3 first, or use FETCH with BLOCK";
                 self.answer_text(Reply::error(Code::Err, text), weight, switch, false);
@@ -360,8 +369,9 @@ impl Connection {
     }
 
     fn ask_text(&mut self, want: Want, bytes: usize, dialect: Option<Dialect>, last: bool) {
+        let change = self.subscriptions.ask(&want);
         let (id, cost) = self.ask(want, None, None, bytes);
-        self.asked.push_back(Asked { id, cost, dialect, last });
+        self.asked.push_back(Asked { id, cost, dialect, last, change });
     }
 
     fn ask(
@@ -509,6 +519,9 @@ impl Connection {
         if let Some(asked) = self.asked.pop_front() {
             assert!(asked.id == id, "answers come in the order of the requests");
             self.no_longer_owed(asked.cost, &reply);
+            if let Some(change) = asked.change {
+                self.subscriptions.answered(*change, &reply);
+            }
             self.write_text(asked.dialect, &reply);
             self.closing |= asked.last;
         }
@@ -532,6 +545,8 @@ impl Connection {
             Reply::Bulk(body),
         ];
         match &self.speech {
+            // A former leader's last words, after UNSUB: the message comes back when its lease ends.
+            Speech::Text { dialect, .. } if !dialect.has_pushes() => {}
             Speech::Text { dialect, .. } => resp::encode_push(*dialect, &values, &mut self.write),
             Speech::Binary => Frame::Push { reply: Reply::Array(values) }.encode(&mut self.write),
             Speech::Unknown => {}

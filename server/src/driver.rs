@@ -2,7 +2,7 @@
 //!
 //! Invariant: a turn is: what waits in the mailbox, a tick if one is due, `EndOfTurn`; then all effects.
 //! An engine that has more to do than fitted a turn gets the next one without waiting for the mailbox.
-//! A tick that was missed is not made up. A `Halt`, and a failure of the disk, end the process: a node
+//! A tick that was missed is not made up. A failure of the disk ends the process, as a panic does: a node
 //! that cannot trust itself does not go on.
 
 use std::sync::Arc;
@@ -108,7 +108,6 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
             Effect::Log(Level::Debug, line) => tracing::debug!("{line}"),
             Effect::Log(Level::Info, line) => tracing::info!("{line}"),
             Effect::Log(Level::Warn, line) => tracing::warn!("{line}"),
-            Effect::Halt(why) => stop_at_once(&why),
         }
     }
     for outlet in touched {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use quorate_protocol::limits::CONNECTIONS_MAX;
+use quorate_protocol::limits::{ADMIN_CONNECTIONS_MAX, CONNECTIONS_MAX, NODES_MAX, PEER_CONNECTIONS_MAX};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,16 +16,37 @@ use crate::driver::Shared;
 
 /// The pause after a failed accept (no more file descriptors, most likely).
 const PAUSE: Duration = Duration::from_millis(100);
-/// Files that a node opens besides its clients' sockets: segments, ports, links, the runtime's own.
+/// Files that a node opens besides its clients' sockets.
 const OTHER_FILES: usize = 1024;
+/// Of these, what is no connection that somebody else opens: the journal's, ports, the runtime's own.
+const OWN_FILES: usize = 256;
 /// Refused clients that are told why at the same time; more are just closed.
 const REFUSED_MAX: usize = 256;
 /// How long a refused client may take to read why.
 const REFUSAL: Duration = Duration::from_secs(1);
 
-/// Raises the process's bound of open files as far as it may, and returns how many clients fit under it.
+const _: () = assert!(
+    OWN_FILES + REFUSED_MAX + ADMIN_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX + 2 * NODES_MAX <= OTHER_FILES,
+    "ports full to their bounds, and the lanes to all other nodes, leave the journal its files"
+);
+
+/// How many connections fit under the bound of open files.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// Clients.
+    pub clients: usize,
+    /// Clients that are told why they are refused.
+    pub refused: usize,
+    /// Lanes that other nodes open.
+    pub peers: usize,
+    /// Visitors of the admin port.
+    pub admin: usize,
+}
+
+/// Raises the process's bound of open files as far as it may, and shares out what it is then. If it is less than
+/// all the bounds together, a quarter stays for the node's own files.
 #[must_use]
-pub fn room_for_clients() -> usize {
+pub fn room() -> Room {
     let wanted = (CONNECTIONS_MAX + OTHER_FILES) as u64;
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < wanted) {
@@ -42,7 +63,12 @@ pub fn room_for_clients() -> usize {
             "only {clients} clients can be served: the process may open {files} files (ulimit -n)"
         );
     }
-    clients
+    Room {
+        clients,
+        refused: REFUSED_MAX.min(files / 16),
+        peers: PEER_CONNECTIONS_MAX.min(files / 8),
+        admin: ADMIN_CONNECTIONS_MAX.min(files / 16),
+    }
 }
 
 /// Counts a connection as long as it lives.
@@ -54,15 +80,16 @@ impl Drop for Counted {
     }
 }
 
-/// Accepts up to `max` clients at a time, until the node stops; `tasks` are their connections.
+/// Accepts as many clients at a time as there is room for, until the node stops; `tasks` are their connections.
 pub async fn accept_all(
     listener: TcpListener,
-    max: usize,
+    room: Room,
     shared: Arc<Shared>,
     desk: Arc<Desk>,
     tasks: TaskTracker,
 ) {
     let count = Arc::new(AtomicUsize::new(0));
+    let max = room.clients;
     // 0 is the node's own connection.
     let mut number = 0;
     loop {
@@ -82,7 +109,7 @@ pub async fn accept_all(
         let counted = Counted(Arc::clone(&count));
         let before = count.fetch_add(1, Ordering::Relaxed);
         if before >= max {
-            if before < max + REFUSED_MAX {
+            if before < max + room.refused {
                 tokio::spawn(async move {
                     refuse(stream, max).await;
                     drop(counted);

@@ -55,11 +55,11 @@ pub fn run(config: &Config) -> Result<(), String> {
     };
     runtime.block_on(async {
         peers::dial_all(&me, &shared);
-        tokio::spawn(peers::accept_all(ports.peer, me, Arc::clone(&shared)));
+        let room = listen::room();
+        tokio::spawn(peers::accept_all(ports.peer, room.peers, me, Arc::clone(&shared)));
         let tasks = TaskTracker::new();
-        let max = listen::room_for_clients();
-        tokio::spawn(listen::accept_all(ports.client, max, Arc::clone(&shared), desk, tasks.clone()));
-        tokio::spawn(admin::serve(ports.admin, Arc::clone(&shared)));
+        tokio::spawn(listen::accept_all(ports.client, room, Arc::clone(&shared), desk, tasks.clone()));
+        tokio::spawn(admin::serve(ports.admin, room.admin, Arc::clone(&shared)));
         until_told(config.end_with_stdin).await;
         tracing::info!("node {} stops", config.node.0);
         shared.stopping.cancel();

@@ -31,6 +31,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::driver::Shared;
+use crate::gate::Gate;
 
 /// How long a connection and its first words may take.
 const HANDSHAKE: Duration = Duration::from_secs(3);
@@ -267,12 +268,18 @@ async fn open(
     }
 }
 
-/// Accepts other nodes' lanes, for as long as the process lives.
-pub async fn accept_all(listener: TcpListener, me: Me, shared: Arc<Shared>) {
+/// Accepts other nodes' lanes, up to `max`, for as long as the process lives.
+pub async fn accept_all(listener: TcpListener, max: usize, me: Me, shared: Arc<Shared>) {
+    let mut gate = Gate::new("peer", max);
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                tokio::spawn(accept(stream, from, me.clone(), Arc::clone(&shared)));
+                let Some(permit) = gate.enter() else { continue };
+                let (me, shared) = (me.clone(), Arc::clone(&shared));
+                tokio::spawn(async move {
+                    accept(stream, from, me, shared).await;
+                    drop(permit);
+                });
             }
             Err(error) => {
                 tracing::warn!("accepting a node: {error}");

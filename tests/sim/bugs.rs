@@ -37,6 +37,16 @@ pub enum Bug {
     ConditionsIgnored,
     /// A DEL is answered and not done.
     LostDelete,
+    /// A PUB is answered and not kept.
+    LostMessage,
+    /// An ACK is answered and not done.
+    LostAck,
+    /// A publisher's id is not looked at.
+    DedupeIgnored,
+    /// An ACK counts whatever delivery it names.
+    StaleAck,
+    /// A message whose lease ends is gone.
+    NoRedelivery,
 }
 
 impl Bug {
@@ -51,7 +61,16 @@ impl Bug {
                 plan.crashes = true;
                 plan.fault_every = plan.fault_every.min(400_000);
             }
-            Self::ResendAppliedTwice => plan.disconnects = true,
+            Self::DeadlockIgnored | Self::Overtaking => {
+                plan.clients = 14;
+                plan.fault_every = 0;
+                plan.only_locks = true;
+            }
+            Self::ResendAppliedTwice => {
+                plan.disconnects = true;
+                plan.crashes = true;
+                plan.fault_every = plan.fault_every.min(400_000);
+            }
             Self::StaleReads => {
                 plan.partitioned = true;
                 plan.pauses = true;
@@ -75,6 +94,11 @@ impl Bug {
             Self::DishonestCode => faults.honest_codes_broken = true,
             Self::ConditionsIgnored => faults.store.conditions_ignored = true,
             Self::LostDelete => faults.store.lost_delete = true,
+            Self::LostMessage => faults.queues.lost_message = true,
+            Self::LostAck => faults.queues.lost_ack = true,
+            Self::DedupeIgnored => faults.queues.dedupe_ignored = true,
+            Self::StaleAck => faults.queues.stale_ack = true,
+            Self::NoRedelivery => faults.queues.no_redelivery = true,
             Self::RecycledRecord | Self::VoteForgotten => {}
         }
     }

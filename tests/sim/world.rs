@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use quorate_engine::effect::{Effect, Effects, Input, Now};
 use quorate_protocol::id::NodeId;
-use quorate_protocol::peer::RaftFrame;
+use quorate_protocol::peer::{LinkFrame, RaftFrame};
 use quorate_protocol::wire::Wire;
 
 use super::check::Checks;
@@ -231,16 +231,25 @@ impl World {
                     self.submit(at, batch);
                 }
                 Effect::Raft { to, frame } => {
-                    let sum = frame.messages.iter().fold(0, |sum: u64, m| {
-                        sum.wrapping_mul(31).wrapping_add(m.index ^ m.term << 20 ^ u64::from(m.kind) << 40)
-                    });
-                    self.trace.count(self.time, &[2, at as u64, to.0, sum]);
-                    self.send_raft(at, place_of(to), frame);
+                    let wire = frame.to_wire();
+                    self.trace.count(self.time, &[2, at as u64, to.0, hash_bytes(2, &wire)]);
+                    match RaftFrame::from_wire(wire) {
+                        Ok(heard) if heard == frame => self.send_raft(at, place_of(to), heard),
+                        other => {
+                            self.fail("frames are read as written", format!("{frame:?} is read as {other:?}"))
+                        }
+                    }
                 }
                 Effect::Link { peer, side, frame } => {
-                    let hash = hash_bytes(at as u64, &frame.to_wire());
-                    self.note(at, &[3, peer.0, hash], || format!("to {} ({side:?}): {frame:?}", peer.0));
-                    self.send_link(at, place_of(peer), side, frame);
+                    let wire = frame.to_wire();
+                    let words = [3, peer.0, hash_bytes(3, &wire)];
+                    self.note(at, &words, || format!("to {} ({side:?}): {frame:?}", peer.0));
+                    match LinkFrame::from_wire(wire) {
+                        Ok(heard) if heard == frame => self.send_link(at, place_of(peer), side, heard),
+                        other => {
+                            self.fail("frames are read as written", format!("{frame:?} is read as {other:?}"))
+                        }
+                    }
                 }
                 Effect::Reply { conn, request, reply } => self.replied(at, conn, request, reply),
                 Effect::Push { conn, delivery } => self.pushed(at, conn, delivery),
@@ -248,9 +257,6 @@ impl World {
                 Effect::Members(_) => {}
                 Effect::Log(level, line) => {
                     self.note(at, &[4, line.len() as u64], || format!("{level:?}: {line}"))
-                }
-                Effect::Halt(why) => {
-                    self.fail("no impossible state", format!("node {} halts: {why}", at + 1))
                 }
             }
         }

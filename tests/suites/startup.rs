@@ -1,11 +1,13 @@
 //! Starts that must not succeed, and the one line that says what to do; where settings come from.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use quorate_protocol::limits::{ADMIN_CONNECTIONS_MAX, PEER_CONNECTIONS_MAX};
 use quorate_tests::process::{Client, Cluster, Ran, Scratch, binary, free_ports, poll, run};
 
 /// A node that could start: everything is in place but what a test spoils.
@@ -256,6 +258,39 @@ fn clients_beyond_the_bound_are_refused_with_a_reason() {
     assert!(log.contains("only 150 clients can be served") && log.contains("ulimit -n"), "{log}");
     drop(node.stdin.take());
     assert!(node.wait().expect("it is ours").success());
+}
+
+/// A flood of connections that say nothing: the ports that serve no clients close what is above their bound,
+/// so that the journal has its files.
+#[test]
+fn the_peer_and_admin_ports_take_a_bounded_number_of_connections() {
+    let cluster = Cluster::start(1);
+    let ports = [
+        ("peer", cluster.peer_port(1), PEER_CONNECTIONS_MAX),
+        ("admin", cluster.admin_port(1), ADMIN_CONNECTIONS_MAX),
+    ];
+    for (name, port, max) in ports {
+        let mut flood: Vec<TcpStream> = (0..max + 8)
+            .map(|_| TcpStream::connect(("127.0.0.1", port)).expect("the node listens"))
+            .collect();
+        let last = flood.last_mut().expect("there are many");
+        let closed = last.read(&mut [0]);
+        assert!(!matches!(closed, Ok(1..)), "the last one is closed: {closed:?}");
+        flood[0].set_nonblocking(true).expect("it stands");
+        let open = flood[0].read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(open, Err(ErrorKind::WouldBlock), "the first one is let in");
+        let line = format!("{max} connections stand at the {name} port; more are closed at once");
+        assert_eq!(cluster.log(1).matches(&line).count(), 1, "said once: {line}");
+        assert_eq!(cluster.client(1).ask("SET k v"), "OK");
+    }
+    let visit = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", cluster.admin_port(1))).ok()?;
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.contains("alive").then_some(())
+    };
+    poll("room again", visit);
 }
 
 /// A node that has lost its directory has forgotten what it promised: the others do not let it in.

@@ -368,6 +368,84 @@ fn the_dialect_changes_where_hello_stands() {
 }
 
 #[test]
+fn messages_never_come_between_replies_of_resp2() {
+    let node = Node::start();
+    let refused = |socket: &mut Socket, ask: &[u8]| {
+        socket.send(ask);
+        let line = socket.line();
+        assert!(line.starts_with("-ERR") && line.contains("UNSUB"), "{}: {line}", ask.escape_ascii());
+    };
+    let mut publisher = node.connect();
+    let mut publish = |socket: &mut Socket, end: &str| {
+        publisher.send(b"PUB quiet body\r\n");
+        let id = publisher.line();
+        while socket.line() != end {}
+        publisher.send(format!("ACK quiet {id}\r\n").as_bytes());
+        assert_eq!(publisher.line(), "1");
+    };
+    let mut three = node.connect();
+    // Already behind a SUB that is not answered.
+    three.send(b"HELLO 3\r\nSUB quiet\r\nHELLO 2\r\n");
+    while three.line() != "+OK" {}
+    assert!(three.line().contains("UNSUB"));
+    refused(&mut three, b"RESET\r\n");
+    publish(&mut three, "body");
+    three.send(b"HELLO 3\r\nHELLO\r\nUNSUB quiet\r\n");
+    while three.line() != ":1" {}
+    three.send(b"RESET\r\n");
+    assert_eq!(three.line(), "+RESET");
+
+    let mut lines = node.connect();
+    lines.send(b"SUB quiet\r\n");
+    assert_eq!(lines.line(), "OK");
+    for ask in [&b"*1\r\n$4\r\nPING\r\n"[..], b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n", b"HELLO\r\n", b"RESET\r\n"]
+    {
+        refused(&mut lines, ask);
+    }
+    publish(&mut lines, "message quiet 1 1 body");
+    lines.send(b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n");
+    assert_eq!(lines.line(), "%7", "RESP3 carries them");
+    publish(&mut lines, "body");
+    lines.send(b"UNSUB quiet\r\n");
+    assert_eq!(lines.line(), ":1");
+}
+
+#[test]
+fn what_clients_say_of_themselves_is_bounded() {
+    let node = Node::start();
+    let mut socket = node.connect();
+    let long = "n".repeat(1 << 20);
+    for words in [&["CLIENT", "SETNAME"][..], &["HELLO", "3", "SETNAME"], &["CLIENT", "SETINFO", "lib-ver"]] {
+        let mut ask = format!("*{}\r\n", words.len() + 1);
+        for word in words.iter().copied().chain([long.as_str()]) {
+            ask.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        socket.send(ask.as_bytes());
+        let line = socket.line();
+        assert!(line.starts_with("-TOOBIG") && line.contains("of 1048576 bytes"), "{words:?}: {line}");
+    }
+    let mut people = node.connect();
+    for (ask, answer) in [
+        (
+            "CLIENT SETNAME \"a b\"",
+            "-ERR Client names cannot contain spaces, newlines or special characters.",
+        ),
+        ("HELLO 2 SETNAME \"a\\nb\"", "-ERR Client names cannot contain"),
+        ("CLIENT SETINFO LIB-NAME \"a b\"", "-ERR lib-names cannot contain"),
+        ("CLIENT SETNAME worker-\"1\"", "OK"),
+        ("CLIENT GETNAME", "worker-\"1\""),
+    ] {
+        people.send(format!("{ask}\r\n").as_bytes());
+        let line = people.line();
+        assert!(line.starts_with(answer), "{ask}: {line}");
+    }
+    people.send(b"CLIENT LIST\r\n");
+    let (first, second) = (people.line(), people.line());
+    assert!(first.contains(" name= "), "nothing was kept of the long one: {first}");
+    assert!(second.contains(" name=worker-\"1\" "), "{second}");
+}
+
+#[test]
 fn a_client_that_closes_its_side_is_answered_but_waits_for_nothing() {
     let node = Node::start();
     let mut piped = node.connect();

@@ -67,6 +67,24 @@ impl Locks {
     }
 }
 
+impl Locks {
+    /// Asserts that the wait which was refused would have been part of a deadlock.
+    fn assert_deadlocks(&mut self, owner: &str, name: &str, shared: bool) {
+        let owner = named(owner);
+        let name = Bytes::from(name.to_string());
+        let place = if self.held_by(&owner, &name).is_some() { ORDINARY - 1 } else { u64::MAX - 1 };
+        let asker = Asker { conn: conn(99), request: 1, client: None };
+        let wait = Wait { owner: owner.clone(), asker, shared, ttl: 1, deadline: u64::MAX };
+        self.insert_wait((name.clone(), place), wait);
+        assert!(self.deadlocked().contains(&owner), "{owner} is refused for a reason");
+        self.remove_wait(&(name, place));
+    }
+}
+
+fn named(owner: &str) -> Owner {
+    Owner::Named(Bytes::from(owner.to_string()))
+}
+
 fn locks() -> Script<Locks> {
     Script::new(Locks::new())
 }
@@ -183,6 +201,42 @@ fn a_cycle_is_refused_and_named_whatever_its_length() {
 }
 
 #[test]
+fn the_witness_names_only_who_stands_in_the_way() {
+    let mut l = locks();
+    assert_eq!(l.say(1, "LOCK a OWNER x SHARED"), "1");
+    assert_eq!(l.say(2, "LOCK b OWNER y"), "2");
+    assert_eq!(l.say(3, "LOCK a OWNER z WAIT 9000"), "");
+    assert_eq!(l.say(1, "LOCK b OWNER x WAIT 9000"), "");
+    // x holds a too, but shared: it is z, waiting for a alone, who stands before y.
+    assert_eq!(l.say(2, "LOCK a OWNER y SHARED WAIT 9000"), "-DEADLOCK y:a -> z:a -> x:b -> y");
+}
+
+#[test]
+fn thousands_who_hold_something_wait_for_one_lock() {
+    let mut locks = Locks::new();
+    let mut out = Outcomes::new();
+    let mut lock = |at: u32, name: &str, owner: u32, wait: u64, out: &mut Outcomes| {
+        let ctx = Ctx { at: quorate_protocol::id::LogPos { index: 0, offset: at }, time: 0 };
+        let asker = Asker { conn: conn(1), request: u64::from(at), client: None };
+        let owner = Some(Bytes::from(alloc::format!("o{owner}")));
+        let op = Lock { name: Bytes::from(name.to_string()), shared: false, owner, ttl: 1000, wait };
+        locks.lock(&ctx, &asker, op, out);
+    };
+    let n = 10_000;
+    lock(1, "hot", 0, 0, &mut out);
+    for owner in 1..n {
+        lock(2 * owner, &alloc::format!("own{owner}"), owner, 0, &mut out);
+        lock(2 * owner + 1, "hot", owner, 1000, &mut out);
+    }
+    out.clear();
+    // The search is linear: a cubic one would not come to an end here.
+    lock(2 * n, "own9999", 0, 1000, &mut out);
+    let [Outcome::Notice(line), Outcome::Reply { reply, .. }] = &out[..] else { panic!("{out:?}") };
+    assert_eq!(line, "DEADLOCK DETECTED: o0:own9999 -> o9999:hot -> o0");
+    assert!(reply.failure().is_some_and(|failure| failure.code == Code::Deadlock));
+}
+
+#[test]
 fn waiting_behind_somebody_counts_as_waiting_for_them() {
     let mut l = locks();
     assert_eq!(l.say(1, "LOCK a OWNER x"), "1");
@@ -242,9 +296,17 @@ fn many_random_steps_keep_every_invariant() {
             match dice.roll(8) {
                 0..=4 => {
                     let wait = ["", " WAIT 60", " WAIT 200"][usize::try_from(dice.roll(3)).unwrap()];
+                    let (owner, lock) = (alloc::format!("o{who}"), alloc::format!("l{name}"));
+                    // One that asks again stands where it stood, and may have been stood behind.
+                    let again = l.subject.waits_of(&named(&owner), &Bytes::from(lock.clone())).is_some();
                     let reply =
-                        l.say(who, &alloc::format!("LOCK l{name} OWNER o{who} TTL 150{wait}{shared}"));
-                    refused += u32::from(reply.starts_with("-DEADLOCK"));
+                        l.say(who, &alloc::format!("LOCK {lock} OWNER {owner} TTL 150{wait}{shared}"));
+                    if reply.starts_with("-DEADLOCK") {
+                        refused += 1;
+                        if !again {
+                            l.subject.assert_deadlocks(&owner, &lock, !shared.is_empty());
+                        }
+                    }
                 }
                 5 => drop(l.say(who, &alloc::format!("UNLOCK l{name} OWNER o{who}"))),
                 6 => l.pass(dice.roll(60)),

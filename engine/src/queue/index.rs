@@ -6,6 +6,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use quorate_protocol::id::ConnId;
+use quorate_protocol::limits::FETCH_BYTES_MAX;
 
 use super::rows::{Due, Held, Message, MessageKey, Published, State, Subscription, TopicNumber, Waiter};
 
@@ -40,16 +41,25 @@ impl Line {
     }
 }
 
-/// A subscription, and how many messages it has not acknowledged.
+/// What was pushed and is not settled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Pushed {
+    messages: u32,
+    bytes: usize,
+}
+
+/// A subscription, and what it has not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seat {
     row: Subscription,
-    unacknowledged: u32,
+    pushed: Pushed,
 }
 
 impl Seat {
+    /// PREFETCH bounds the messages; their bytes are bounded too, so that pushes never cut who reads them.
     fn hunger(&self, conn: ConnId) -> Option<(u32, u64, ConnId)> {
-        (self.unacknowledged < self.row.prefetch).then_some((self.unacknowledged, self.row.turn, conn))
+        let Pushed { messages, bytes } = self.pushed;
+        (messages < self.row.prefetch && bytes < FETCH_BYTES_MAX).then_some((messages, self.row.turn, conn))
     }
 }
 
@@ -61,7 +71,7 @@ pub(super) struct Index {
     pub(super) held: BTreeMap<ConnId, BTreeSet<Held>>,
     seats: BTreeMap<(TopicNumber, ConnId), Seat>,
     /// Messages pushed to a connection and not settled, whether it is still subscribed or not.
-    pushed: BTreeMap<(TopicNumber, ConnId), u32>,
+    pushed: BTreeMap<(TopicNumber, ConnId), Pushed>,
 }
 
 impl Index {
@@ -73,7 +83,8 @@ impl Index {
         self.lines.get_mut(&number).expect("every topic that has rows has a line")
     }
 
-    pub(super) fn add_message(&mut self, key: MessageKey, message: &Message) {
+    /// `size`: the bytes of its body.
+    pub(super) fn add_message(&mut self, key: MessageKey, message: &Message, size: usize) {
         let line = self.line(key.0);
         match &message.state {
             State::Ready => {
@@ -88,13 +99,16 @@ impl Index {
                 self.due.insert((lease.until, Due::Message(key)));
                 self.hold(lease.conn, Held::Lease(key));
                 if lease.pushed {
-                    self.count_pushed(key.0, lease.conn, |n| n + 1);
+                    self.count_pushed(key.0, lease.conn, |pushed| {
+                        pushed.messages += 1;
+                        pushed.bytes += size;
+                    });
                 }
             }
         }
     }
 
-    pub(super) fn drop_message(&mut self, key: MessageKey, message: &Message) {
+    pub(super) fn drop_message(&mut self, key: MessageKey, message: &Message, size: usize) {
         let line = self.line(key.0);
         match &message.state {
             State::Ready => {
@@ -109,20 +123,23 @@ impl Index {
                 self.due.remove(&(lease.until, Due::Message(key)));
                 self.let_go(lease.conn, Held::Lease(key));
                 if lease.pushed {
-                    self.count_pushed(key.0, lease.conn, |n| n - 1);
+                    self.count_pushed(key.0, lease.conn, |pushed| {
+                        pushed.messages -= 1;
+                        pushed.bytes -= size;
+                    });
                 }
             }
         }
     }
 
-    fn count_pushed(&mut self, number: TopicNumber, conn: ConnId, change: impl Fn(u32) -> u32) {
-        let count = self.pushed.entry((number, conn)).or_default();
-        *count = change(*count);
-        let unacknowledged = *count;
-        if unacknowledged == 0 {
+    fn count_pushed(&mut self, number: TopicNumber, conn: ConnId, change: impl FnOnce(&mut Pushed)) {
+        let entry = self.pushed.entry((number, conn)).or_default();
+        change(entry);
+        let pushed = *entry;
+        if pushed.messages == 0 {
             self.pushed.remove(&(number, conn));
         }
-        self.reseat(number, conn, |seat| seat.unacknowledged = unacknowledged);
+        self.reseat(number, conn, |seat| seat.pushed = pushed);
     }
 
     /// Changes a subscription's seat, and its place among the hungry ones.
@@ -137,8 +154,8 @@ impl Index {
     }
 
     pub(super) fn add_subscription(&mut self, number: TopicNumber, conn: ConnId, row: &Subscription) {
-        let unacknowledged = self.pushed.get(&(number, conn)).copied().unwrap_or(0);
-        let seat = Seat { row: row.clone(), unacknowledged };
+        let pushed = self.pushed.get(&(number, conn)).copied().unwrap_or_default();
+        let seat = Seat { row: row.clone(), pushed };
         let line = self.line(number);
         line.subscriptions += 1;
         line.hungry.extend(seat.hunger(conn));

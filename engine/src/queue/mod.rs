@@ -441,25 +441,26 @@ impl Queues {
 
     fn put_message(&mut self, key: MessageKey, body: Bytes, message: Message) {
         self.bytes += cost(&body);
-        self.index.add_message(key, &message);
+        self.index.add_message(key, &message, body.len());
         self.bodies.insert(key, body);
         self.messages.insert(key, message);
     }
 
     fn remove_message(&mut self, key: MessageKey) -> Bytes {
         let message = self.messages.remove(&key).expect("the caller has seen it");
-        self.index.drop_message(key, &message);
         let body = self.bodies.remove(&key).expect("every message has a body");
+        self.index.drop_message(key, &message, body.len());
         self.bytes -= cost(&body);
         body
     }
 
     fn change_message(&mut self, key: MessageKey, change: impl FnOnce(&mut Message)) {
+        let size = self.bodies.get(&key).expect("every message has a body").len();
         let index = &mut self.index;
         let changed = self.messages.change(&key, |message| {
-            index.drop_message(key, message);
+            index.drop_message(key, message, size);
             change(message);
-            index.add_message(key, message);
+            index.add_message(key, message, size);
         });
         changed.expect("the caller has seen it");
     }
@@ -475,7 +476,8 @@ impl Queues {
     fn rebuilt(&self) -> Index {
         let mut index = Index::default();
         self.topics.iter().for_each(|(name, topic)| index.open(topic.number, name.clone()));
-        self.messages.iter().for_each(|(&key, message)| index.add_message(key, message));
+        let size = |key: &MessageKey| self.bodies.get(key).map_or(0, Bytes::len);
+        self.messages.iter().for_each(|(key, message)| index.add_message(*key, message, size(key)));
         self.waiters.iter().for_each(|(&place, waiter)| index.add_waiter(place, waiter));
         self.subscriptions
             .iter()

@@ -176,6 +176,20 @@ fn subscriptions_share_the_work_up_to_their_prefetch() {
 }
 
 #[test]
+fn pushes_are_bounded_in_bytes_too() {
+    let mut q = queues();
+    let body = "x".repeat(6 << 20);
+    let ids: Vec<String> = (0..5).map(|_| q.say(9, &format!("PUB jobs {body}"))).collect();
+    assert_eq!(q.say(1, "SUB jobs PREFETCH 64"), "OK");
+    let pushed = |q: &mut Script<Queues>| q.heard().iter().filter(|line| line.starts_with("push 1")).count();
+    assert_eq!(pushed(&mut q), 3, "16 MiB are reached with the third");
+    q.say(1, &format!("ACK jobs {}", ids[0]));
+    assert_eq!(pushed(&mut q), 1);
+    q.say(1, &format!("ACK jobs {} {} {}", ids[1], ids[2], ids[3]));
+    assert_eq!(pushed(&mut q), 1);
+}
+
+#[test]
 fn the_end_of_a_session_ends_all_its_connections_at_once() {
     let mut q = queues();
     assert_eq!(q.say(1, "SUB jobs"), "OK");

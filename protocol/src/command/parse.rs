@@ -9,7 +9,8 @@ use super::table::Spec;
 use super::{Command, ConnAsk, NodeAsk, failure};
 use crate::id::ClientId;
 use crate::limits::{
-    DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, NAME_MAX, PREFETCH, PREFETCH_MAX, VALUE_MAX,
+    CLIENT_NAME_MAX, DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, NAME_MAX, PREFETCH,
+    PREFETCH_MAX, VALUE_MAX,
 };
 use crate::op::{
     Ack, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl,
@@ -462,7 +463,7 @@ pub(super) fn hello(words: &mut Words<'_>) -> Parsed {
             words.next()?;
             auth = true;
         } else {
-            name = Some(client_name(words.next()?)?);
+            name = Some(client_name(words.next()?, "Client name")?);
         }
     }
     connection(ConnAsk::Hello { version, auth, name })
@@ -473,14 +474,14 @@ pub(super) fn auth(words: &mut Words<'_>) -> Parsed {
     connection(ConnAsk::Auth)
 }
 
-fn client_name(name: Bytes) -> Result<Bytes, Failure> {
-    if name.iter().any(|byte| !(b'!'..=b'~').contains(byte)) {
-        return Err(failure(
-            Code::Err,
-            "Client names cannot contain spaces, newlines or special characters.",
-        ));
+/// What a client says of itself; kept as long as its connection, and shown in CLIENT LIST.
+fn client_name(name: Bytes, what: &str) -> Result<Bytes, Failure> {
+    if name.len() > CLIENT_NAME_MAX {
+        let text = format!("{what} of {} bytes, at most {CLIENT_NAME_MAX} are taken", name.len());
+        return Err(failure(Code::TooBig, text));
     }
-    Ok(name)
+    let text = format!("{what}s cannot contain spaces, newlines or special characters.");
+    if name.iter().all(u8::is_ascii_graphic) { Ok(name) } else { Err(failure(Code::Err, text)) }
 }
 
 /// A subcommand, in upper case.
@@ -499,7 +500,7 @@ pub(super) fn client(words: &mut Words<'_>) -> Parsed {
     connection(match name.as_str() {
         "ID" => ConnAsk::ClientId,
         "GETNAME" => ConnAsk::ClientGetName,
-        "SETNAME" => ConnAsk::ClientSetName(client_name(words.next()?)?),
+        "SETNAME" => ConnAsk::ClientSetName(client_name(words.next()?, "Client name")?),
         "SETINFO" => {
             let attribute = words.next()?;
             if !attribute.eq_ignore_ascii_case(b"LIB-NAME") && !attribute.eq_ignore_ascii_case(b"LIB-VER") {
@@ -509,7 +510,8 @@ pub(super) fn client(words: &mut Words<'_>) -> Parsed {
                 );
                 return Err(failure(Code::Err, text));
             }
-            ConnAsk::ClientSetInfo(attribute, client_name(words.next()?)?)
+            let what = shown(&attribute).to_ascii_lowercase();
+            ConnAsk::ClientSetInfo(attribute, client_name(words.next()?, &what)?)
         }
         "INFO" => ConnAsk::ClientInfo,
         "LIST" => ConnAsk::ClientList,

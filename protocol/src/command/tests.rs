@@ -100,6 +100,13 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
     }
     let long = "x".repeat(crate::limits::NAME_MAX + 1);
     assert!(refused(&format!("GET {long}")).starts_with("TOOBIG key of 1025 bytes"));
+    for ask in ["CLIENT SETNAME", "HELLO 3 SETNAME", "CLIENT SETINFO LIB-NAME", "CLIENT SETINFO LIB-VER"] {
+        let text = refused(&format!("{ask} {}", &long[..crate::limits::CLIENT_NAME_MAX + 1]));
+        assert!(
+            text.starts_with("TOOBIG") && text.ends_with("of 129 bytes, at most 128 are taken"),
+            "{text}"
+        );
+    }
     assert!(parse(&[Bytes::from("GET"), Bytes::new()]).is_err(), "an empty key");
     assert!(parse(&[]).is_err());
     let many: String = (0..2000).map(|n| format!(" k{n}")).collect();

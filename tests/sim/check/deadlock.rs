@@ -44,7 +44,9 @@ fn check_witness(history: &History, refused: &Record, text: &str) -> Verdict {
             history.records().iter().filter(by).filter(|record| record.invoked <= refused.ended).collect()
         };
         let waits = |record: &Record| {
-            matches!(&record.op, Op::Lock(op) if op.wait > 0) && record.ended >= refused.invoked
+            // A wait whose asker was told nothing certain may go on.
+            let goes_on = record.ended >= refused.invoked || record.outcome == Outcome::Unknown;
+            matches!(&record.op, Op::Lock(op) if op.wait > 0) && goes_on
         };
         if !asked(waiter).into_iter().any(waits) {
             return doubt(&format!("{waiter} was not waiting for {name}"));
@@ -76,7 +78,8 @@ fn waits<'a>(history: &'a History, ends: &BTreeMap<u64, u64>) -> Vec<Wait<'a>> {
     let mut waits = Vec::new();
     for ((owner, name), records) in asked {
         for record in &records {
-            let (Op::Lock(op), Some(place)) = (&record.op, record.places.first()) else { continue };
+            // One that was logged twice may have been granted long before its asker heard of it.
+            let (Op::Lock(op), [place]) = (&record.op, &record.places[..]) else { continue };
             // An answer that never came may have been the refusal.
             if !record.succeeded() {
                 continue;

@@ -36,6 +36,8 @@ pub struct Truth {
     logs: BTreeMap<GroupId, Chains>,
     hard: BTreeMap<GroupId, Hard>,
     submitted: VecDeque<Persist>,
+    /// What the present start has read; nothing relies on it before the start is done.
+    read: Option<(BTreeMap<GroupId, Chains>, BTreeMap<GroupId, Hard>)>,
 }
 
 impl Truth {
@@ -62,23 +64,30 @@ impl Truth {
         self.logs.get(&group).and_then(|log| log.get(place)) == Some(&chain)
     }
 
-    /// The node has read its directory: compares, and goes on from that.
+    /// The start is done: the node goes on from what it has read.
+    pub fn started(&mut self) {
+        if let Some((logs, hard)) = self.read.take() {
+            (self.logs, self.hard) = (logs, hard);
+            self.submitted.clear();
+        }
+    }
+
+    /// The node has read its directory: compares.
     pub fn recovered(&mut self, recovered: &Recovered) -> Verdict {
         let mut found: BTreeMap<GroupId, Chains> = BTreeMap::new();
         for (&group, entries) in &recovered.entries {
             let log = found.entry(group).or_default();
             entries.iter().for_each(|entry| put(log, entry));
         }
-        let submitted = std::mem::take(&mut self.submitted);
-        self.check_hard(recovered, &submitted)?;
-        let mut expected = std::mem::take(&mut self.logs);
+        self.check_hard(recovered)?;
+        let mut expected = self.logs.clone();
         let ends =
             |log: Option<&Chains>| log.map_or((0, 0), |log| (log.len(), log.last().copied().unwrap_or(0)));
         let differing = |expected: &BTreeMap<GroupId, Chains>| {
             let groups = found.keys().chain(expected.keys());
             groups.copied().find(|group| ends(found.get(group)) != ends(expected.get(group)))
         };
-        let mut late = submitted.iter().flat_map(|batch| &batch.entries);
+        let mut late = self.submitted.iter().flat_map(|batch| &batch.entries);
         while let Some(group) = differing(&expected) {
             let Some(entry) = late.next() else {
                 let (has, should) = (ends(found.get(&group)).0, ends(expected.get(&group)).0);
@@ -89,15 +98,14 @@ impl Truth {
             };
             put(expected.entry(entry.group).or_default(), entry);
         }
-        self.logs = expected;
-        self.hard = recovered.hard.clone();
+        self.read = Some((expected, recovered.hard.clone()));
         Ok(())
     }
 
-    fn check_hard(&self, recovered: &Recovered, submitted: &VecDeque<Persist>) -> Verdict {
+    fn check_hard(&self, recovered: &Recovered) -> Verdict {
         for (group, hard) in &self.hard {
             let mut later =
-                submitted.iter().flat_map(|batch| &batch.hard).filter(|(other, _)| other == group);
+                self.submitted.iter().flat_map(|batch| &batch.hard).filter(|(other, _)| other == group);
             let found = recovered.hard.get(group).copied().unwrap_or_default();
             if found != *hard && !later.any(|(_, hard)| *hard == found) {
                 return Err(format!(

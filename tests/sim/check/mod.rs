@@ -106,6 +106,7 @@ impl Checks {
 
     /// A node goes on from what it has read.
     pub fn started(&mut self, node: usize, recovered: &Recovered) {
+        self.journal[node].started();
         self.log.restarted(node, recovered);
     }
 

@@ -1,0 +1,122 @@
+//! The node's counter under histories that a lucky network never shows.
+
+use bytes::Bytes;
+use quorate_engine::effect::{Effect, Request, Want};
+use quorate_engine::gateway::Gateway;
+use quorate_protocol::id::{Boot, ConnId, GroupId, NodeId, SessionId};
+use quorate_protocol::op::{Expiry, Op, Set, When, partition_of};
+use quorate_protocol::peer::{Answer, Forward, Verdict};
+use quorate_protocol::reply::{Code, Reply};
+
+const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+fn set(key: &'static str) -> Op {
+    let (key, value) = (Bytes::from_static(key.as_bytes()), Bytes::from_static(b"v"));
+    Op::Set(Set { key, value, when: When::Always, expiry: Expiry::Never, get: false })
+}
+
+fn del(keys: [&'static str; 2]) -> Op {
+    Op::Del(keys.map(|key| Bytes::from_static(key.as_bytes())).into())
+}
+
+fn request(id: u64, op: Op) -> Request {
+    Request { id, want: Want::Op(op), client: None, after: None }
+}
+
+/// Node 1's gateway with one connection; node 2 leads everything in term 5.
+fn gateway(ordered: bool) -> Gateway {
+    let mut gateway = Gateway::new(NODES[0], Boot(1), 16);
+    gateway.link_up(1, NODES[1]);
+    gateway.link_up(1, NODES[2]);
+    for group in 0..=16 {
+        gateway.set_route(1, GroupId(group), Some(NODES[1]), 5);
+    }
+    gateway.connected(1, ordered);
+    gateway
+}
+
+fn answer(request: u64, group: GroupId, verdict: Verdict) -> Answer {
+    let conn = ConnId::new(NODES[0], SessionId(0), Boot(1), 1);
+    Answer { conn, request, group, sending: 1, verdict }
+}
+
+fn asked(forwards: &[(NodeId, Forward)], group: GroupId) -> Vec<u64> {
+    let of_group = forwards.iter().filter(|(_, forward)| forward.group == group);
+    of_group.flat_map(|(_, forward)| &forward.asks).map(|ask| ask.request).collect()
+}
+
+fn replies(gateway: &mut Gateway) -> Vec<(u64, Reply)> {
+    let mut fx = Vec::new();
+    gateway.take_effects(&mut fx);
+    let reply = |effect| match effect {
+        Effect::Reply { request, reply, .. } => Some((request, reply)),
+        _ => None,
+    };
+    fx.into_iter().filter_map(reply).collect()
+}
+
+#[test]
+fn a_share_that_comes_back_is_not_overtaken_while_another_is_on_its_way() {
+    let (a, b) = (partition_of(b"a", 16), partition_of(b"b", 16));
+    assert_ne!(a, b);
+    let mut gateway = gateway(true);
+    gateway.requests(2, 1, vec![request(1, del(["a", "b"])), request(2, set("b"))]);
+    assert_eq!(asked(&gateway.take_forwards(), b), [1, 2]);
+    gateway.answered(3, answer(1, b, Verdict::Moved));
+    gateway.answered(3, answer(2, b, Verdict::Moved));
+    gateway.set_route(4, b, Some(NODES[2]), 6);
+    gateway.end_turn(4);
+    assert_eq!(asked(&gateway.take_forwards(), b), [1, 2], "in the order in which they were asked");
+    let ok = |n| Verdict::Reply(Reply::Int(n));
+    gateway.answered(5, answer(1, a, ok(1)));
+    gateway.answered(5, answer(1, b, ok(1)));
+    gateway.answered(5, answer(2, b, Verdict::Reply(Reply::OK)));
+    assert_eq!(replies(&mut gateway), [(1, Reply::Int(2)), (2, Reply::OK)]);
+}
+
+#[test]
+fn a_share_that_nobody_takes_leaves_the_whole_in_doubt_once_another_was_done() {
+    let (a, b) = (partition_of(b"a", 16), partition_of(b"b", 16));
+    let mut gateway = gateway(true);
+    gateway.requests(2, 1, vec![request(1, del(["a", "b"]))]);
+    gateway.take_forwards();
+    gateway.answered(3, answer(1, b, Verdict::Moved));
+    gateway.tick(3);
+    gateway.tick(1_000_000);
+    assert!(replies(&mut gateway).is_empty(), "the other share is on its way");
+    gateway.answered(1_000_001, answer(1, a, Verdict::Reply(Reply::Int(1))));
+    let answered = replies(&mut gateway);
+    let [(1, Reply::Error(failure))] = &answered[..] else { panic!("{answered:?}") };
+    assert_eq!(failure.code, Code::InDoubt);
+}
+
+#[test]
+fn whatever_waits_for_an_answer_goes_when_it_comes() {
+    let a = partition_of(b"a", 16);
+    let mut gateway = gateway(false);
+    let behind = |id, after| Request { after: Some(after), ..request(id, set("a")) };
+    gateway.requests(2, 1, vec![request(1, set("a")), behind(2, 1), behind(3, 2), behind(4, 1)]);
+    assert_eq!(asked(&gateway.take_forwards(), a), [1]);
+    gateway.answered(3, answer(1, a, Verdict::Reply(Reply::OK)));
+    assert_eq!(asked(&gateway.take_forwards(), a), [2, 4]);
+    gateway.answered(4, answer(4, a, Verdict::Reply(Reply::OK)));
+    gateway.answered(4, answer(2, a, Verdict::Reply(Reply::OK)));
+    assert_eq!(asked(&gateway.take_forwards(), a), [3]);
+}
+
+#[test]
+fn a_read_that_one_partition_refuses_is_refused_and_a_write_is_in_doubt() {
+    let keys = || ["a", "b"].map(|key| Bytes::from_static(key.as_bytes())).into();
+    let (a, b) = (partition_of(b"a", 16), partition_of(b"b", 16));
+    for (op, expected) in [(Op::Exists(keys()), Code::ClusterDown), (del(["a", "b"]), Code::InDoubt)] {
+        let mut gateway = gateway(true);
+        gateway.requests(2, 1, vec![request(1, op)]);
+        gateway.take_forwards();
+        gateway.answered(3, answer(1, a, Verdict::Reply(Reply::Int(1))));
+        let down = Reply::error(Code::ClusterDown, "no leader");
+        gateway.answered(3, answer(1, b, Verdict::Reply(down)));
+        let answered = replies(&mut gateway);
+        let [(1, Reply::Error(failure))] = &answered[..] else { panic!("{answered:?}") };
+        assert_eq!(failure.code, expected);
+    }
+}

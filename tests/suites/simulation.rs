@@ -1,0 +1,41 @@
+//! The simulator itself: good seeds are clean, equal seeds play alike, and every deliberate bug is seen.
+
+use clap::ValueEnum;
+use quorate_tests::sim::{Bug, Settings, run};
+
+/// Seeds that a deliberate bug may take to be seen.
+const SEEDS: u64 = 25;
+
+fn settings(seconds: u64) -> Settings {
+    Settings { seconds, ..Settings::default() }
+}
+
+#[test]
+fn good_seeds_are_clean() {
+    for seed in 1..=6 {
+        let report = run(seed, &settings(6));
+        assert_eq!(report.violation, None, "seed {seed}");
+        assert!(report.operations > 50, "seed {seed} asks too little: {}", report.operations);
+    }
+}
+
+#[test]
+fn equal_seeds_play_alike_and_others_do_not() {
+    let (first, again, other) = (run(5, &settings(4)), run(5, &settings(4)), run(6, &settings(4)));
+    assert_eq!(first, again);
+    assert_ne!(first.hash, other.hash);
+    let told = Settings { keep: 50, ..settings(4) };
+    assert_eq!(run(5, &told).hash, first.hash, "whether lines are kept changes nothing");
+}
+
+#[test]
+fn every_deliberate_bug_is_seen() {
+    let mut unseen = Vec::new();
+    for &bug in Bug::value_variants() {
+        let settings = Settings { bug: Some(bug), ..settings(5) };
+        if !(1..=SEEDS).any(|seed| run(seed, &settings).violation.is_some()) {
+            unseen.push(bug);
+        }
+    }
+    assert!(unseen.is_empty(), "no checker sees these within {SEEDS} seeds: {unseen:?}");
+}
