@@ -48,7 +48,7 @@ impl Node {
 
     /// Ends a turn, and those that follow from the disk's answer.
     fn turn(&mut self) {
-        self.step(Input::EndOfTurn);
+        self.end_turn();
         while !self.fx.is_empty() {
             let mut durable = None;
             for effect in std::mem::take(&mut self.fx) {
@@ -60,6 +60,13 @@ impl Node {
             }
             let Some(seq) = durable else { break };
             self.step(Input::Persisted(seq));
+            self.end_turn();
+        }
+    }
+
+    fn end_turn(&mut self) {
+        self.step(Input::EndOfTurn);
+        while self.engine.has_more() {
             self.step(Input::EndOfTurn);
         }
     }

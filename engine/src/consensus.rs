@@ -40,8 +40,10 @@ pub const ELECTION_TIMEOUT: u64 = ELECTION_TICKS as u64 * TICK;
 const APPEND_BYTES: u64 = 8 << 20;
 /// Append messages on their way to one follower.
 const APPENDS_IN_FLIGHT: usize = 64;
-/// Bytes of committed entries handed out at once.
-const COMMITTED_BYTES: u64 = 16 << 20;
+/// Bytes of committed entries that end a group's part of a turn, and that are handed out at once: a turn
+/// applies less than twice as much, or one larger entry. After a restart a whole log is committed at once;
+/// what all groups together apply in a turn must stay far below an election timeout.
+pub const APPLY_BYTES: usize = 128 << 10;
 /// The context by which raft marks the campaign of a leadership transfer.
 const FORCED: &[u8] = b"CampaignTransfer";
 
@@ -103,6 +105,8 @@ pub struct Progress {
     pub number: u64,
     /// Entries to apply, in order.
     pub committed: Vec<Entry>,
+    /// Their bytes, as `APPLY_BYTES` counts them.
+    pub committed_bytes: usize,
     /// Answered read rounds: the context, and the index that must be applied before reading.
     pub reads: Vec<(u64, Index)>,
 }
@@ -139,7 +143,7 @@ impl Consensus {
             min_election_tick: ELECTION_TICKS,
             max_election_tick: ELECTION_TICKS_MAX,
             read_only_option: ReadOnlyOption::Safe,
-            max_committed_size_per_ready: COMMITTED_BYTES,
+            max_committed_size_per_ready: APPLY_BYTES as u64,
             ..raft::Config::default()
         };
         let preferred = setup.voters.first() == Some(&setup.me);
@@ -218,6 +222,12 @@ impl Consensus {
         self.set_timeout();
     }
 
+    /// Whether `progress` has something.
+    #[must_use]
+    pub fn has_progress(&self) -> bool {
+        self.raw.has_ready()
+    }
+
     /// What there is to do; `None` when there is nothing.
     pub fn progress(&mut self, now: u64) -> Option<Progress> {
         if !self.raw.has_ready() {
@@ -245,6 +255,7 @@ impl Consensus {
         self.raw.mut_store().append(entries);
         let committed = ready.take_committed_entries();
         progress.committed.extend(committed.iter().map(|entry| from_raw_entry(self.group, entry)));
+        progress.committed_bytes = committed.iter().map(size_of_committed).sum();
         progress.reads.extend(ready.take_read_states().iter().filter_map(|state| {
             let context = state.request_ctx.as_slice().try_into().ok()?;
             Some((u64::from_le_bytes(context), state.index))
@@ -377,6 +388,11 @@ fn size_of_entry(entry: &RawEntry) -> usize {
     size_of::<RawEntry>() + entry.data.len()
 }
 
+/// What an entry counts when raft cuts a slice of the log: the smallest are not free either.
+fn size_of_committed(entry: &RawEntry) -> usize {
+    32 + entry.data.len()
+}
+
 impl Storage for Log {
     fn initial_state(&self) -> raft::Result<RaftState> {
         Ok(RaftState { hard_state: self.hard.clone(), conf_state: self.voters.clone() })
@@ -393,7 +409,7 @@ impl Storage for Log {
         let slice = &self.entries[place(low)..place(high)];
         let mut room = max_size.into().unwrap_or(u64::MAX);
         let fits = |entry: &&RawEntry| {
-            let size = entry.data.len() as u64 + 32;
+            let size = size_of_committed(entry) as u64;
             let first = entry.index == low;
             room = room.saturating_sub(size);
             first || room > 0

@@ -7,6 +7,8 @@
 //! - `now` never falls. `Input::Tick` comes about every `TICK`; missed ticks are not made up.
 //! - A turn is any number of inputs and then `Input::EndOfTurn`: log entries, read rounds, Raft messages and
 //!   `Effect::Persist` come at its end, one for all that the turn gathered.
+//! - When `Engine::has_more` says so behind a turn's end, the next turn does not wait for inputs or the tick: it
+//!   comes as soon as the effects are performed, with whatever has come by then.
 //! - `Persist` batches go to the journal in the order of `seq`; `Input::Persisted(n)` says that all batches
 //!   up to `n` are on stable storage.
 //! - Connection counters rise and are never reused within one boot. Request numbers rise within a

@@ -2,12 +2,14 @@
 //!
 //! Charter: routes inputs to the gateway, the household and the groups, and what they bring about to the
 //! shell. One turn: inputs are taken; at its end every group that they touched proposes and progresses until
-//! nothing is left to do, and everything that goes to the disk leaves as one `Persist`.
+//! nothing is left to do, and everything that goes to the disk leaves as one `Persist`. A group that has much
+//! to apply, a whole log after a restart, does a part of it (`APPLY_BYTES`) and goes on in the next turn.
 //!
 //! Invariants:
 //! - What waits for durability is kept with the number of its `Persist` and leaves in that order.
 //! - A group that was given anything (work, a message, a tick, the disk's word) is in `awake` until it has
-//!   nothing left to do. A tick wakes all, so no deadline waits longer than that.
+//!   nothing left to do, or in `behind` if the rest is for the next turn, which then comes at once. A tick
+//!   wakes all, so no deadline waits longer than that.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -18,7 +20,7 @@ use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
 use quorate_protocol::peer::{Answer, Forward, LinkFrame, RaftFrame, RaftMessage};
 use quorate_protocol::reply::Reply;
 
-use crate::consensus::{Role, Setup};
+use crate::consensus::{APPLY_BYTES, Role, Setup};
 use crate::effect::{Effect, Effects, Input, Level, NodeAsk, Now, Request, Side, Want};
 use crate::gateway::Gateway;
 use crate::group::{Group, Told};
@@ -122,6 +124,8 @@ pub struct Engine {
     leading_changed: bool,
     /// Groups with something to do.
     awake: BTreeSet<GroupId>,
+    /// Groups that have done their part of this turn and have more to do.
+    behind: BTreeSet<GroupId>,
     client_addresses: BTreeMap<NodeId, String>,
     answers: BTreeMap<NodeId, Vec<Answer>>,
     #[cfg(feature = "faults")]
@@ -173,6 +177,7 @@ impl Engine {
             leading: BTreeMap::new(),
             leading_changed: false,
             awake: (0..=meta.partitions).map(GroupId).collect(),
+            behind: BTreeSet::new(),
             client_addresses: [(meta.node, client_address)].into(),
             answers: BTreeMap::new(),
             meta,
@@ -186,7 +191,10 @@ impl Engine {
         let mono = now.mono;
         match input {
             Input::Tick => self.tick(mono, fx),
-            Input::EndOfTurn => self.end_turn(mono, fx),
+            Input::EndOfTurn => {
+                self.awake.append(&mut self.behind);
+                self.end_turn(mono, &mut BTreeMap::new(), fx);
+            }
             Input::Persisted(seq) => self.persisted(mono, seq, fx),
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
             Input::Requests { conn, requests } => self.requests(mono, conn, requests),
@@ -300,7 +308,8 @@ impl Engine {
         }
     }
 
-    fn end_turn(&mut self, mono: u64, fx: &mut Effects) {
+    /// `applied` counts the bytes that each group has applied in this turn.
+    fn end_turn(&mut self, mono: u64, applied: &mut BTreeMap<GroupId, usize>, fx: &mut Effects) {
         let mut messages = Vec::new();
         let mut withheld = Withheld::default();
         let mut persist = Persist::default();
@@ -311,9 +320,19 @@ impl Engine {
             let awake = core::mem::take(&mut self.awake);
             for &id in &awake {
                 let Some(group) = self.groups.get_mut(&id) else { continue };
+                let applied = applied.entry(id).or_default();
+                if *applied >= APPLY_BYTES {
+                    if group.has_work() {
+                        self.behind.insert(id);
+                    }
+                    continue;
+                }
                 group.flush(mono);
-                while let Some(progress) = group.progress(mono) {
+                while *applied < APPLY_BYTES
+                    && let Some(progress) = group.progress(mono)
+                {
                     busy = true;
+                    *applied += progress.committed_bytes;
                     messages.extend(progress.messages);
                     withheld.messages.extend(progress.after_persist);
                     withheld.numbers.push((id, progress.number));
@@ -334,13 +353,22 @@ impl Engine {
         self.gateway.take_effects(fx);
         let news = self.has_leading_news(fx);
         self.send_raft(messages, news, fx);
-        self.make_durable(mono, withheld, persist, fx);
+        if self.make_durable(mono, withheld, persist, fx) {
+            self.end_turn(mono, applied, fx);
+        }
     }
 
-    /// Hands out what goes to the disk, and keeps what waits for it.
-    fn make_durable(&mut self, mono: u64, mut withheld: Withheld, mut persist: Persist, fx: &mut Effects) {
+    /// Hands out what goes to the disk, and keeps what waits for it. Whether nothing waits, so that the groups can go
+    /// on at once.
+    fn make_durable(
+        &mut self,
+        mono: u64,
+        mut withheld: Withheld,
+        mut persist: Persist,
+        fx: &mut Effects,
+    ) -> bool {
         if withheld.numbers.is_empty() {
-            return;
+            return false;
         }
         let nothing_to_write = persist.hard.is_empty() && persist.entries.is_empty();
         withheld.seq = if nothing_to_write { self.next_seq - 1 } else { self.next_seq };
@@ -355,8 +383,8 @@ impl Engine {
         let waits = waits && !self.faults.reply_before_durable;
         if !waits {
             self.persisted(mono, self.next_seq - 1, fx);
-            self.end_turn(mono, fx);
         }
+        !waits
     }
 
     /// Brings forwarded work to the leaders: this node's own groups at once, others by link.
@@ -456,6 +484,13 @@ impl Engine {
             self.ticks = 0;
         }
         changed || (due && !self.leading.is_empty())
+    }
+
+    /// Whether groups have more to do than fitted the turn that has just ended: the next turn is due at once,
+    /// with whatever has come by then.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.behind.is_empty()
     }
 
     /// Whether the node has nothing left to tell the groups (closed connections, above all): a node that

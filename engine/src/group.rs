@@ -362,6 +362,12 @@ impl Group {
         }
     }
 
+    /// Whether there is anything to flush or to work off.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.consensus.has_progress() || !self.open.is_empty() || !self.reads.is_empty()
+    }
+
     /// Works off what consensus has brought about, and hands out what goes to disk and to peers.
     pub fn progress(&mut self, now: u64) -> Option<Progress> {
         let progress = self.consensus.progress(now);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use quorate_engine::effect::{Effect, Input, Now, Request, Side, TICK, Want};
 use quorate_engine::engine::{Config, Engine};
-use quorate_engine::journal::{Meta, Recovered};
-use quorate_protocol::id::{Boot, ClusterId, Identity, NodeId};
+use quorate_engine::journal::{Entry, Hard, Meta, Recovered};
+use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use quorate_protocol::op::{Expiry, Lock, Op, Set, When};
 use quorate_protocol::reply::Reply;
 
@@ -15,6 +15,20 @@ struct Cluster {
     nodes: BTreeMap<NodeId, Engine>,
     inbox: VecDeque<(NodeId, Input)>,
     replies: Vec<(NodeId, u64, u64, Reply)>,
+    /// What node 1 has on its disk.
+    hard: BTreeMap<GroupId, Hard>,
+    entries: BTreeMap<GroupId, Vec<Entry>>,
+}
+
+fn meta(node: u64, founders: &[(NodeId, String)]) -> Meta {
+    Meta {
+        cluster: ClusterId(1),
+        node: NodeId(node),
+        identity: Identity(u128::from(node)),
+        boot: Boot(1),
+        partitions: 16,
+        founders: founders.to_vec(),
+    }
 }
 
 impl Cluster {
@@ -22,20 +36,19 @@ impl Cluster {
         let founders: Vec<_> = (1..=n).map(|id| (NodeId(id), format!("peer{id}"))).collect();
         let now = Now { mono: 1_000_000, wall: 0 };
         let node = |id: u64| {
-            let meta = Meta {
-                cluster: ClusterId(1),
-                node: NodeId(id),
-                identity: Identity(u128::from(id)),
-                boot: Boot(1),
-                partitions: 16,
-                founders: founders.clone(),
-            };
+            let meta = meta(id, &founders);
             let recovered = Recovered { meta, hard: BTreeMap::new(), entries: BTreeMap::new() };
             let config = Config::new(7, format!("client{id}"));
             (NodeId(id), Engine::new(now, config, recovered))
         };
-        let mut this =
-            Self { now, nodes: (1..=n).map(node).collect(), inbox: VecDeque::new(), replies: Vec::new() };
+        let mut this = Self {
+            now,
+            nodes: (1..=n).map(node).collect(),
+            inbox: VecDeque::new(),
+            replies: Vec::new(),
+            hard: BTreeMap::new(),
+            entries: BTreeMap::new(),
+        };
         for a in 1..=n {
             for b in (1..=n).filter(|&b| b != a) {
                 for side in [Side::Opener, Side::Reached] {
@@ -52,9 +65,20 @@ impl Cluster {
         let engine = self.nodes.get_mut(&node).expect("a node of the cluster");
         engine.step(self.now, input, &mut fx);
         engine.step(self.now, Input::EndOfTurn, &mut fx);
+        while engine.has_more() {
+            engine.step(self.now, Input::EndOfTurn, &mut fx);
+        }
         for effect in fx {
             match effect {
-                Effect::Persist(persist) => self.inbox.push_back((node, Input::Persisted(persist.seq))),
+                Effect::Persist(persist) => {
+                    if node == NodeId(1) {
+                        self.hard.extend(persist.hard);
+                        for entry in persist.entries {
+                            self.entries.entry(entry.group).or_default().push(entry);
+                        }
+                    }
+                    self.inbox.push_back((node, Input::Persisted(persist.seq)));
+                }
                 Effect::Raft { to, frame } => self.inbox.push_back((to, Input::Raft { from: node, frame })),
                 Effect::Link { peer, side, frame } => {
                     let other = if side == Side::Opener { Side::Reached } else { Side::Opener };
@@ -155,4 +179,51 @@ fn a_connection_that_ends_frees_its_lock_for_the_next_waiter() {
     cluster.run(3);
     let second = cluster.replies_of(2);
     assert!(matches!(second[..], [(1, Reply::Int(token))] if token > first), "{second:?}");
+}
+
+/// A node that finds a long log applies it in parts, each a turn of its own, so that it goes on hearing and answering.
+#[test]
+fn a_long_log_is_applied_in_parts() {
+    const VALUE: usize = 16 << 10;
+    let mut cluster = Cluster::new(1);
+    cluster.run(20);
+    let value = "v".repeat(VALUE);
+    for n in 0..200 {
+        cluster.ask(1, 1 + n, vec![set("k", &value)]);
+        cluster.run(1);
+    }
+    cluster.run(2);
+    assert_eq!(cluster.replies_of(1).len(), 200);
+    let before = cluster.nodes[&NodeId(1)].report();
+
+    let meta = meta(1, &[(NodeId(1), "peer1".into())]);
+    let log = cluster.entries.clone();
+    let recovered = Recovered { meta, hard: cluster.hard, entries: cluster.entries };
+    let mut engine = Engine::new(cluster.now, Config::new(7, "client1".into()), recovered);
+    let mut fx = Vec::new();
+    let (mut now, mut parts, mut inputs) = (cluster.now, 0, Vec::new());
+    for _ in 0..40 {
+        while !inputs.is_empty() || engine.has_more() {
+            let from = engine.report();
+            inputs.push(Input::EndOfTurn);
+            inputs.drain(..).for_each(|input| engine.step(now, input, &mut fx));
+            for (from, to) in from.iter().zip(engine.report()) {
+                let new =
+                    log[&to.group].iter().filter(|e| (from.applied + 1..=to.applied).contains(&e.index));
+                let bytes: usize = new.map(|entry| entry.data.len()).sum();
+                assert!(bytes < 256 << 10, "{bytes} bytes of {:?} in one turn", to.group);
+            }
+            parts += usize::from(engine.has_more());
+            inputs.extend(fx.drain(..).filter_map(|effect| match effect {
+                Effect::Persist(persist) => Some(Input::Persisted(persist.seq)),
+                _ => None,
+            }));
+        }
+        now.mono += TICK;
+        inputs.push(Input::Tick);
+    }
+    assert!(parts > 10, "3 MiB take more than {parts} parts");
+    for (before, after) in before.iter().zip(engine.report()) {
+        assert!(after.applied >= before.applied, "{after:?} has applied less than {before:?}");
+    }
 }

@@ -1,10 +1,12 @@
 //! The engine's thread: the only caller of `step`, and the performer of its effects, in order.
 //!
 //! Invariant: a turn is: what waits in the mailbox, a tick if one is due, `EndOfTurn`; then all effects.
+//! An engine that has more to do than fitted a turn gets the next one without waiting for the mailbox.
 //! A tick that was missed is not made up. A failure of the disk ends the process, as a panic does: a node
 //! that cannot trust itself does not go on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_engine::effect::{Effect, Effects, Input, Level, Member, Side, TICK};
@@ -65,7 +67,8 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
     let mut next_tick = clock::now().mono;
     let mut stopped_at = None;
     loop {
-        shared.mailbox.take(clock::until(next_tick, clock::now()), &mut taken);
+        let patience = if engine.has_more() { Duration::ZERO } else { clock::until(next_tick, clock::now()) };
+        shared.mailbox.take(patience, &mut taken);
         let now = clock::now();
         for input in taken.inputs.drain(..) {
             engine.step(now, input, &mut fx);

@@ -181,7 +181,8 @@ impl World {
             self.observe(at);
         }
         if self.nodes[at].life == life && self.nodes[at].is_up() {
-            self.schedule_turn(at, next_tick.max(time + 1));
+            let has_more = self.nodes[at].engine.as_ref().is_some_and(Engine::has_more);
+            self.schedule_turn(at, if has_more { time + 1 } else { next_tick.max(time + 1) });
         }
     }
 
