@@ -11,6 +11,8 @@
 //!   nothing left to do, or in `behind` if the rest is for the next turn, which then comes at once. A tick
 //!   wakes all, so no deadline waits longer than that.
 
+mod view;
+
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
@@ -18,10 +20,9 @@ use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, Index, NodeId, Term};
 use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
 use quorate_protocol::peer::{Answer, Forward, LinkFrame, RaftFrame, RaftMessage};
-use quorate_protocol::reply::Reply;
 
 use crate::consensus::{APPLY_BYTES, Role, Setup};
-use crate::effect::{Effect, Effects, Input, Level, NodeAsk, Now, Request, Side, Want};
+use crate::effect::{Effect, Effects, Input, Level, Now, Request, Side, Want};
 use crate::gateway::Gateway;
 use crate::group::{Group, Told};
 use crate::household::{Household, Me};
@@ -499,95 +500,6 @@ impl Engine {
     pub fn is_idle(&self) -> bool {
         self.gateway.has_no_errand()
     }
-
-    /// Every group that this node holds, as it sees it.
-    #[must_use]
-    pub fn report(&self) -> Vec<GroupReport> {
-        let report = |(&id, group): (&GroupId, &Group)| GroupReport {
-            group: id,
-            role: group.role(),
-            term: group.consensus().term(),
-            leader: group.consensus().leader(),
-            commit: group.consensus().commit(),
-            applied: group.applied(),
-            digest: group.digest(),
-        };
-        self.groups.iter().map(report).collect()
-    }
-
-    /// Answers a question about this node's own view.
-    fn view(&self, ask: &NodeAsk) -> Reply {
-        match ask {
-            NodeAsk::Status => self.status(),
-            NodeAsk::Members => self.members(),
-            NodeAsk::Leader => self.gateway.leader(GroupId::SYSTEM).map_or(Reply::Nil, |leader| {
-                Reply::Array([Reply::int(leader.0), self.address_of(leader)].into())
-            }),
-            NodeAsk::Partitions => self.partitions(),
-        }
-    }
-
-    fn address_of(&self, node: NodeId) -> Reply {
-        Reply::text(self.client_addresses.get(&node).cloned().unwrap_or_default())
-    }
-
-    fn status(&self) -> Reply {
-        let group = |r: GroupReport| {
-            let fields = [
-                ("group", Reply::int(u64::from(r.group.0))),
-                ("role", Reply::text(r.role.word())),
-                ("term", Reply::int(r.term)),
-                ("leader", r.leader.map_or(Reply::Nil, |node| Reply::int(node.0))),
-                ("commit", Reply::int(r.commit)),
-                ("applied", Reply::int(r.applied)),
-                ("digest", Reply::text(format!("{:016x}", r.digest))),
-            ];
-            map(fields)
-        };
-        let system = self.groups.get(&GroupId::SYSTEM);
-        map([
-            ("node", Reply::int(self.me.0)),
-            ("cluster", Reply::text(format!("{:016x}", self.meta.cluster.0))),
-            ("boot", Reply::int(self.meta.boot.0)),
-            ("role", Reply::text(system.map_or("none", |group| group.role().word()))),
-            (
-                "level",
-                system.and_then(Group::system).map_or(Reply::Nil, |s| Reply::int(u64::from(s.level()))),
-            ),
-            ("session", Reply::text(if self.household.has_session() { "open" } else { "none" })),
-            ("groups", Reply::Array(self.report().into_iter().map(group).collect())),
-        ])
-    }
-
-    fn members(&self) -> Reply {
-        let member = |(node, peer): &(NodeId, String)| {
-            map([
-                ("node", Reply::int(node.0)),
-                ("client", self.address_of(*node)),
-                ("peer", Reply::text(peer.clone())),
-                ("leads", Reply::int(self.led_by(*node))),
-            ])
-        };
-        Reply::Array(self.meta.founders.iter().map(member).collect())
-    }
-
-    fn led_by(&self, node: NodeId) -> u64 {
-        (0..=self.meta.partitions).filter(|&group| self.gateway.leader(GroupId(group)) == Some(node)).count()
-            as u64
-    }
-
-    fn partitions(&self) -> Reply {
-        let partition = |group: u16| {
-            let voters =
-                self.ring.voters(GroupId(group)).into_iter().map(|node| Reply::int(node.0)).collect();
-            map([
-                ("partition", Reply::int(u64::from(group))),
-                ("leader", self.gateway.leader(GroupId(group)).map_or(Reply::Nil, |node| Reply::int(node.0))),
-                ("replicas", Reply::Array(voters)),
-            ])
-        };
-        Reply::Array((1..=self.meta.partitions).map(partition).collect())
-    }
 }
 
 /// What the log says when a node begins or ceases to lead groups.
@@ -615,8 +527,4 @@ fn in_frames<T>(all: Vec<T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
         frames.last_mut().expect("it was just pushed").push(one);
     }
     frames
-}
-
-fn map<const N: usize>(fields: [(&str, Reply); N]) -> Reply {
-    Reply::Map(fields.into_iter().map(|(name, value)| (Reply::text(name), value)).collect())
 }

@@ -246,7 +246,7 @@ impl World {
         let Some(link) = self.network.links.get(&id) else { return };
         let [from, to] = link.nodes;
         let dialler = &self.nodes[from];
-        if dialler.life != life || !dialler.is_up() || !link.open[1] {
+        if dialler.life != life || !dialler.is_up() || link.open != [true; 2] {
             self.close_end(id, 0);
             if self.nodes[from].life == life {
                 self.dial_later(from, to);

@@ -1,0 +1,106 @@
+//! What a node tells of itself and of the cluster as it sees it: STATUS, MEMBERS, LEADER, PARTITIONS.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use quorate_protocol::id::{GroupId, NodeId};
+use quorate_protocol::reply::Reply;
+
+use super::{Engine, GroupReport};
+use crate::effect::NodeAsk;
+use crate::group::Group;
+
+impl Engine {
+    /// Every group that this node holds, as it sees it.
+    #[must_use]
+    pub fn report(&self) -> Vec<GroupReport> {
+        let report = |(&id, group): (&GroupId, &Group)| GroupReport {
+            group: id,
+            role: group.role(),
+            term: group.consensus().term(),
+            leader: group.consensus().leader(),
+            commit: group.consensus().commit(),
+            applied: group.applied(),
+            digest: group.digest(),
+        };
+        self.groups.iter().map(report).collect()
+    }
+
+    /// Answers a question about this node's own view.
+    pub(super) fn view(&self, ask: &NodeAsk) -> Reply {
+        match ask {
+            NodeAsk::Status => self.status(),
+            NodeAsk::Members => self.members(),
+            NodeAsk::Leader => self.gateway.leader(GroupId::SYSTEM).map_or(Reply::Nil, |leader| {
+                Reply::Array([Reply::int(leader.0), self.address_of(leader)].into())
+            }),
+            NodeAsk::Partitions => self.partitions(),
+        }
+    }
+
+    fn address_of(&self, node: NodeId) -> Reply {
+        Reply::text(self.client_addresses.get(&node).cloned().unwrap_or_default())
+    }
+
+    fn status(&self) -> Reply {
+        let group = |r: GroupReport| {
+            let fields = [
+                ("group", Reply::int(u64::from(r.group.0))),
+                ("role", Reply::text(r.role.word())),
+                ("term", Reply::int(r.term)),
+                ("leader", r.leader.map_or(Reply::Nil, |node| Reply::int(node.0))),
+                ("commit", Reply::int(r.commit)),
+                ("applied", Reply::int(r.applied)),
+                ("digest", Reply::text(format!("{:016x}", r.digest))),
+            ];
+            map(fields)
+        };
+        let system = self.groups.get(&GroupId::SYSTEM);
+        map([
+            ("node", Reply::int(self.me.0)),
+            ("cluster", Reply::text(format!("{:016x}", self.meta.cluster.0))),
+            ("boot", Reply::int(self.meta.boot.0)),
+            ("role", Reply::text(system.map_or("none", |group| group.role().word()))),
+            (
+                "level",
+                system.and_then(Group::system).map_or(Reply::Nil, |s| Reply::int(u64::from(s.level()))),
+            ),
+            ("session", Reply::text(if self.household.has_session() { "open" } else { "none" })),
+            ("groups", Reply::Array(self.report().into_iter().map(group).collect())),
+        ])
+    }
+
+    fn members(&self) -> Reply {
+        let member = |(node, peer): &(NodeId, String)| {
+            map([
+                ("node", Reply::int(node.0)),
+                ("client", self.address_of(*node)),
+                ("peer", Reply::text(peer.clone())),
+                ("leads", Reply::int(self.led_by(*node))),
+            ])
+        };
+        Reply::Array(self.meta.founders.iter().map(member).collect())
+    }
+
+    fn led_by(&self, node: NodeId) -> u64 {
+        (0..=self.meta.partitions).filter(|&group| self.gateway.leader(GroupId(group)) == Some(node)).count()
+            as u64
+    }
+
+    fn partitions(&self) -> Reply {
+        let partition = |group: u16| {
+            let voters =
+                self.ring.voters(GroupId(group)).into_iter().map(|node| Reply::int(node.0)).collect();
+            map([
+                ("partition", Reply::int(u64::from(group))),
+                ("leader", self.gateway.leader(GroupId(group)).map_or(Reply::Nil, |node| Reply::int(node.0))),
+                ("replicas", Reply::Array(voters)),
+            ])
+        };
+        Reply::Array((1..=self.meta.partitions).map(partition).collect())
+    }
+}
+
+fn map<const N: usize>(fields: [(&str, Reply); N]) -> Reply {
+    Reply::Map(fields.into_iter().map(|(name, value)| (Reply::text(name), value)).collect())
+}
