@@ -21,6 +21,7 @@ mod send;
 mod slot;
 
 use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, NodeId, SessionId, Term};
@@ -82,7 +83,8 @@ pub struct Gateway {
     me: NodeId,
     boot: Boot,
     partitions: u16,
-    conns: BTreeMap<u64, Conn>,
+    /// Boxed: a connection is taken out and put back at every step.
+    conns: BTreeMap<u64, Box<Conn>>,
     routes: Vec<Route>,
     /// Nodes to which a link stands.
     links: BTreeSet<NodeId>,
@@ -232,7 +234,7 @@ impl Gateway {
 
     /// A client has come.
     pub fn connected(&mut self, counter: u64, ordered: bool) {
-        let conn = Conn { ordered, ..Conn::default() };
+        let conn = Box::new(Conn { ordered, ..Conn::default() });
         let old = self.conns.insert(counter, conn);
         assert!(old.is_none(), "connection counters are never reused");
     }
