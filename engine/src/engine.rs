@@ -159,6 +159,8 @@ impl Engine {
         for group in groups.values_mut() {
             group.set_faults(&config.faults);
         }
+        let mut gateway = Gateway::new(meta.node, meta.boot, meta.partitions);
+        groups.keys().for_each(|&group| gateway.hold_replica(group));
         let client_address = config.client_address;
         let me = Me {
             node: meta.node,
@@ -169,7 +171,7 @@ impl Engine {
         Self {
             me: meta.node,
             ring,
-            gateway: Gateway::new(meta.node, meta.boot, meta.partitions),
+            gateway,
             household: Household::new(me),
             groups,
             withheld: VecDeque::new(),

@@ -474,7 +474,7 @@ impl Group {
             Admission::Answer(reply) => {
                 self.tell_reply(asker, reply);
             }
-            Admission::Waits => {}
+            Admission::Waits => self.tell_verdict(asker, Verdict::Waits),
         }
     }
 
@@ -489,6 +489,7 @@ impl Group {
                     };
                     self.tell_reply(to, reply);
                 }
+                Outcome::Waits { to } => self.tell_verdict(to, Verdict::Waits),
                 Outcome::Push { to, delivery } => {
                     if own {
                         self.told.push(Told::Push(to, delivery));
@@ -504,9 +505,13 @@ impl Group {
     }
 
     fn tell_reply(&mut self, to: Asker, reply: Reply) {
+        self.tell_verdict(to, Verdict::Reply(reply));
+    }
+
+    fn tell_verdict(&mut self, to: Asker, verdict: Verdict) {
         let concerns = self.clock.is_some() || to.conn.node == self.me;
         if concerns && self.applied > self.replayed {
-            self.tell_answer(to.conn, to.request, Verdict::Reply(reply));
+            self.tell_answer(to.conn, to.request, verdict);
         }
     }
 

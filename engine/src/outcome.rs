@@ -45,6 +45,11 @@ pub enum Outcome {
         /// The answer.
         reply: Reply,
     },
+    /// The command is in the log and its answer comes later: at a log position, whoever leads by then.
+    Waits {
+        /// Whose command it is.
+        to: Asker,
+    },
     /// A message for a subscriber.
     Push {
         /// The subscriber.

@@ -54,6 +54,7 @@ impl<S: Subject> Script<S> {
                     assert!(answer.is_empty(), "one answer a request");
                     answer = text(&reply);
                 }
+                Outcome::Waits { to } if to == asker => {}
                 other => self.heard.push(told(&other)),
             }
         }
@@ -100,6 +101,7 @@ fn told(outcome: &Outcome) -> String {
             let body = delivery.body.escape_ascii();
             format!("push {}: {} {} {body}", to.counter, delivery.id, delivery.attempt)
         }
+        Outcome::Waits { to } => format!("{}: waits", to.conn.counter),
         Outcome::Notice(line) => format!("notice: {line}"),
     }
 }

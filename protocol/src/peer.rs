@@ -297,6 +297,8 @@ wire_enum! {
         Reply(reply: Reply) = 1,
         /// Never proposed: the receiver does not lead the group in the term named.
         Moved = 2,
+        /// It is in the log, and waits there: the answer comes later, whoever leads by then.
+        Waits = 3,
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use quorate_protocol::op::partition_of_topic;
 use quorate_tests::process::{Client, Cluster, Scratch, binary, free_ports, millis, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -230,6 +231,45 @@ fn a_frozen_leader_is_replaced_and_never_answers_from_the_past() {
             .then_some(())
     });
     poll("it serves again", || (cluster.client(frozen).ask("GET key-0") == "new").then_some(()));
+}
+
+#[test]
+fn who_waits_goes_on_waiting_when_the_leader_is_killed() {
+    let mut cluster = Cluster::start(3);
+    let leader = cluster.leader(1);
+    let (near, far) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let mut holder = cluster.client(near);
+    let held: u64 = holder.ask("LOCK db OWNER holder TTL 600000").parse().expect("a token");
+    let mut waiter = cluster.client(far);
+    waiter.say("LOCK db OWNER waiter WAIT 600000");
+    // The waiting FETCH is on a topic that the killed node leads too.
+    let led = |topic: &String| cluster_leads(&cluster, near, topic, leader);
+    let topic = (0..).map(|n| format!("t{n}")).find(led).expect("it leads a third of them");
+    let mut consumer = cluster.client(far);
+    consumer.say(&format!("FETCH {topic} BLOCK 600000"));
+    let waiting = |line: &str, client: &mut Client| client.ask_all(line).contains("waiting: 1");
+    let mut look = cluster.client(near);
+    poll("both wait", || {
+        (waiting("LOCKINFO db", &mut look) && waiting(&format!("QINFO {topic}"), &mut look)).then_some(())
+    });
+    cluster.kill(leader);
+    poll("another leader", || (cluster.leader(near) != leader).then_some(()));
+    poll("the lock is released", || {
+        (holder.ask(&format!("UNLOCK db OWNER holder TOKEN {held}")) == "1").then_some(())
+    });
+    let token: u64 = waiter.line().parse().expect("the waiter is granted the lock");
+    assert!(token > held);
+    let id =
+        poll("a message is published", || look.ask(&format!("PUB {topic} late ID once")).parse::<u64>().ok());
+    assert_eq!(consumer.line(), format!("1) {id} 1 late"));
+}
+
+/// Whether a node leads the partition of a topic, as another one sees it.
+fn cluster_leads(cluster: &Cluster, seen_by: usize, topic: &str, node: usize) -> bool {
+    let partition = partition_of_topic(topic.as_bytes(), 16).0;
+    let partitions = cluster.client(seen_by).ask_all("PARTITIONS");
+    let row = partitions.split("partition: ").find(|row| row.starts_with(&format!("{partition}\n")));
+    row.is_some_and(|row| row.contains(&format!("leader: {node}\n")))
 }
 
 #[test]

@@ -13,6 +13,9 @@
 //! - A barrier stands alone: it waits for all before it, and all behind it wait for it.
 //! - A write that may have been delivered is never sent again, unless it carries a client session.
 //!
+//! - A request that waits in the log (a LOCK, a FETCH) is not given up when its leader is gone, if this node
+//!   holds a replica: it hears the answer from the log itself.
+//!
 //! Subtlety: a request that a former leader never proposed (`Moved`) goes back among the pending ones; it
 //! is sent again only under a newer term, and pending requests are sent in order, so it cannot be overtaken.
 
@@ -86,6 +89,8 @@ pub struct Gateway {
     /// Boxed: a connection is taken out and put back at every step.
     conns: BTreeMap<u64, Box<Conn>>,
     routes: Vec<Route>,
+    /// Groups of which this node holds a replica.
+    replicas: BTreeSet<GroupId>,
     /// Nodes to which a link stands.
     links: BTreeSet<NodeId>,
     /// Connections with requests that are not answered.
@@ -111,6 +116,7 @@ impl Gateway {
             partitions,
             conns: BTreeMap::new(),
             routes: alloc::vec![Route::default(); usize::from(partitions) + 1],
+            replicas: BTreeSet::new(),
             links: [me].into(),
             busy: BTreeSet::new(),
             wake: false,
@@ -124,6 +130,11 @@ impl Gateway {
         };
         this.connected(OWN, false);
         this
+    }
+
+    /// This node holds a replica of the group.
+    pub fn hold_replica(&mut self, group: GroupId) {
+        self.replicas.insert(group);
     }
 
     /// Work to be sent to leaders.
@@ -300,6 +311,10 @@ impl Gateway {
         let Some(part) = slot.parts.iter_mut().find(of_group) else { return };
         let PartState::Sent { term, .. } = part.state else { return };
         let refused = match &answer.verdict {
+            Verdict::Waits => {
+                part.waits = true;
+                return;
+            }
             Verdict::Moved => true,
             Verdict::Reply(reply) => reply.never_proposed(),
         };
@@ -309,6 +324,7 @@ impl Gateway {
         part.state = match answer.verdict {
             Verdict::Reply(_) if refused && part.maybe && !slot.read => PartState::Done(in_doubt()),
             Verdict::Reply(reply) => PartState::Done(reply),
+            Verdict::Waits => unreachable!("it was noted above"),
             Verdict::Moved => {
                 let route = &mut self.routes[answer.group.slot()];
                 route.moved = route.moved.max(term);

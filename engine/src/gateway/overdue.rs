@@ -29,15 +29,16 @@ impl Gateway {
     /// The link to a node is cut: what was sent on it is in doubt, or is sent again.
     pub fn link_down(&mut self, now: u64, peer: NodeId) {
         self.links.remove(&peer);
-        self.give_up(now, |_, _, to, _, _| to == peer);
+        let replicas = self.replicas.clone();
+        self.give_up(now, |_, part, to, _, _| to == peer && !hears(&replicas, part));
     }
 
     /// Looks after requests that have waited long enough.
     pub fn tick(&mut self, now: u64) {
-        let routes = self.routes.clone();
+        let (routes, replicas) = (self.routes.clone(), self.replicas.clone());
         self.give_up(now, |slot, part, _, term, at| {
             let route = &routes[part.group.slot()];
-            let elsewhere = route.leader.is_none() || route.term > term;
+            let elsewhere = (route.leader.is_none() || route.term > term) && !hears(&replicas, part);
             (elsewhere && now > route.since.max(at) + GRACE) || now > at + slot.patience + ANSWER
         });
         let busy: Vec<u64> = self.busy.iter().copied().collect();
@@ -127,4 +128,9 @@ impl Gateway {
             None => "no leader with a majority; try again, see STATUS".to_owned(),
         }
     }
+}
+
+/// Whether the answer comes from this node's own replica, whatever becomes of the leader.
+fn hears(replicas: &BTreeSet<GroupId>, part: &Part) -> bool {
+    part.waits && replicas.contains(&part.group)
 }

@@ -172,6 +172,7 @@ impl Gateway {
                 owns.insert(part.group);
             }
             part.sending += 1;
+            part.waits = false;
             part.state = PartState::Sent { to, term: route.term, at: now };
             let ask = Ask {
                 request: id,

@@ -43,6 +43,8 @@ pub(super) struct Part {
     pub(super) sending: u32,
     /// An earlier sending may have been delivered, and no answer came.
     pub(super) maybe: bool,
+    /// It is in the log and waits there.
+    pub(super) waits: bool,
     pub(super) state: PartState,
 }
 
@@ -87,7 +89,7 @@ pub(super) fn is_sent(part: &Part) -> bool {
 }
 
 pub(super) fn part(group: GroupId, work: Work) -> Part {
-    Part { group, work, sending: 0, maybe: false, state: PartState::Parked }
+    Part { group, work, sending: 0, maybe: false, waits: false, state: PartState::Parked }
 }
 
 pub(super) fn empty_slot() -> Slot {

@@ -222,8 +222,9 @@ impl Locks {
         if let Some(cycle) = self.find_cycle(&owner) {
             self.remove_wait(&(name, place));
             out.push(Outcome::Notice(format!("DEADLOCK DETECTED: {cycle}")));
-            answer(out, *asker, Reply::error(Code::Deadlock, cycle));
+            return answer(out, *asker, Reply::error(Code::Deadlock, cycle));
         }
+        out.push(Outcome::Waits { to: *asker });
     }
 
     /// An owner asks for a lock that it waits for already: the newer request takes the older one's place.

@@ -274,6 +274,7 @@ fn what_waits_in_a_client_session_outlives_its_connection_but_not_the_session() 
         let op = Lock { name: "a".into(), shared: false, owner: Some("y".into()), ttl: 900, wait: 90_000 };
         locks.lock(ctx, &asker, op, out);
     });
+    assert_eq!(l.heard(), ["2: waits"]);
     assert_eq!(l.say(3, "LOCK a OWNER z WAIT 90000"), "");
     l.event(|locks, ctx, out| locks.close(ctx, conn(2), out));
     assert_eq!(l.heard(), [""; 0], "it may go on on another connection");

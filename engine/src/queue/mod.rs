@@ -29,7 +29,7 @@ use quorate_protocol::op::{Ack, DEAD_LETTERS, Fetch, Nack, Pub, QSet, Receipt, S
 use quorate_protocol::reply::{Code, Reply};
 
 use crate::keep::keep;
-use crate::outcome::{Asker, Ctx, Outcomes, answer};
+use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 use crate::table::Table;
 use index::{Index, Line};
 use rows::{Due, Lease, Message, MessageKey, Published, State, Subscription, Topic, TopicNumber, Waiter};
@@ -212,6 +212,7 @@ impl Queues {
         let place = ctx.at.serial();
         self.index.add_waiter(place, &waiter);
         self.waiters.insert(place, waiter);
+        out.push(Outcome::Waits { to: *asker });
     }
 
     /// Whether one more may wait for a topic's messages.
