@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write, stdout};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -27,6 +28,8 @@ struct Node {
     admin: String,
     log: PathBuf,
     child: Child,
+    /// Its end was reported.
+    gone: bool,
 }
 
 /// Runs a cluster until Ctrl-C or SIGTERM.
@@ -82,7 +85,7 @@ fn start(flags: &DevFlags) -> Result<Vec<Node>, String> {
         let file = File::options().create(true).append(true).open(&log).map_err(failed)?;
         let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(file).spawn();
         match child {
-            Ok(child) => nodes.push(Node { id, client, peer, admin, log, child }),
+            Ok(child) => nodes.push(Node { id, client, peer, admin, log, child, gone: false }),
             Err(error) => {
                 stop(&mut nodes);
                 return Err(format!("node {id} cannot be started: {error}"));
@@ -97,10 +100,16 @@ async fn watch(nodes: &mut [Node]) -> Result<(), String> {
     let mut shown = false;
     let mut waited = Duration::ZERO;
     loop {
-        for node in &mut *nodes {
-            if let Ok(Some(status)) = node.child.try_wait() {
+        for node in nodes.iter_mut().filter(|node| !node.gone) {
+            let Ok(Some(status)) = node.child.try_wait() else { continue };
+            if !shown {
                 return Err(obituary(node, status));
             }
+            node.gone = true;
+            say(&format!("{}; the others go on\n", obituary(node, status)));
+        }
+        if nodes.iter().all(|node| node.gone) {
+            return Err("all nodes have ended".into());
         }
         if !shown
             && let Some(leader) = nodes.iter().try_fold(String::new(), |_, node| leader_seen_by(&node.client))
@@ -136,6 +145,10 @@ fn check_free(address: &str) -> Result<(), String> {
 }
 
 fn obituary(node: &Node, status: ExitStatus) -> String {
+    if status.signal().is_some() {
+        // Whoever sent it knows why; the log does not.
+        return format!("node {} has ended ({status})", node.id);
+    }
     let log = fs::read_to_string(&node.log).unwrap_or_default();
     let last = log.lines().last().unwrap_or("it said nothing").trim_start_matches("quorate-server: ");
     format!("node {} has ended ({status}): {last} (more in {})", node.id, node.log.display())
@@ -176,6 +189,10 @@ fn show(nodes: &[Node], leader: &str) {
          Ctrl-C stops all nodes; their data stays in {}.\n",
         nodes[0].log.parent().map(|path| path.display().to_string()).unwrap_or_default(),
     ));
+    say(&text);
+}
+
+fn say(text: &str) {
     let mut out = stdout().lock();
     // Nobody may be reading.
     let _ = out.write_all(text.as_bytes());
@@ -183,7 +200,7 @@ fn show(nodes: &[Node], leader: &str) {
 }
 
 fn stop(nodes: &mut [Node]) {
-    for node in &*nodes {
+    for node in nodes.iter().filter(|node| !node.gone) {
         // It may have ended by itself.
         let _ = kill_process(Pid::from_child(&node.child), Signal::TERM);
     }

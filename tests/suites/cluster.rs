@@ -34,6 +34,7 @@ const KEYS: &[(&str, &str)] = &[
     ("EXPIRE nothing-@ 10", "0"),
     ("EXPIRE key-@ 1000", "1"),
     ("TTL key-@", "1000"),
+    ("PEXPIRE key-@ 995000", "1"),
     ("SET key-@ three KEEPTTL", "OK"),
     ("PTTL key-@", "99…"),
     ("PEXPIRE key-@ 2000000", "1"),
@@ -290,4 +291,21 @@ fn replicas_have_equal_digests_at_equal_indexes() {
         }
         views.iter().all(|view| *view == views[0]).then_some(())
     });
+}
+
+/// A lock without OWNER and TTL needs no lease: it is its connection's as long as that lives.
+#[test]
+fn a_connections_own_lock_has_no_lease_to_renew() {
+    let cluster = Cluster::start(1);
+    let mut holder = cluster.client(1);
+    assert_eq!(holder.ask("LOCK mine"), "1");
+    let ttl = |client: &mut Client| {
+        let info = client.ask_all("LOCKINFO mine");
+        let left = info.split("ttl: ").nth(1).and_then(|rest| rest.lines().next()?.parse::<u64>().ok());
+        left.expect("a holder has a ttl")
+    };
+    assert!(ttl(&mut holder) > 29 * 24 * 3_600_000, "the longest there is");
+    assert_eq!(holder.ask("RENEW mine TTL 5000"), "5000");
+    assert!(ttl(&mut holder) <= 5000);
+    assert_eq!(holder.ask("RENEW mine"), "2592000000");
 }

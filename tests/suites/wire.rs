@@ -232,7 +232,7 @@ fn text_that_makes_no_sense_is_told_so_and_the_connection_stands() {
         (b"GET / HTTP/1.1\r\n", "-ERR wrong number of arguments for 'get'"),
         (b"\x16\x03\x01\x02\x00\r\n", "-ERR unknown command"),
         (b"SET k\r\n", "-ERR wrong number of arguments for 'set'"),
-        (b"LOCK db WAIT soon\r\n", "-ERR value is not an integer"),
+        (b"LOCK db WAIT soon\r\n", "-ERR WAIT must be a number from 0 to 2592000000, not soon"),
         (b"SESSION OPEN\r\n", "-ERR client sessions belong to the binary protocol"),
     ];
     let mut socket = node.connect();

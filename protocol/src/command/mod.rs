@@ -1,7 +1,7 @@
 //! Commands: what a client's words mean.
 //!
 //! Charter: `table.rs` is the one command table; everything that speaks of commands is made from it: parsing
-//! (`parse.rs`), arity errors, HELP, COMMAND and docs/commands.md (`docs.rs`). Binary frames may name a
+//! (`words.rs`, `parse.rs`), arity errors, HELP, COMMAND and docs/commands.md (`docs.rs`). Binary frames may name a
 //! command by its number in the table.
 //!
 //! Invariant: an option or a verb that is not built is refused with a sentence; nothing is ever ignored.
@@ -9,12 +9,13 @@
 mod docs;
 mod parse;
 mod table;
+mod words;
 
 use bytes::Bytes;
 
 pub use docs::{command_count, command_docs, command_info, command_list, help, markdown};
-pub use parse::Words;
 pub use table::{Family, Flags, Resend, Spec, TABLE, find, find_number};
+pub use words::Words;
 
 use crate::id::ClientId;
 use crate::limits::REQUEST_MAX;

@@ -1,172 +1,19 @@
-//! Reading a command's arguments: names, numbers, durations, options.
-//!
-//! Options are `NAME value` pairs in any order. Each may stand once; what contradicts, is unknown or is not
-//! built is refused with a sentence that says what to send.
+//! What each command's arguments mean.
 
 use bytes::Bytes;
 
-use super::table::Spec;
+use super::words::{Words, integer, shown};
 use super::{Command, ConnAsk, NodeAsk, failure};
 use crate::id::ClientId;
 use crate::limits::{
-    CLIENT_NAME_MAX, DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, NAME_MAX, PREFETCH,
-    PREFETCH_MAX, VALUE_MAX,
+    CLIENT_NAME_MAX, DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, PREFETCH, PREFETCH_MAX,
 };
 use crate::op::{
-    Ack, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl,
-    Unlock, When,
+    Ack, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl, Unlock, When,
 };
 use crate::reply::{Code, Failure};
 
 type Parsed = Result<Command, Failure>;
-
-/// The arguments of one command, read from left to right.
-pub struct Words<'a> {
-    spec: &'static Spec,
-    rest: &'a [Bytes],
-}
-
-impl<'a> Words<'a> {
-    pub(super) fn new(spec: &'static Spec, rest: &'a [Bytes]) -> Self {
-        Self { spec, rest }
-    }
-
-    /// Refuses what is left over.
-    pub(super) fn end(&self) -> Result<(), Failure> {
-        match self.rest.first() {
-            None => Ok(()),
-            Some(word) => Err(self.syntax(&format!("'{}' is not expected here", shown(word)))),
-        }
-    }
-
-    fn syntax(&self, what: &str) -> Failure {
-        failure(Code::Err, format!("syntax error: {what}; usage: {}", self.spec.syntax))
-    }
-
-    fn next(&mut self) -> Result<Bytes, Failure> {
-        let Some((first, rest)) = self.rest.split_first() else {
-            return Err(self.syntax("an argument is missing"));
-        };
-        self.rest = rest;
-        Ok(first.clone())
-    }
-
-    fn take_rest(&mut self) -> Vec<Bytes> {
-        core::mem::take(&mut self.rest).to_vec()
-    }
-
-    /// A name: of a lock, a key, a topic, an owner.
-    fn name(&mut self, what: &str) -> Result<Bytes, Failure> {
-        let name = self.next()?;
-        check_name(&name, what)?;
-        Ok(name)
-    }
-
-    /// A topic's name; its dead letters' name must fit too.
-    fn topic(&mut self) -> Result<Bytes, Failure> {
-        let name = self.name("topic")?;
-        let most = NAME_MAX - DEAD_LETTERS.len();
-        if name.len() > most && !name.ends_with(DEAD_LETTERS) {
-            let text = format!("topic of {} bytes, at most {most} are taken", name.len());
-            return Err(failure(Code::TooBig, text));
-        }
-        Ok(name)
-    }
-
-    fn names(&mut self, what: &str) -> Result<Vec<Bytes>, Failure> {
-        if self.rest.len() > MANY_MAX {
-            let text = format!(
-                "{} {what}s in one command, at most {MANY_MAX} are taken; send several",
-                self.rest.len()
-            );
-            return Err(failure(Code::TooBig, text));
-        }
-        let names = self.take_rest();
-        names.iter().try_for_each(|name| check_name(name, what))?;
-        Ok(names)
-    }
-
-    fn value(&mut self, what: &str) -> Result<Bytes, Failure> {
-        let value = self.next()?;
-        if value.len() > VALUE_MAX {
-            let text = format!("{what} of {} bytes, at most {VALUE_MAX} are taken", value.len());
-            return Err(failure(Code::TooBig, text));
-        }
-        Ok(value)
-    }
-
-    fn integer(&mut self) -> Result<i64, Failure> {
-        let word = self.next()?;
-        integer(&word).ok_or_else(|| failure(Code::Err, "value is not an integer or out of range"))
-    }
-
-    /// A number from `low` to `high`.
-    fn number(&mut self, what: &str, low: u64, high: u64) -> Result<u64, Failure> {
-        let number = self.integer()?;
-        u64::try_from(number).ok().filter(|n| (low..=high).contains(n)).ok_or_else(|| {
-            failure(Code::Err, format!("{what} must be a number from {low} to {high}, not {number}"))
-        })
-    }
-
-    fn token(&mut self) -> Result<u64, Failure> {
-        self.number("TOKEN", 1, i64::MAX as u64)
-    }
-
-    /// A duration in milliseconds; 0 only where `low` is 0.
-    fn millis(&mut self, what: &str, low: u64) -> Result<u64, Failure> {
-        self.number(what, low, DURATION_MAX)
-    }
-
-    fn count(&mut self, what: &str, high: u32) -> Result<u32, Failure> {
-        let number = self.number(what, 1, u64::from(high))?;
-        Ok(u32::try_from(number).expect("it is at most `high`"))
-    }
-
-    /// The next option's name, in upper case; `None` at the end. `seen` keeps options from coming twice.
-    fn option(
-        &mut self,
-        known: &'static [&'static str],
-        seen: &mut u32,
-    ) -> Result<Option<&'static str>, Failure> {
-        let Some(word) = self.rest.first() else { return Ok(None) };
-        let Some(at) = known.iter().position(|name| word.eq_ignore_ascii_case(name.as_bytes())) else {
-            let name = shown(word).to_ascii_uppercase();
-            if self.spec.later.contains(&name.as_str()) {
-                let verb = self.spec.name;
-                return Err(failure(
-                    Code::Err,
-                    format!("option {name} of {verb} is not built yet; send {verb} without it"),
-                ));
-            }
-            return Err(self.syntax(&format!("'{}' is not an option here", shown(word))));
-        };
-        self.rest = &self.rest[1..];
-        if *seen & (1 << at) != 0 {
-            return Err(self.syntax(&format!("{} stands twice", known[at])));
-        }
-        *seen |= 1 << at;
-        Ok(Some(known[at]))
-    }
-}
-
-fn check_name(name: &Bytes, what: &str) -> Result<(), Failure> {
-    if name.is_empty() {
-        return Err(failure(Code::Err, format!("the {what} is empty; give it a name")));
-    }
-    if name.len() > NAME_MAX {
-        let text = format!("{what} of {} bytes, at most {NAME_MAX} are taken", name.len());
-        return Err(failure(Code::TooBig, text));
-    }
-    Ok(())
-}
-
-fn shown(word: &Bytes) -> String {
-    word[..word.len().min(64)].escape_ascii().to_string()
-}
-
-fn integer(word: &[u8]) -> Option<i64> {
-    core::str::from_utf8(word).ok()?.parse().ok().filter(|_| !word.starts_with(b"+"))
-}
 
 fn op(op: Op) -> Parsed {
     Ok(Command::Op(op))
@@ -176,9 +23,15 @@ fn connection(ask: ConnAsk) -> Parsed {
     Ok(Command::Connection(ask))
 }
 
+/// A named owner must show that it lives; a connection's locks go with the connection, so they need no other
+/// end than the longest lease there is.
+fn default_ttl(owner: Option<&Bytes>) -> u64 {
+    if owner.is_some() { LOCK_TTL } else { DURATION_MAX }
+}
+
 pub(super) fn lock(words: &mut Words<'_>) -> Parsed {
     let name = words.name("lock name")?;
-    let mut lock = Lock { name, shared: false, owner: None, ttl: LOCK_TTL, wait: 0 };
+    let mut lock = Lock { name, shared: false, owner: None, ttl: 0, wait: 0 };
     let mut seen = 0;
     while let Some(option) = words.option(&["SHARED", "OWNER", "TTL", "WAIT"], &mut seen)? {
         match option {
@@ -187,6 +40,9 @@ pub(super) fn lock(words: &mut Words<'_>) -> Parsed {
             "TTL" => lock.ttl = words.millis("TTL", 1)?,
             _ => lock.wait = words.millis("WAIT", 0)?,
         }
+    }
+    if lock.ttl == 0 {
+        lock.ttl = default_ttl(lock.owner.as_ref());
     }
     op(Op::Lock(lock))
 }
@@ -204,7 +60,7 @@ pub(super) fn unlock(words: &mut Words<'_>) -> Parsed {
 }
 
 pub(super) fn renew(words: &mut Words<'_>) -> Parsed {
-    let mut renew = Renew { name: words.name("lock name")?, owner: None, token: None, ttl: LOCK_TTL };
+    let mut renew = Renew { name: words.name("lock name")?, owner: None, token: None, ttl: 0 };
     let mut seen = 0;
     while let Some(option) = words.option(&["OWNER", "TOKEN", "TTL"], &mut seen)? {
         match option {
@@ -212,6 +68,9 @@ pub(super) fn renew(words: &mut Words<'_>) -> Parsed {
             "TOKEN" => renew.token = Some(words.token()?),
             _ => renew.ttl = words.millis("TTL", 1)?,
         }
+    }
+    if renew.ttl == 0 {
+        renew.ttl = default_ttl(renew.owner.as_ref());
     }
     op(Op::Renew(renew))
 }

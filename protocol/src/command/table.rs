@@ -3,7 +3,8 @@
 //! Invariant: numbers are part of the binary protocol and never reused; names are unique; the table is
 //! sorted by name, so that a verb is found by binary search (tests hold all three).
 
-use super::parse::{self, Words};
+use super::parse;
+use super::words::Words;
 use super::{Command, Failure};
 
 /// What a command is about.
@@ -199,7 +200,7 @@ pub static TABLE: &[Spec] = &[
     row!(66 "LEADER" 1 FAST, NONE, Cluster, Read, leader, "LEADER", "Finds the leader of the system group, which holds all locks.",
         "`[node id, client address]`, or nil while there is none", "O(1)"),
     row!(1 "LOCK" -2 WAITS, NONE, Locks, OwnerToken, lock, "LOCK name [SHARED] [OWNER id] [TTL ms] [WAIT ms]",
-        "Takes a lock for an owner (default: this connection) for a lease (default 30 s).",
+        "Takes a lock for a named owner, for a lease (default 30 s), or for this connection, until it ends (or TTL does).",
         "the fencing token, or nil if not granted within WAIT (default 0); -DEADLOCK names the cycle", "O(log n)",
         later &["SLOTS", "DOWNGRADE"]),
     row!(4 "LOCKINFO" 2 READ, NONE, Locks, Read, lock_info, "LOCKINFO name", "Shows who holds a lock and who waits for it.",
@@ -223,7 +224,7 @@ pub static TABLE: &[Spec] = &[
         "OK", "O(log n)", later &["BACKOFF", "DLQ", "DEDUP", "MAXLEN"]),
     row!(79 "QUIT" -1 FAST, NONE, Connection, Idempotent, quit, "QUIT", "Closes the connection, after all answers.", "OK", "O(1)"),
     row!(3 "RENEW" -2 WRITE, NONE, Locks, OwnerToken, renew, "RENEW name [OWNER id] [TOKEN n] [TTL ms]",
-        "Extends a lock's lease (default 30 s from now).", "milliseconds left, or nil when the lock is lost", "O(log n)"),
+        "Extends a lock's lease (default 30 s from now; without OWNER as long as the connection lives).", "milliseconds left, or nil when the lock is lost", "O(log n)"),
     row!(80 "RESET" 1 FAST, NONE, Connection, Idempotent, reset, "RESET", "Forgets the connection's name and protocol version.", "RESET", "O(1)"),
     row!(81 "SELECT" 2 FAST, NONE, Connection, Idempotent, select, "SELECT 0", "There is one database, 0.", "OK", "O(1)"),
     row!(82 "SESSION" -2 FAST, NONE, Connection, No, session, "SESSION OPEN | RESUME id",

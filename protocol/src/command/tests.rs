@@ -73,7 +73,7 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
         ("LOCK db NOW", "ERR syntax error: 'NOW' is not an option here"),
         ("LOCK db TTL 0", "ERR TTL must be a number from 1 to"),
         ("LOCK db WAIT -1", "ERR WAIT must be a number from 0 to"),
-        ("LOCK db TTL x", "ERR value is not an integer or out of range"),
+        ("LOCK db TTL x", "ERR TTL must be a number from 1 to 2592000000, not x"),
         ("LOCK db TTL 99999999999999", "ERR TTL must be"),
         ("UNLOCK db TOKEN 0", "ERR TOKEN must be a number from 1"),
         ("SET k v NX XX", "ERR syntax error: NX, XX and IFVER exclude each other"),
