@@ -323,3 +323,21 @@ fn many_random_steps_keep_every_invariant() {
     }
     assert!(refused > 100, "deadlocks do come up: {refused}");
 }
+
+#[test]
+fn lockinfo_shows_the_first_thousand_and_how_many_there_are() {
+    let mut locks = Locks::new();
+    let mut out = Outcomes::new();
+    for n in 1..=1500u32 {
+        let ctx = Ctx { at: quorate_protocol::id::LogPos { index: 0, offset: n }, time: 0 };
+        let asker = Asker { conn: conn(1), request: u64::from(n), client: None };
+        let owner = Some(Bytes::from(alloc::format!("o{n}")));
+        let op = Lock { name: "read".into(), shared: true, owner, ttl: 1000, wait: 0 };
+        locks.lock(&ctx, &asker, op, &mut out);
+    }
+    let Reply::Map(fields) = locks.info(0, &"read".into()) else { panic!("a map") };
+    let of =
+        |name: &str| fields.iter().find(|(field, _)| *field == Reply::text(name)).map(|(_, value)| value);
+    assert_eq!(of("holding"), Some(&Reply::Int(1500)));
+    assert!(matches!(of("holders"), Some(Reply::Array(rows)) if rows.len() == LOCKINFO_MAX));
+}
