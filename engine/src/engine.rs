@@ -198,7 +198,7 @@ impl Engine {
                 self.awake.append(&mut self.behind);
                 self.end_turn(mono, &mut BTreeMap::new(), fx);
             }
-            Input::Persisted(seq) => self.persisted(mono, seq, fx),
+            Input::Persisted(seq) => self.persisted(seq, fx),
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
             Input::Requests { conn, requests } => self.requests(mono, conn, requests),
             Input::Disconnected { conn } => {
@@ -279,7 +279,7 @@ impl Engine {
         self.gateway.requests(mono, conn, requests);
     }
 
-    fn persisted(&mut self, mono: u64, seq: u64, fx: &mut Effects) {
+    fn persisted(&mut self, seq: u64, fx: &mut Effects) {
         while self.withheld.front().is_some_and(|withheld| withheld.seq <= seq) {
             let withheld = self.withheld.pop_front().expect("it was just seen");
             for (id, number) in withheld.numbers {
@@ -288,7 +288,6 @@ impl Engine {
             }
             self.send_raft(withheld.messages, false, fx);
         }
-        let _ = mono;
     }
 
     fn send_raft(&self, messages: Vec<RaftMessage>, with_leading: bool, fx: &mut Effects) {
@@ -356,20 +355,14 @@ impl Engine {
         self.gateway.take_effects(fx);
         let news = self.has_leading_news(fx);
         self.send_raft(messages, news, fx);
-        if self.make_durable(mono, withheld, persist, fx) {
+        if self.make_durable(withheld, persist, fx) {
             self.end_turn(mono, applied, fx);
         }
     }
 
     /// Hands out what goes to the disk, and keeps what waits for it. Whether nothing waits, so that the groups can go
     /// on at once.
-    fn make_durable(
-        &mut self,
-        mono: u64,
-        mut withheld: Withheld,
-        mut persist: Persist,
-        fx: &mut Effects,
-    ) -> bool {
+    fn make_durable(&mut self, mut withheld: Withheld, mut persist: Persist, fx: &mut Effects) -> bool {
         if withheld.numbers.is_empty() {
             return false;
         }
@@ -385,7 +378,7 @@ impl Engine {
         #[cfg(feature = "faults")]
         let waits = waits && !self.faults.reply_before_durable;
         if !waits {
-            self.persisted(mono, self.next_seq - 1, fx);
+            self.persisted(self.next_seq - 1, fx);
         }
         !waits
     }

@@ -30,17 +30,7 @@ impl Gateway {
             if !conn.pending.contains(&id) {
                 continue;
             }
-            match self.try_send(now, counter, &mut conn, id) {
-                Sent::Gone => {
-                    conn.pending.remove(&id);
-                }
-                Sent::Answered => {
-                    conn.pending.remove(&id);
-                    self.finish(counter, &mut conn, id);
-                    ids.extend(conn.followers.remove(&id).unwrap_or_default());
-                }
-                Sent::Waits => {}
-            }
+            ids.extend(self.advance(now, counter, &mut conn, id).unwrap_or_default());
         }
         self.conns.insert(counter, conn);
     }
@@ -50,22 +40,28 @@ impl Gateway {
         let Some(mut conn) = self.conns.remove(&counter) else { return };
         let mut next = conn.pending.first().copied();
         while let Some(id) = next {
-            match self.try_send(now, counter, &mut conn, id) {
-                Sent::Gone => {
-                    conn.pending.remove(&id);
-                }
-                Sent::Answered => {
-                    conn.pending.remove(&id);
-                    self.finish(counter, &mut conn, id);
-                    // Those that wait for it come later in this very walk.
-                    conn.followers.remove(&id);
-                }
-                Sent::Waits if conn.ordered => break,
-                Sent::Waits => {}
+            // Those that waited for its answer come later in this very walk.
+            if self.advance(now, counter, &mut conn, id).is_none() && conn.ordered {
+                break;
             }
             next = conn.pending.range(id + 1..).next().copied();
         }
         self.conns.insert(counter, conn);
+    }
+
+    /// Sends or answers a pending request and returns those that waited for its answer; `None` when it has to
+    /// wait itself.
+    fn advance(&mut self, now: u64, counter: u64, conn: &mut Conn, id: u64) -> Option<Vec<u64>> {
+        let sent = self.try_send(now, counter, conn, id);
+        if matches!(sent, Sent::Waits) {
+            return None;
+        }
+        conn.pending.remove(&id);
+        if matches!(sent, Sent::Gone) {
+            return Some(Vec::new());
+        }
+        self.finish(counter, conn, id);
+        Some(conn.followers.remove(&id).unwrap_or_default())
     }
 
     fn try_send(&mut self, now: u64, counter: u64, conn: &mut Conn, id: u64) -> Sent {

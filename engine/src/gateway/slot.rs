@@ -14,7 +14,7 @@ use crate::effect::{Request, Want};
 pub enum Errand {
     /// Open the node's session.
     OpenSession,
-    /// Renew this session.
+    /// Renew the node's session.
     Renew(SessionId),
     /// Tell a group that a connection is gone.
     Close(GroupId, ConnId),
