@@ -30,7 +30,12 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let now = Now { mono: 1_000_000, wall: 0 };
-        let recovered = Recovered { meta: meta(), hard: BTreeMap::new(), entries: BTreeMap::new() };
+        let recovered = Recovered {
+            meta: meta(),
+            rows: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            entries: BTreeMap::new(),
+        };
         let engine = Engine::new(now, Config::new(1, String::new()), recovered);
         let mut this = Self { engine, now, fx: Effects::new(), next: 1, replies: 0 };
         this.step(Input::Connected { conn: 1, ordered: false });
@@ -164,7 +169,7 @@ fn journal(c: &mut Criterion) {
             let mut ios = Vec::new();
             for seq in 1..=TURNS {
                 ios.clear();
-                journal.plan(&[Persist { seq, hard: Vec::new(), entries: vec![entry(seq)] }], &mut ios);
+                journal.plan(&[Persist { seq, rows: Vec::new(), entries: vec![entry(seq)] }], &mut ios);
                 journal.done();
             }
             journal

@@ -18,7 +18,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{GroupId, Index, NodeId, Term};
+use quorate_protocol::id::{GroupId, Index, NodeId, Replica, Term};
 use quorate_protocol::peer::{RaftEntry, RaftMessage};
 use raft::eraftpb::{ConfState, Entry as RawEntry, EntryType, HardState, Message, MessageType, Snapshot};
 use raft::storage::{GetEntriesContext, RaftState};
@@ -236,7 +236,7 @@ impl Consensus {
         let mut ready = self.raw.ready();
         let mut progress = Progress { number: ready.number(), ..Progress::default() };
         if let Some(hs) = ready.hs() {
-            let hard = Hard { term: hs.term, vote: NodeId(hs.vote) };
+            let hard = Hard { term: hs.term, vote: replica_of(hs.vote) };
             if hard != self.hard {
                 assert!(hard.term >= self.hard.term, "a term never falls");
                 self.hard = hard;
@@ -365,7 +365,7 @@ impl Log {
     fn new(setup: &Setup) -> Self {
         let mut hard = HardState::default();
         hard.term = setup.hard.term;
-        hard.vote = setup.hard.vote.0;
+        hard.vote = raw_id(setup.hard.vote);
         let voters: Vec<u64> = setup.voters.iter().map(|node| node.0).collect();
         let mut log =
             Self { entries: Vec::new(), bytes: 0, hard, voters: ConfState::from((voters, Vec::new())) };
@@ -437,6 +437,17 @@ impl Storage for Log {
         // The log is whole from index 1, so no replica is ever too far behind for appends.
         Err(StorageError::SnapshotTemporarilyUnavailable.into())
     }
+}
+
+/// A replica as raft names it: the node below, its incarnation above.
+fn raw_id(replica: Replica) -> u64 {
+    assert!(replica.node.0 < 1 << 32, "limits.rs bounds the nodes' ids");
+    replica.node.0 | u64::from(replica.incarnation) << 32
+}
+
+fn replica_of(raw: u64) -> Replica {
+    let incarnation = u32::try_from(raw >> 32).expect("32 bits are left");
+    Replica { node: NodeId(raw & u64::from(u32::MAX)), incarnation }
 }
 
 fn to_raw_entry(entry: &Entry) -> RawEntry {

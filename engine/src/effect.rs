@@ -20,10 +20,10 @@ use alloc::vec::Vec;
 pub use quorate_protocol::command::NodeAsk;
 use quorate_protocol::id::{ClientId, ClientSeq, Identity, NodeId};
 use quorate_protocol::op::Op;
-use quorate_protocol::peer::{Delivery, LinkFrame, RaftFrame};
+use quorate_protocol::peer::{Delivery, LinkFrame, RaftFrame, SnapshotAt, SnapshotFrame};
 use quorate_protocol::reply::Reply;
 
-use crate::journal::Persist;
+use crate::journal::{Io, Persist};
 
 /// How often the shell ticks, in microseconds.
 pub const TICK: u64 = 20_000;
@@ -83,6 +83,17 @@ pub enum Input {
     EndOfTurn,
     /// All `Persist` batches up to this number are on stable storage.
     Persisted(u64),
+    /// All `Background` effects up to this number are done.
+    BackgroundDone(u64),
+    /// Whether the disk has room: while it has none, nothing is written for clients.
+    Room(bool),
+    /// A frame of the snapshot lane.
+    Snapshot {
+        /// Its sender.
+        from: NodeId,
+        /// The frame.
+        frame: SnapshotFrame,
+    },
     /// A client has come.
     Connected {
         /// The connection's counter.
@@ -161,6 +172,29 @@ pub struct Member {
 pub enum Effect {
     /// Make this durable, then say `Input::Persisted(seq)`.
     Persist(Persist),
+    /// Do this to snapshot files, in order, beside the commits of the journal; then say `BackgroundDone`.
+    Background {
+        /// Rises by one.
+        number: u64,
+        /// What to do. `File::Snapshot` only.
+        ios: Vec<Io>,
+    },
+    /// Send a frame of the snapshot lane; it may be lost.
+    Snapshot {
+        /// To whom.
+        to: NodeId,
+        /// The frame.
+        frame: SnapshotFrame,
+    },
+    /// Read bytes of a snapshot file and send them as a `SnapshotPiece`, empty if the file is gone.
+    SendPiece {
+        /// To whom.
+        to: NodeId,
+        /// Which.
+        at: SnapshotAt,
+        /// How many at the most.
+        length: u64,
+    },
     /// Send a Raft frame; it may be lost.
     Raft {
         /// To whom.

@@ -26,7 +26,7 @@ use crate::effect::{Effect, Effects, Input, Level, Now, Request, Side, Want};
 use crate::gateway::Gateway;
 use crate::group::{Group, Told};
 use crate::household::{Household, Me};
-use crate::journal::{Meta, Persist, Recovered};
+use crate::journal::{Meta, Persist, Recovered, Row};
 use crate::ring::Ring;
 use crate::system::System;
 
@@ -137,7 +137,7 @@ impl Engine {
     /// A node that goes on from what its data directory holds.
     #[must_use]
     pub fn new(now: Now, config: Config, recovered: Recovered) -> Self {
-        let Recovered { meta, mut hard, mut entries } = recovered;
+        let Recovered { meta, rows, mut entries, .. } = recovered;
         let ring = Ring::new(meta.founders.iter().map(|(node, _)| *node));
         let mut groups = BTreeMap::new();
         for group in (0..=meta.partitions).map(GroupId) {
@@ -150,7 +150,7 @@ impl Engine {
                 me: meta.node,
                 group,
                 voters,
-                hard: hard.remove(&group).unwrap_or_default(),
+                hard: rows.get(&group).map(|row| row.hard).unwrap_or_default(),
                 entries: entries.remove(&group).unwrap_or_default(),
             };
             groups.insert(group, Group::new(now.mono, setup, &meta));
@@ -199,6 +199,7 @@ impl Engine {
                 self.end_turn(mono, &mut BTreeMap::new(), fx);
             }
             Input::Persisted(seq) => self.persisted(seq, fx),
+            Input::BackgroundDone(_) | Input::Room(_) | Input::Snapshot { .. } => {}
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
             Input::Requests { conn, requests } => self.requests(mono, conn, requests),
             Input::Disconnected { conn } => {
@@ -338,7 +339,7 @@ impl Engine {
                     messages.extend(progress.messages);
                     withheld.messages.extend(progress.after_persist);
                     withheld.numbers.push((id, progress.number));
-                    persist.hard.extend(progress.hard.map(|hard| (id, hard)));
+                    persist.rows.extend(progress.hard.map(|hard| (id, Row { hard, ..Row::default() })));
                     persist.entries.extend(progress.entries);
                 }
             }
@@ -366,7 +367,7 @@ impl Engine {
         if withheld.numbers.is_empty() {
             return false;
         }
-        let nothing_to_write = persist.hard.is_empty() && persist.entries.is_empty();
+        let nothing_to_write = persist.rows.is_empty() && persist.entries.is_empty();
         withheld.seq = if nothing_to_write { self.next_seq - 1 } else { self.next_seq };
         let waits = !nothing_to_write || !self.withheld.is_empty();
         self.withheld.push_back(withheld);

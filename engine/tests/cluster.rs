@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use quorate_engine::effect::{Effect, Input, Now, Request, Side, TICK, Want};
 use quorate_engine::engine::{Config, Engine};
-use quorate_engine::journal::{Entry, Hard, Meta, Recovered};
+use quorate_engine::journal::{Entry, Meta, Recovered, Row};
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use quorate_protocol::op::{Expiry, Lock, Op, Set, When};
 use quorate_protocol::reply::Reply;
@@ -16,7 +16,7 @@ struct Cluster {
     inbox: VecDeque<(NodeId, Input)>,
     replies: Vec<(NodeId, u64, u64, Reply)>,
     /// What node 1 has on its disk.
-    hard: BTreeMap<GroupId, Hard>,
+    rows: BTreeMap<GroupId, Row>,
     entries: BTreeMap<GroupId, Vec<Entry>>,
 }
 
@@ -37,7 +37,12 @@ impl Cluster {
         let now = Now { mono: 1_000_000, wall: 0 };
         let node = |id: u64| {
             let meta = meta(id, &founders);
-            let recovered = Recovered { meta, hard: BTreeMap::new(), entries: BTreeMap::new() };
+            let recovered = Recovered {
+                meta,
+                rows: BTreeMap::new(),
+                snapshots: BTreeMap::new(),
+                entries: BTreeMap::new(),
+            };
             let config = Config::new(7, format!("client{id}"));
             (NodeId(id), Engine::new(now, config, recovered))
         };
@@ -46,7 +51,7 @@ impl Cluster {
             nodes: (1..=n).map(node).collect(),
             inbox: VecDeque::new(),
             replies: Vec::new(),
-            hard: BTreeMap::new(),
+            rows: BTreeMap::new(),
             entries: BTreeMap::new(),
         };
         for a in 1..=n {
@@ -72,7 +77,7 @@ impl Cluster {
             match effect {
                 Effect::Persist(persist) => {
                     if node == NodeId(1) {
-                        self.hard.extend(persist.hard);
+                        self.rows.extend(persist.rows);
                         for entry in persist.entries {
                             self.entries.entry(entry.group).or_default().push(entry);
                         }
@@ -198,7 +203,8 @@ fn a_long_log_is_applied_in_parts() {
 
     let meta = meta(1, &[(NodeId(1), "peer1".into())]);
     let log = cluster.entries.clone();
-    let recovered = Recovered { meta, hard: cluster.hard, entries: cluster.entries };
+    let recovered =
+        Recovered { meta, rows: cluster.rows, snapshots: BTreeMap::new(), entries: cluster.entries };
     let mut engine = Engine::new(cluster.now, Config::new(7, "client1".into()), recovered);
     let mut fx = Vec::new();
     let (mut now, mut parts, mut inputs) = (cluster.now, 0, Vec::new());

@@ -13,6 +13,18 @@ wire_newtype! {
     pub struct NodeId(pub u64);
 }
 
+wire_struct! {
+    /// A replica of a group, named so that it is never mistaken for an earlier one on the same node: one that was
+    /// removed, or has lost what it acknowledged, comes back under a new incarnation. Node 0 is nobody.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct Replica {
+        /// The node that holds it.
+        pub node: NodeId,
+        /// Rises with every replica that a group has had; the founders' are 0.
+        pub incarnation: u32,
+    }
+}
+
 wire_newtype! {
     /// A Raft group: 0 is the system group, 1.. are the partitions.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -34,6 +34,8 @@ wire_enum! {
         Raft = 1,
         /// `LinkFrame`s, both ways.
         Work = 2,
+        /// `SnapshotFrame`s from the node that opened it; nothing comes back.
+        Snapshot = 3,
     }
 }
 
@@ -131,6 +133,41 @@ wire_struct! {
         pub messages: Vec<RaftMessage>,
         /// The groups that the sender leads, with its term there: how nodes without a replica find leaders.
         pub leading: Vec<(GroupId, Term)>,
+    }
+}
+
+wire_enum! {
+    /// A frame of the snapshot lane. It may be lost, doubled and overtake others: the receiver asks again.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum SnapshotFrame {
+        /// The receiver wants the bytes of a snapshot from an offset on.
+        Ask(at: SnapshotAt) = 1,
+        /// Some of them.
+        Piece(piece: SnapshotPiece) = 2,
+    }
+}
+
+wire_struct! {
+    /// A place in a snapshot file.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct SnapshotAt {
+        /// The group.
+        pub group: GroupId,
+        /// The index of the log at which it was taken.
+        pub index: Index,
+        /// Bytes from the file's beginning.
+        pub offset: u64,
+    }
+}
+
+wire_struct! {
+    /// Bytes of a snapshot file.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct SnapshotPiece {
+        /// Where they begin.
+        pub at: SnapshotAt,
+        /// The bytes; none: the sender does not have the file any more.
+        pub bytes: Bytes,
     }
 }
 
@@ -363,6 +400,17 @@ impl RaftFrame {
     #[must_use]
     pub fn weight(&self) -> usize {
         16 * self.leading.len() + self.messages.iter().map(RaftMessage::weight).sum::<usize>()
+    }
+}
+
+impl SnapshotFrame {
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Ask(_) => BASE,
+            Self::Piece(piece) => BASE + piece.bytes.len(),
+        }
     }
 }
 

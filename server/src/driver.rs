@@ -93,6 +93,7 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
     for effect in fx.drain(..) {
         match effect {
             Effect::Persist(batch) => disk.submit(batch),
+            Effect::Background { .. } | Effect::Snapshot { .. } | Effect::SendPiece { .. } => {}
             Effect::Raft { to, frame } => shared.peers.send_raft(to, frame),
             Effect::Link { peer, side: Side::Opener, frame } => shared.peers.send_forward(peer, frame),
             Effect::Link { peer, side: Side::Reached, frame } => shared.peers.send_back(peer, frame),

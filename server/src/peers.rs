@@ -228,6 +228,7 @@ async fn dial(me: Me, node: NodeId, address: String, lane: Lane, shared: Arc<Sha
                 match lane {
                     Lane::Raft => speak_raft(stream, node, &shared, until).await,
                     Lane::Work => speak_link(stream, node, Side::Opener, &shared, until).await,
+                    Lane::Snapshot => {}
                 }
             }
             Ok(Err(why)) => {
@@ -313,6 +314,7 @@ async fn accept(mut stream: TcpStream, from: SocketAddr, me: Me, shared: Arc<Sha
             match hello.lane {
                 Lane::Raft => hear_raft(stream, hello.node, &shared, until).await,
                 Lane::Work => speak_link(stream, hello.node, Side::Reached, &shared, until).await,
+                Lane::Snapshot => {}
             }
         }
         Ok(Err(why)) => tracing::warn!("a connection from {from} to the peer port was refused: {why}"),

@@ -225,11 +225,12 @@ impl World {
                             format!("{}:{}@{}", entry.group.0, entry.index, entry.term)
                         };
                         let entries: Vec<String> = batch.entries.iter().map(of).collect();
-                        format!("writes batch {} {:?} {}", batch.seq, batch.hard, entries.join(" "))
+                        format!("writes batch {} {:?} {}", batch.seq, batch.rows, entries.join(" "))
                     });
                     self.checks.submitted(self.time, at, &batch);
                     self.submit(at, batch);
                 }
+                Effect::Background { .. } | Effect::Snapshot { .. } | Effect::SendPiece { .. } => {}
                 Effect::Raft { to, frame } => {
                     let wire = frame.to_wire();
                     self.trace.count(self.time, &[2, at as u64, to.0, hash_bytes(2, &wire)]);

@@ -22,9 +22,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, Index, NodeId, Term};
+use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, Index, NodeId, Replica, Term};
 use quorate_protocol::wire::Wire;
-use quorate_protocol::wire_struct;
+use quorate_protocol::{wire_enum, wire_struct};
 
 pub use recover::{Contents, Damage, Options, read_meta, recover};
 
@@ -32,8 +32,10 @@ use record::{ALIGN, HEADER, Kind, Place, Record, size_of_body};
 
 /// An entry that holds a batch of commands (or nothing: a new leader's first).
 pub const COMMANDS: u8 = 0;
-/// An entry that changes a group's voters. The number is taken; no release proposes one yet.
+/// An entry that changes a group's replicas; see `consensus::change`.
 pub const CONFIGURATION: u8 = 1;
+/// In a journal only: the group's log begins anew, empty, behind this index and term.
+pub const RESET: u8 = 2;
 
 wire_struct! {
     /// One entry of a group's Raft log.
@@ -45,7 +47,7 @@ wire_struct! {
         pub term: Term,
         /// Its place in the log. It replaces whatever the log held there and after it.
         pub index: Index,
-        /// `COMMANDS`, or `CONFIGURATION`.
+        /// `COMMANDS`, `CONFIGURATION`, or (in a journal) `RESET`.
         pub kind: u8,
         /// The entry's bytes.
         pub data: Bytes,
@@ -53,14 +55,67 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// What a group's replica must never forget (Raft's HardState without the commit index, which is
-    /// found again from the log).
+    /// Raft's HardState without the commit index, which is found again from the log.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct Hard {
         /// The newest term seen.
         pub term: Term,
         /// Who got the vote in that term; node 0 is nobody.
-        pub vote: NodeId,
+        pub vote: Replica,
+    }
+}
+
+wire_struct! {
+    /// A group's configuration, as the entry at `index` (or the founding, at 0) has left it. While `outgoing` is not
+    /// empty it is a joint one: every decision needs a majority of both sets of voters.
+    ///
+    /// Source: Ongaro, "Consensus: Bridging Theory and Practice", 2014, §4.3.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct Conf {
+        /// The entry that made it.
+        pub index: Index,
+        /// The voters.
+        pub voters: Vec<Replica>,
+        /// The voters before, while the change is under way.
+        pub outgoing: Vec<Replica>,
+        /// Replicas that follow without a vote.
+        pub learners: Vec<Replica>,
+        /// The incarnation of the next replica.
+        pub next: u32,
+    }
+}
+
+wire_enum! {
+    /// Whether a node's replica of a group may act.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub enum Standing {
+        /// There is none: never was, or it was removed from the group.
+        #[default]
+        Absent = 0,
+        /// It is whole.
+        Whole = 1,
+        /// It cannot prove that it has all that it acknowledged: it is silent for ever, and waits to be replaced by
+        /// a new incarnation.
+        Lost = 2,
+    }
+}
+
+wire_struct! {
+    /// What a node must never forget of its replica of a group.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct Row {
+        /// Term and vote.
+        pub hard: Hard,
+        /// The replica's incarnation; of an absent one the last that there was.
+        pub incarnation: u32,
+        /// Whether it may act.
+        pub standing: Standing,
+        /// The newest configuration that was applied. Durable before any entry behind the next one is written, so
+        /// that a restart never falls back by more than one change.
+        pub conf: Conf,
+        /// Index and term of the snapshot from which the replica starts; 0 when there is none. Its log begins
+        /// behind it.
+        pub snapshot: (Index, Term),
     }
 }
 
@@ -88,8 +143,9 @@ wire_struct! {
 pub struct Persist {
     /// Rises by one from batch to batch.
     pub seq: u64,
-    /// Votes and terms that changed.
-    pub hard: Vec<(GroupId, Hard)>,
+    /// What changed of groups besides their logs. A snapshot that is named here is on stable storage already, and
+    /// what it covers of the log is not needed any more.
+    pub rows: Vec<(GroupId, Row)>,
     /// Entries in log order within each group.
     pub entries: Vec<Entry>,
 }
@@ -99,9 +155,11 @@ pub struct Persist {
 pub struct Recovered {
     /// The directory, `boot` already raised and synced.
     pub meta: Meta,
-    /// Votes and terms; a group that is missing has neither.
-    pub hard: BTreeMap<GroupId, Hard>,
-    /// Each group's log from index 1, without holes.
+    /// What is known of each group besides its log; a group that is missing was never held here.
+    pub rows: BTreeMap<GroupId, Row>,
+    /// The bytes of each group's snapshot file, if its row names one; checked already.
+    pub snapshots: BTreeMap<GroupId, Bytes>,
+    /// Each group's log behind its snapshot (from index 1 without one), without holes.
     pub entries: BTreeMap<GroupId, Vec<Entry>>,
 }
 
@@ -114,6 +172,8 @@ pub enum File {
     Hard,
     /// A segment of the journal.
     Segment(u64),
+    /// A group's state at an index of its log.
+    Snapshot(GroupId, Index),
 }
 
 impl File {
@@ -124,6 +184,7 @@ impl File {
             Self::Meta => "meta".into(),
             Self::Hard => "hardstate".into(),
             Self::Segment(number) => format!("journal/{number:020}.seg"),
+            Self::Snapshot(group, index) => format!("snapshots/{:05}-{index:020}.snap", group.0),
         }
     }
 }
@@ -190,8 +251,8 @@ wire_struct! {
     pub struct HardFile {
         /// The directory that it belongs to.
         pub identity: Identity,
-        /// Every group that has ever had a term.
-        pub groups: Vec<(GroupId, Hard)>,
+        /// Every group that was ever held.
+        pub rows: Vec<(GroupId, Row)>,
     }
 }
 
@@ -209,7 +270,7 @@ pub struct Journal {
     planned: (u64, u64),
     /// Whether a frontier would say something new.
     news: bool,
-    hard: BTreeMap<GroupId, Hard>,
+    rows: BTreeMap<GroupId, Row>,
     hard_number: u64,
 }
 
@@ -217,13 +278,13 @@ impl Journal {
     /// Plans one commit for all batches. The shell does it all, in order, then says `done`.
     pub fn plan(&mut self, batches: &[Persist], out: &mut Vec<Io>) {
         let mut changed = false;
-        for (group, hard) in batches.iter().flat_map(|batch| &batch.hard) {
-            changed |= self.hard.insert(*group, *hard) != Some(*hard);
+        for (group, row) in batches.iter().flat_map(|batch| &batch.rows) {
+            changed |= self.rows.insert(*group, row.clone()).as_ref() != Some(row);
         }
         if changed {
             self.hard_number += 1;
-            let groups = self.hard.iter().map(|(&group, &hard)| (group, hard)).collect();
-            let contents = HardFile { identity: self.identity, groups };
+            let rows = self.rows.iter().map(|(&group, row)| (group, row.clone())).collect();
+            let contents = HardFile { identity: self.identity, rows };
             twin::replace(File::Hard, self.hard_number, &contents.to_wire(), out);
         }
         let mut entries = batches.iter().flat_map(|batch| &batch.entries).peekable();

@@ -24,7 +24,7 @@ use quorate_protocol::id::{Boot, GroupId, Identity};
 use quorate_protocol::wire::Wire;
 
 use super::record::{Kind, Place, Record};
-use super::{BLOCK, Entry, File, Hard, HardFile, Io, Journal, MARKER, Marker, Meta, Recovered, SECTOR, twin};
+use super::{BLOCK, Entry, File, HardFile, Io, Journal, MARKER, Marker, Meta, Recovered, Row, SECTOR, twin};
 
 /// The bytes of a data directory.
 #[derive(Debug, Clone, Default)]
@@ -131,10 +131,10 @@ fn newest<T: Wire>(copies: &[twin::Copy]) -> Option<(&twin::Copy, T)> {
 pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Journal, Vec<Io>), Damage> {
     let mut out = Vec::new();
     let meta = read_and_raise(contents, &mut out)?;
-    let (hard_number, hard) = read_hard(contents, meta.identity, options, &mut out)?;
+    let (hard_number, rows) = read_rows(contents, meta.identity, options, &mut out)?;
     let mut reader = Reader { identity: meta.identity, bound: options.bound(), logs: BTreeMap::new() };
     let last = reader.segments(&contents.segments, &mut out)?;
-    reader.check_terms(&hard, options)?;
+    reader.check_terms(&rows, options)?;
     let mut journal = Journal {
         identity: meta.identity,
         segment_size: options.segment_size,
@@ -144,7 +144,7 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
         synced: (last.number, last.end),
         planned: (last.number, last.end),
         news: false,
-        hard: hard.clone(),
+        rows: rows.clone(),
         hard_number,
     };
     if last.number > 0 {
@@ -160,7 +160,7 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
     journal.open(last.highest + 1, 0, &mut out);
     out.push(Io::Sync { file: File::Segment(journal.segment) });
     journal.done();
-    Ok((Recovered { meta, hard, entries: reader.logs }, journal, out))
+    Ok((Recovered { meta, rows, snapshots: BTreeMap::new(), entries: reader.logs }, journal, out))
 }
 
 /// Reads what the directory is, and raises the number of the start.
@@ -178,12 +178,12 @@ fn read_and_raise(contents: &Contents, out: &mut Vec<Io>) -> Result<Meta, Damage
     Ok(meta)
 }
 
-fn read_hard(
+fn read_rows(
     contents: &Contents,
     identity: Identity,
     options: &Options,
     out: &mut Vec<Io>,
-) -> Result<(u64, BTreeMap<GroupId, Hard>), Damage> {
+) -> Result<(u64, BTreeMap<GroupId, Row>), Damage> {
     #[cfg(feature = "faults")]
     if options.forget_votes {
         return Ok((1 << 32, BTreeMap::new()));
@@ -197,7 +197,7 @@ fn read_hard(
         }
         // A vote that only one copy holds would be acted upon, and forgotten when the next change tears it.
         twin::repair(File::Hard, &copies, copy, out);
-        return Ok((copy.number, hard.groups.into_iter().collect()));
+        return Ok((copy.number, hard.rows.into_iter().collect()));
     }
     if never_acted(file) {
         // The very first write of the file was torn: no vote can have left.
@@ -354,14 +354,14 @@ impl Reader {
     }
 
     /// An entry's term was on the disk before the entry.
-    fn check_terms(&self, hard: &BTreeMap<GroupId, Hard>, options: &Options) -> Result<(), Damage> {
+    fn check_terms(&self, rows: &BTreeMap<GroupId, Row>, options: &Options) -> Result<(), Damage> {
         #[cfg(feature = "faults")]
         if options.forget_votes || options.accept_recycled {
             return Ok(());
         }
         let _ = options;
         for (group, log) in &self.logs {
-            let term = hard.get(group).map_or(0, |hard| hard.term);
+            let term = rows.get(group).map_or(0, |row| row.hard.term);
             if log.last().is_some_and(|entry| entry.term > term) {
                 return damage(File::Hard, 0, format!("it is older than the log of group {}", group.0));
             }

@@ -110,7 +110,7 @@ fn meta() -> Meta {
 struct Writer {
     seq: u64,
     logs: BTreeMap<GroupId, Vec<Entry>>,
-    hard: BTreeMap<GroupId, Hard>,
+    rows: BTreeMap<GroupId, Row>,
 }
 
 impl Writer {
@@ -119,19 +119,21 @@ impl Writer {
         let mut persist = Persist { seq: self.seq, ..Persist::default() };
         for _ in 0..disk.draw(4) {
             let group = GroupId(u16::try_from(disk.draw(3)).unwrap());
-            let hard = self.hard.entry(group).or_default();
+            let row = self.rows.entry(group).or_default();
+            row.standing = Standing::Whole;
+            let hard = &mut row.hard;
             let log = self.logs.entry(group).or_default();
             if disk.draw(5) == 0 || hard.term == 0 {
                 hard.term += 1;
-                hard.vote = NodeId(1 + disk.draw(3));
-                persist.hard.push((group, *hard));
+                hard.vote.node = NodeId(1 + disk.draw(3));
+                persist.rows.push((group, row.clone()));
                 let cut = usize::try_from(disk.draw(3)).unwrap();
                 log.truncate(log.len().saturating_sub(cut));
             }
             let size = [10, 600, 3000, 20_000][usize::try_from(disk.draw(40) / 13).unwrap()];
             let data = vec![u8::try_from(self.seq % 251).unwrap(); size];
             let entry =
-                Entry { group, term: hard.term, index: log.len() as u64 + 1, kind: 0, data: data.into() };
+                Entry { group, term: row.hard.term, index: log.len() as u64 + 1, kind: 0, data: data.into() };
             log.push(entry.clone());
             persist.entries.push(entry);
         }
@@ -143,14 +145,14 @@ impl Writer {
 fn what_was_synced_is_recovered_whatever_a_crash_keeps_of_the_rest() {
     for seed in 0..150 {
         let mut disk = Disk::founded(seed);
-        let mut writer = Writer { seq: 0, logs: BTreeMap::new(), hard: BTreeMap::new() };
+        let mut writer = Writer { seq: 0, logs: BTreeMap::new(), rows: BTreeMap::new() };
         for boot in 1..=6 {
             let (recovered, mut journal) =
                 disk.start().unwrap_or_else(|d| panic!("seed {seed} boot {boot}: {d}"));
             assert_eq!(recovered.meta.boot, Boot(boot));
             // Recovered: at least what was synced, at most what was ever written, entry by entry.
-            for (group, hard) in &recovered.hard {
-                assert!(writer.hard[group].term >= hard.term);
+            for (group, row) in &recovered.rows {
+                assert!(writer.rows[group].hard.term >= row.hard.term);
             }
             let mut known = writer.logs.clone();
             known.retain(|_, log| !log.is_empty());
@@ -166,7 +168,7 @@ fn what_was_synced_is_recovered_whatever_a_crash_keeps_of_the_rest() {
                     "seed {seed} boot {boot}: a synced entry of {group:?} is gone"
                 );
             }
-            (writer.logs, writer.hard) = (recovered.entries, recovered.hard);
+            (writer.logs, writer.rows) = (recovered.entries, recovered.rows);
             for _ in 0..disk.draw(20) {
                 let batches = [writer.batch(&mut disk), writer.batch(&mut disk)];
                 let mut ios = Vec::new();
@@ -180,7 +182,7 @@ fn what_was_synced_is_recovered_whatever_a_crash_keeps_of_the_rest() {
                     journal.done();
                 }
             }
-            let (logs, hard) = (writer.logs.clone(), writer.hard.clone());
+            let (logs, hard) = (writer.logs.clone(), writer.rows.clone());
             // The last commit is cut anywhere.
             let mut ios = Vec::new();
             journal.plan(&[writer.batch(&mut disk)], &mut ios);
@@ -210,7 +212,7 @@ fn what_was_synced_is_recovered_whatever_a_crash_keeps_of_the_rest() {
 /// A small journal with a restart in its middle and frontiers behind each commit.
 fn settled() -> (Disk, Recovered) {
     let mut disk = Disk::founded(3);
-    let mut writer = Writer { seq: 0, logs: BTreeMap::new(), hard: BTreeMap::new() };
+    let mut writer = Writer { seq: 0, logs: BTreeMap::new(), rows: BTreeMap::new() };
     for _ in 0..2 {
         let (_, mut journal) = disk.start().unwrap();
         for _ in 0..4 {
@@ -268,7 +270,7 @@ fn a_missing_or_foreign_file_is_refused_with_a_sentence() {
         }),
         ("neither copy of terms", &|disk| disk.live.get_mut(&File::Hard).unwrap().fill(7)),
         ("belongs to another data directory", &|disk| {
-            let other = HardFile { identity: Identity(78), groups: Vec::new() };
+            let other = HardFile { identity: Identity(78), rows: Vec::new() };
             let mut ios = Vec::new();
             twin::replace(File::Hard, 1 << 40, &other.to_wire(), &mut ios);
             disk.perform(&ios);
@@ -302,9 +304,14 @@ fn a_record_is_valid_only_where_it_was_written() {
     }
 }
 
+fn row(term: u64, vote: u64) -> Row {
+    let vote = Replica { node: NodeId(vote), incarnation: 0 };
+    Row { hard: Hard { term, vote }, standing: Standing::Whole, ..Row::default() }
+}
+
 fn vote(term: u64, vote: u64) -> Persist {
-    let hard = vec![(GroupId(0), Hard { term, vote: NodeId(vote) })];
-    Persist { seq: 1, hard, entries: Vec::new() }
+    let rows = vec![(GroupId(0), row(term, vote))];
+    Persist { seq: 1, rows, entries: Vec::new() }
 }
 
 fn plan(journal: &mut Journal, batch: Persist) -> Vec<Io> {
@@ -331,14 +338,14 @@ fn a_vote_that_a_start_has_acted_upon_outlives_the_next_torn_write() {
     for before in [vec![vote(4, 2)], vec![]] {
         let mut disk = cut_vote(&before, vote(5, 3), 2);
         let (recovered, mut journal) = disk.start().unwrap();
-        let acted = recovered.hard[&GroupId(0)];
-        assert_eq!(acted, Hard { term: 5, vote: NodeId(3) });
+        let acted = recovered.rows[&GroupId(0)].clone();
+        assert_eq!(acted, row(5, 3));
         // It is granted again without a write, because nothing has changed. Then the next write is torn.
         let ios = plan(&mut journal, vote(6, 1));
         let Io::Write { file, offset, bytes } = &ios[0] else { panic!("a vote is written first") };
         disk.perform(&[Io::Write { file: *file, offset: *offset, bytes: bytes.slice(..24) }]);
         let (recovered, _) = disk.start().unwrap();
-        assert_eq!(recovered.hard.get(&GroupId(0)), Some(&acted), "after {before:?}");
+        assert_eq!(recovered.rows.get(&GroupId(0)), Some(&acted), "after {before:?}");
     }
 }
 
@@ -354,7 +361,7 @@ fn a_crash_in_a_repair_leaves_one_good_copy() {
         disk.crash();
         let (recovered, _) =
             disk.start().unwrap_or_else(|damage| panic!("seed {seed}, {steps} steps: {damage}"));
-        assert!(recovered.hard[&GroupId(0)].term >= 4);
+        assert!(recovered.rows[&GroupId(0)].hard.term >= 4);
     }
 }
 
@@ -374,7 +381,7 @@ fn a_start_never_overwrites_the_only_good_copy() {
             }
             let (recovered, _) =
                 torn.start().unwrap_or_else(|damage| panic!("{file:?} at {offset}, {steps} steps: {damage}"));
-            assert_eq!(recovered.hard, expected.hard);
+            assert_eq!(recovered.rows, expected.rows);
             assert!(recovered.meta.boot >= expected.meta.boot);
         }
     }
@@ -383,7 +390,7 @@ fn a_start_never_overwrites_the_only_good_copy() {
 fn entry(index: u64) -> Persist {
     let data = vec![1; 1000].into();
     let entry = Entry { group: GroupId(0), term: 1, index, kind: 0, data };
-    Persist { seq: index, hard: Vec::new(), entries: vec![entry] }
+    Persist { seq: index, rows: Vec::new(), entries: vec![entry] }
 }
 
 #[test]

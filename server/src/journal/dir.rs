@@ -364,7 +364,7 @@ pub(super) fn prepare(path: &Path, name: Name, size: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quorate_engine::journal::{Entry, Hard, Persist};
+    use quorate_engine::journal::{Entry, Hard, Persist, Row};
     use quorate_protocol::id::GroupId;
 
     use super::super::{Listener, SyncThread};
@@ -397,9 +397,10 @@ mod tests {
 
     fn commit(dir: &mut DataDir, journal: &mut Journal, seq: u64) {
         let entry = Entry { group: GroupId(3), term: 1, index: seq, kind: 0, data: vec![7; 5000].into() };
-        let hard = vec![(GroupId(3), Hard { term: 1, vote: NodeId(2) })];
+        let hard = Hard { term: 1, ..Hard::default() };
+        let rows = vec![(GroupId(3), Row { hard, ..Row::default() })];
         let mut ios = Vec::new();
-        journal.plan(&[Persist { seq, hard, entries: vec![entry] }], &mut ios);
+        journal.plan(&[Persist { seq, rows, entries: vec![entry] }], &mut ios);
         dir.perform(&ios).unwrap();
         journal.done();
     }
@@ -428,8 +429,9 @@ mod tests {
         let thread = SyncThread::start(dir, journal, Ignore);
         let entry =
             |index, size| Entry { group: GroupId(3), term: 1, index, kind: 0, data: vec![7; size].into() };
-        let hard = vec![(GroupId(3), Hard { term: 1, vote: NodeId(2) })];
-        thread.submit(Persist { seq: 1, hard, entries: vec![entry(1, ZEROES + ZEROES / 4)] });
+        let hard = Hard { term: 1, ..Hard::default() };
+        let rows = vec![(GroupId(3), Row { hard, ..Row::default() })];
+        thread.submit(Persist { seq: 1, rows, entries: vec![entry(1, ZEROES + ZEROES / 4)] });
         thread.close();
         let allocated = fs::metadata(scratch.0.join(Name::Segment(1).path())).unwrap().blocks() * 512;
         assert!(allocated >= 2 * ZEROES as u64, "the second MiB is zeroed before it is reached: {allocated}");

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use quorate_engine::journal::{Entry, Hard, Persist, Recovered};
+use quorate_engine::journal::{Entry, Persist, Recovered, Row};
 use quorate_protocol::id::{GroupId, Index};
 
 use super::Verdict;
@@ -34,10 +34,10 @@ pub fn put(log: &mut Chains, entry: &Entry) {
 #[derive(Debug, Default)]
 pub struct Truth {
     logs: BTreeMap<GroupId, Chains>,
-    hard: BTreeMap<GroupId, Hard>,
+    rows: BTreeMap<GroupId, Row>,
     submitted: VecDeque<Persist>,
     /// What the present start has read; nothing relies on it before the start is done.
-    read: Option<(BTreeMap<GroupId, Chains>, BTreeMap<GroupId, Hard>)>,
+    read: Option<(BTreeMap<GroupId, Chains>, BTreeMap<GroupId, Row>)>,
 }
 
 impl Truth {
@@ -50,7 +50,7 @@ impl Truth {
     pub fn durable(&mut self, seq: u64) {
         while self.submitted.front().is_some_and(|batch| batch.seq <= seq) {
             let batch = self.submitted.pop_front().expect("it was just seen");
-            self.hard.extend(batch.hard);
+            self.rows.extend(batch.rows);
             for entry in &batch.entries {
                 put(self.logs.entry(entry.group).or_default(), entry);
             }
@@ -67,7 +67,7 @@ impl Truth {
     /// The start is done: the node goes on from what it has read.
     pub fn started(&mut self) {
         if let Some((logs, hard)) = self.read.take() {
-            (self.logs, self.hard) = (logs, hard);
+            (self.logs, self.rows) = (logs, hard);
             self.submitted.clear();
         }
     }
@@ -98,15 +98,15 @@ impl Truth {
             };
             put(expected.entry(entry.group).or_default(), entry);
         }
-        self.read = Some((expected, recovered.hard.clone()));
+        self.read = Some((expected, recovered.rows.clone()));
         Ok(())
     }
 
     fn check_hard(&self, recovered: &Recovered) -> Verdict {
-        for (group, hard) in &self.hard {
+        for (group, hard) in &self.rows {
             let mut later =
-                self.submitted.iter().flat_map(|batch| &batch.hard).filter(|(other, _)| other == group);
-            let found = recovered.hard.get(group).copied().unwrap_or_default();
+                self.submitted.iter().flat_map(|batch| &batch.rows).filter(|(other, _)| other == group);
+            let found = recovered.rows.get(group).cloned().unwrap_or_default();
             if found != *hard && !later.any(|(_, hard)| *hard == found) {
                 return Err(format!(
                     "group {}: it had acted upon {hard:?} and reads back {found:?}",
