@@ -26,6 +26,12 @@ impl Engine {
         self.groups.iter().map(report).collect()
     }
 
+    /// Bytes of log that a group keeps in memory.
+    #[must_use]
+    pub fn log_bytes(&self, group: GroupId) -> usize {
+        self.groups.get(&group).map_or(0, |group| group.consensus().log_bytes())
+    }
+
     /// Answers a question about this node's own view.
     pub(super) fn view(&self, ask: &NodeAsk) -> Reply {
         match ask {
@@ -90,7 +96,7 @@ impl Engine {
     fn partitions(&self) -> Reply {
         let partition = |group: u16| {
             let voters =
-                self.ring.voters(GroupId(group)).into_iter().map(|node| Reply::int(node.0)).collect();
+                self.replicas_of(GroupId(group)).into_iter().map(|node| Reply::int(node.0)).collect();
             map([
                 ("partition", Reply::int(u64::from(group))),
                 ("leader", self.gateway.leader(GroupId(group)).map_or(Reply::Nil, |node| Reply::int(node.0))),
