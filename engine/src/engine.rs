@@ -138,6 +138,8 @@ pub struct Engine {
     awake: BTreeSet<GroupId>,
     /// Groups that have done their part of this turn and have more to do.
     behind: BTreeSet<GroupId>,
+    /// Of the active members.
+    ring: Ring,
     client_addresses: BTreeMap<NodeId, String>,
     answers: BTreeMap<NodeId, Vec<Answer>>,
     /// What replicas that are gone had still to tell.
@@ -193,6 +195,7 @@ impl Engine {
             leading_changed: false,
             awake: (0..=meta.partitions).map(GroupId).collect(),
             behind: BTreeSet::new(),
+            ring,
             client_addresses: [(meta.node, client_address)].into(),
             answers: BTreeMap::new(),
             last_words: Vec::new(),
@@ -475,9 +478,10 @@ impl Engine {
         if let Some(members) =
             self.groups.get_mut(&GroupId::SYSTEM).and_then(Group::system_mut).and_then(System::take_members)
         {
-            for member in &members {
+            for member in members.iter().filter(|member| !member.client_address.is_empty()) {
                 self.client_addresses.insert(member.node, member.client_address.clone());
             }
+            self.members_changed(&members);
             fx.push(Effect::Members(members.into_vec()));
         }
     }

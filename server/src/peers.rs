@@ -181,7 +181,8 @@ impl Me {
             return Some(format!("node {node} is no other member of this cluster; correct --node-id"));
         }
         let members = shared.members.lock();
-        let known = members.iter().find(|member| member.node == hello.node).map(|member| member.identity);
+        let known =
+            members.iter().find(|member| member.node == hello.node).and_then(|member| member.identity);
         drop(members);
         if known
             .or_else(|| self.logged.get(&hello.node).copied())

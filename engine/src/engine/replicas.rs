@@ -13,18 +13,22 @@ use alloc::format;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{GroupId, NodeId, Replica, Term};
-use quorate_protocol::limits::SYSTEM_VOTERS;
-use quorate_protocol::peer::{Led, RaftFrame, RaftMessage};
+use quorate_protocol::peer::{Led, RaftFrame, RaftMessage, Work};
 
 use super::{Engine, LEADING_TICKS};
 use crate::consensus::is_of_leader;
-use crate::effect::{Effect, Effects, Level};
-use crate::group::{Birth, Found, Group, Wanted};
+use crate::effect::{Effect, Effects, Level, Member};
+use crate::gateway::Errand;
+use crate::group::{Birth, Found, Group};
 use crate::journal::{Conf, Entry, Hard, Meta, Row, Standing};
+use crate::members::{Members, Targets};
 use crate::ring::Ring;
+use crate::system::System;
 
 /// Ticks between two leaders that make way for preferred ones.
 const MAKE_WAY_TICKS: u64 = 25;
+/// How long what a leader tells of its group counts as the present; microseconds.
+const FRESH: u64 = 1_000_000;
 /// How long something may wait for the disk before the node would rather not lead; microseconds.
 const SLOW_DISK: u64 = 1_000_000;
 /// How long a disk is to be well before the node leads again; microseconds.
@@ -39,8 +43,8 @@ pub(super) struct Replicas {
     rows: Vec<(GroupId, Row)>,
     /// Replicas of other nodes that have lost what they acknowledged.
     lost: BTreeSet<(GroupId, Replica)>,
-    /// Group → the newest that its leader has told of it.
-    led: BTreeMap<GroupId, Led>,
+    /// Group → the newest that its leader has told of it, and when.
+    led: BTreeMap<GroupId, (u64, Led)>,
     /// All other nodes that are members.
     pub(super) peers: BTreeSet<NodeId>,
     /// Nodes that do not want to lead.
@@ -55,25 +59,13 @@ pub(super) struct Replicas {
 /// The configuration with which a cluster of these nodes is founded.
 #[must_use]
 pub(super) fn founding(group: GroupId, meta: &Meta) -> Conf {
-    let nodes: Vec<NodeId> = meta.founders.iter().map(|(node, _)| *node).collect();
-    let wanted = wanted_of(group, &nodes, &nodes);
+    let ring = Ring::new(meta.founders.iter().map(|(node, _)| *node));
+    let wanted = Members::new(&meta.founders).targets(&ring, group);
     let founder = |node: NodeId| Replica { node, incarnation: 0 };
     Conf::founding(
         wanted.voters.into_iter().map(founder).collect(),
         wanted.learners.into_iter().map(founder).collect(),
     )
-}
-
-/// Where a group should lie: `ring` are the nodes that hold groups, `all` those that know the members.
-fn wanted_of(group: GroupId, ring: &[NodeId], all: &[NodeId]) -> Wanted {
-    if group != GroupId::SYSTEM {
-        return Wanted { voters: Ring::new(ring.iter().copied()).voters(group), learners: Vec::new() };
-    }
-    let mut voters = ring.to_vec();
-    voters.sort_unstable();
-    voters.truncate(SYSTEM_VOTERS);
-    let learners = all.iter().copied().filter(|node| !voters.contains(node)).collect();
-    Wanted { voters, learners }
 }
 
 impl Replicas {
@@ -219,9 +211,9 @@ impl Engine {
         if !self.groups.contains_key(&id) {
             self.gateway.set_route(mono, id, Some(from), led.term);
         }
-        let newest = self.replicas.led.get(&id).map_or(0, |known| known.term);
+        let newest = self.replicas.led.get(&id).map_or(0, |(_, known)| known.term);
         if led.term >= newest {
-            self.replicas.led.insert(id, led);
+            self.replicas.led.insert(id, (mono, led));
         }
     }
 
@@ -247,11 +239,10 @@ impl Engine {
     }
 
     /// What the members say of a group.
-    fn wanted(&self, group: GroupId) -> Option<Wanted> {
+    fn wanted(&self, group: GroupId) -> Option<Targets> {
         let system = self.groups.get(&GroupId::SYSTEM)?;
         system.consensus().leader()?;
-        let system = system.system()?;
-        Some(wanted_of(group, &system.ring_nodes(), &system.ring_nodes()))
+        Some(system.system()?.targets(&self.ring, group))
     }
 
     /// Lets leaders move their groups to where they belong, and leadership with them.
@@ -261,6 +252,7 @@ impl Engine {
         if !self.replicas.ticks.is_multiple_of(LEADING_TICKS) {
             return;
         }
+        self.forget_members(mono);
         let reluctant = self.is_reluctant();
         let mut may_make_way = self.replicas.ticks.is_multiple_of(MAKE_WAY_TICKS);
         for id in (0..=self.meta.partitions).map(GroupId) {
@@ -275,6 +267,41 @@ impl Engine {
             } else if !changed && may_make_way {
                 may_make_way = !group.make_way(mono, &wanted, |node| shy.contains(&node));
             }
+        }
+    }
+
+    /// Forgets leaving members that no group names any more; only where the system group is led.
+    fn forget_members(&mut self, mono: u64) {
+        let Some(system) = self.groups.get(&GroupId::SYSTEM).filter(|group| group.leading().is_some()) else {
+            return;
+        };
+        let leaving = system.system().map(System::leaving).unwrap_or_default();
+        for node in leaving {
+            let free = (1..=self.meta.partitions).map(GroupId).all(|group| {
+                let Some(replicas) = self.replicas_for_certain(mono, group) else { return false };
+                replicas.iter().all(|replica| replica.node != node)
+            });
+            if free {
+                self.gateway.run_errand(mono, GroupId::SYSTEM, Work::Forget(node), Errand::Forget(node));
+            }
+        }
+    }
+
+    /// The replicas of a group as its leader sees them at present.
+    fn replicas_for_certain(&self, mono: u64, group: GroupId) -> Option<Vec<Replica>> {
+        if let Some(led) = self.groups.get(&group).filter(|group| group.leading().is_some()) {
+            return Some(led.consensus().conf().replicas());
+        }
+        let (heard, led) = self.replicas.led.get(&group)?;
+        (mono < heard + FRESH).then(|| led.replicas.clone())
+    }
+
+    /// The members, and with them the ring, have changed.
+    pub(super) fn members_changed(&mut self, members: &[Member]) {
+        let present = members.iter().filter(|member| !member.removed).map(|member| member.node);
+        self.replicas.peers = present.filter(|node| *node != self.me).collect();
+        if let Some(system) = self.groups.get(&GroupId::SYSTEM).and_then(Group::system) {
+            self.ring = Ring::new(system.ring_nodes());
         }
     }
 
@@ -302,7 +329,7 @@ impl Engine {
     pub(super) fn replicas_of(&self, group: GroupId) -> Vec<NodeId> {
         let replicas = match (self.groups.get(&group), self.replicas.led.get(&group)) {
             (Some(group), _) => group.consensus().conf().replicas(),
-            (None, Some(led)) => led.replicas.clone(),
+            (None, Some((_, led))) => led.replicas.clone(),
             (None, None) => Vec::new(),
         };
         replicas.into_iter().map(|replica| replica.node).collect()

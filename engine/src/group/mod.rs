@@ -40,7 +40,6 @@ use crate::snapshot::Loader;
 use crate::state::State;
 use crate::system::System;
 use crate::time::GroupClock;
-pub use replicas::Wanted;
 use snapshots::Files;
 pub use snapshots::{PIECE, gone};
 

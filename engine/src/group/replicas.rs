@@ -18,43 +18,35 @@ use super::Group;
 use crate::consensus::change::{Change, Target};
 use crate::effect::TICK;
 use crate::journal::Conf;
+use crate::members::Targets;
 
 /// Entries by which a learner's log may be behind the leader's when it becomes a voter.
 const CLOSE: u64 = 256;
 /// How long a leader leads before it makes way for the preferred one; microseconds.
 const SETTLED: u64 = 100 * TICK;
 
-/// What a group's replicas should be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// The nodes with a vote; the first is to lead.
-    pub voters: Vec<NodeId>,
-    /// The nodes that only follow.
-    pub learners: Vec<NodeId>,
-}
-
 fn nodes(replicas: &[Replica]) -> impl Iterator<Item = NodeId> {
     replicas.iter().map(|replica| replica.node)
 }
 
 impl Group {
-    /// Makes the next step towards what is wanted; `lost` says whether a replica is known to have lost what it
+    /// Makes the next step towards the targets; `lost` says whether a replica is known to have lost what it
     /// acknowledged. Whether a step was made.
-    pub fn balance(&mut self, wanted: &Wanted, lost: impl Fn(Replica) -> bool) -> bool {
+    pub fn balance(&mut self, targets: &Targets, lost: impl Fn(Replica) -> bool) -> bool {
         if self.leading().is_none() || !self.consensus.may_change() {
             return false;
         }
         let step = if self.consensus.conf().is_joint() {
             Some(Change::Leave)
         } else {
-            self.next_step(wanted, lost).map(Change::To)
+            self.next_step(targets, lost).map(Change::To)
         };
         let Some(step) = step else { return false };
         self.consensus.propose_change(&step);
         true
     }
 
-    fn next_step(&self, wanted: &Wanted, lost: impl Fn(Replica) -> bool) -> Option<Target> {
+    fn next_step(&self, targets: &Targets, lost: impl Fn(Replica) -> bool) -> Option<Target> {
         let conf = self.consensus.conf();
         let me = self.consensus.me();
         let whole = |replicas: &[Replica]| -> Vec<Replica> {
@@ -66,19 +58,19 @@ impl Group {
         }
         let held = |node: &NodeId| nodes(&voters).chain(nodes(&learners)).any(|other| other == *node);
         let missing: Vec<NodeId> =
-            wanted.voters.iter().chain(&wanted.learners).copied().filter(|node| !held(node)).collect();
+            targets.voters.iter().chain(&targets.learners).copied().filter(|node| !held(node)).collect();
         if !missing.is_empty() {
             let new = missing.into_iter().map(|node| Replica { node, incarnation: conf.next });
             return Some(Target { voters, learners: learners.into_iter().chain(new).collect() });
         }
-        self.towards(wanted, conf, me)
+        self.towards(targets, conf, me)
     }
 
-    /// All wanted nodes have replicas: gives votes to those that have caught up, and drops who is not wanted.
-    fn towards(&self, wanted: &Wanted, conf: &Conf, me: Replica) -> Option<Target> {
+    /// All wanted nodes have replicas: gives votes to those that have caught up, and drops who is not targets.
+    fn towards(&self, targets: &Targets, conf: &Conf, me: Replica) -> Option<Target> {
         let all = conf.voters.iter().chain(&conf.learners);
         let (mut voters, mut learners): (Vec<Replica>, Vec<Replica>) = (Vec::new(), Vec::new());
-        for &replica in all.clone().filter(|replica| wanted.voters.contains(&replica.node)) {
+        for &replica in all.clone().filter(|replica| targets.voters.contains(&replica.node)) {
             if !conf.voters.contains(&replica) && !self.is_close(replica) {
                 // Nothing is taken away before those that are to come have caught up.
                 return None;
@@ -88,7 +80,7 @@ impl Group {
         if !voters.contains(&me) && conf.voters.contains(&me) {
             voters.push(me);
         }
-        learners.extend(conf.learners.iter().filter(|replica| wanted.learners.contains(&replica.node)));
+        learners.extend(conf.learners.iter().filter(|replica| targets.learners.contains(&replica.node)));
         voters.sort_unstable();
         learners.sort_unstable();
         let sorted = |replicas: &[Replica]| {
@@ -105,7 +97,7 @@ impl Group {
     }
 
     /// Hands leadership over to the first wanted voter, if that is another node which can take it. Whether it began.
-    pub fn make_way(&mut self, now: u64, wanted: &Wanted, reluctant: impl Fn(NodeId) -> bool) -> bool {
+    pub fn make_way(&mut self, now: u64, targets: &Targets, reluctant: impl Fn(NodeId) -> bool) -> bool {
         let conf = self.consensus.conf();
         if self.leading().is_none()
             || now < self.led_since + SETTLED
@@ -116,7 +108,7 @@ impl Group {
         }
         let me = self.consensus.me();
         let able = |node: &&NodeId| !reluctant(**node);
-        let Some(&heir) = wanted.voters.iter().find(able) else { return false };
+        let Some(&heir) = targets.voters.iter().find(able) else { return false };
         if heir == me.node && conf.voters.contains(&me) {
             return false;
         }
