@@ -87,6 +87,8 @@ pub enum Input {
     BackgroundDone(u64),
     /// Whether the disk has room: while it has none, nothing is written for clients.
     Room(bool),
+    /// The node is about to stop: hand leadership over.
+    Resign,
     /// A frame of the snapshot lane.
     Snapshot {
         /// Its sender.
@@ -161,10 +163,16 @@ pub enum Level {
 pub struct Member {
     /// The node.
     pub node: NodeId,
-    /// Its data directory; peers with another one are refused.
-    pub identity: Identity,
-    /// Where its clients connect.
+    /// Its data directory, once it has opened a session; peers with another one are refused.
+    pub identity: Option<Identity>,
+    /// The directories that it had before it was removed and added again; peers with one of them are refused.
+    pub retired: Vec<Identity>,
+    /// Where its clients connect; empty as long as it has opened no session.
     pub client_address: String,
+    /// Where other nodes connect to it.
+    pub peer_address: String,
+    /// Whether it is no member any more: it is not dialled, and refused when it dials.
+    pub removed: bool,
 }
 
 /// What the engine wants done.

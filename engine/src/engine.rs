@@ -199,7 +199,7 @@ impl Engine {
                 self.end_turn(mono, &mut BTreeMap::new(), fx);
             }
             Input::Persisted(seq) => self.persisted(seq, fx),
-            Input::BackgroundDone(_) | Input::Room(_) | Input::Snapshot { .. } => {}
+            Input::BackgroundDone(_) | Input::Room(_) | Input::Snapshot { .. } | Input::Resign => {}
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
             Input::Requests { conn, requests } => self.requests(mono, conn, requests),
             Input::Disconnected { conn } => {

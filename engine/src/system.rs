@@ -371,8 +371,11 @@ impl System {
     pub fn members(&self) -> Box<[Member]> {
         let member = |(&node, row): (&NodeId, &NodeRow)| Member {
             node,
-            identity: row.identity,
+            identity: Some(row.identity),
+            retired: Vec::new(),
             client_address: row.client_address.clone(),
+            peer_address: self.members.get(&node).cloned().unwrap_or_default(),
+            removed: false,
         };
         self.nodes.iter().map(member).collect()
     }
