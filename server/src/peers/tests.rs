@@ -214,7 +214,7 @@ async fn who_may_not_join_is_told_why() {
     one.shared.book.learn(vec![one.as_member(false), four.as_member(false)]);
     let ask = async |node, address: &str| {
         let join = Join { node: NodeId(node), peer_address: address.to_owned() };
-        join::ask(&[one.me.peer_address.clone()], &join).await.expect_err("it may not")
+        join::ask(std::slice::from_ref(&one.me.peer_address), &join).await.expect_err("it may not")
     };
     let why = ask(4, &four.me.peer_address).await;
     assert!(why.contains("node 4 is known with another data directory"), "{why}");
