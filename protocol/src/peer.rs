@@ -8,7 +8,9 @@
 //! Invariant: a `Forward` names the term it is meant for; only the leader of that very term accepts it.
 //!
 //! On the wire a frame is: length `u32` of what follows it, CRC32 `u32` over the payload, the payload in
-//! the notation of `wire.rs`. The first frame of a connection is a `Hello`, answered by a `Welcome`.
+//! the notation of `wire.rs`. The first frame of a connection is a `Greeting`, answered by a `Welcome`. The version
+//! at its very beginning, and `Welcome::No`, are the same in all versions: a release that is not understood
+//! reads a sentence that says so.
 
 use bytes::Bytes;
 
@@ -17,6 +19,7 @@ use crate::id::{
 };
 use crate::op::Op;
 use crate::reply::Reply;
+use crate::wire::Wire;
 use crate::{wire_enum, wire_struct};
 
 /// The version of the words in this file.
@@ -40,11 +43,39 @@ wire_enum! {
 }
 
 wire_struct! {
-    /// The first frame: who opens the connection.
+    /// The first frame of a connection.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Greeting {
+        /// `PEER_VERSION` of the sender. What follows is read only if it is the reader's own.
+        pub version: u16,
+        /// What it wants.
+        pub opening: Opening,
+    }
+}
+
+impl Greeting {
+    /// The version of a first frame, whatever release it comes from.
+    #[must_use]
+    pub fn version_of(frame: &Bytes) -> Option<u16> {
+        u16::take(&mut frame.clone()).ok()
+    }
+}
+
+wire_enum! {
+    /// Why a connection to the peer port is opened.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Opening {
+        /// A node of the cluster opens a lane.
+        Hello(hello: Hello) = 1,
+        /// A node without data asks to be let into the cluster.
+        Join(join: Join) = 2,
+    }
+}
+
+wire_struct! {
+    /// Who opens a lane.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct Hello {
-        /// `PEER_VERSION` of the sender.
-        pub version: u16,
         /// Its cluster.
         pub cluster: ClusterId,
         /// Its node id.
@@ -59,17 +90,49 @@ wire_struct! {
         pub lane: Lane,
         /// Where its clients connect, for MEMBERS and LEADER.
         pub client_address: String,
+        /// Where other nodes connect to it: who does not know it yet dials it there.
+        pub peer_address: String,
+    }
+}
+
+wire_struct! {
+    /// A node with an empty data directory asks a member for admission.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Join {
+        /// The id that its operator gave it.
+        pub node: NodeId,
+        /// Where other nodes are to connect to it.
+        pub peer_address: String,
+    }
+}
+
+wire_struct! {
+    /// What a node that was let in founds its data directory as.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Joined {
+        /// The cluster.
+        pub cluster: ClusterId,
+        /// Its partitions.
+        pub partitions: u16,
+        /// The nodes of its first configuration.
+        pub founders: Vec<(NodeId, String)>,
+        /// Its nodes by now, as far as the member knows them, and where to reach them.
+        pub members: Vec<(NodeId, String)>,
     }
 }
 
 wire_enum! {
-    /// The answer to a `Hello`.
+    /// The answer to a `Greeting`. The connection is closed behind all but `Yes`.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub enum Welcome {
-        /// The connection stands; who answers.
+        /// The lane stands; who answers.
         Yes(me: Hello) = 1,
-        /// It does not, and what to do about it. The connection is closed after this.
+        /// No, and what to do about it.
         No(why: String) = 2,
+        /// The node is a member now.
+        Joined(joined: Joined) = 3,
+        /// The cluster cannot decide it at the moment, and why: ask again, or another member.
+        Later(why: String) = 4,
     }
 }
 
