@@ -2,10 +2,13 @@
 
 mod town;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
-use quorate_engine::journal::{File, Standing};
+use quorate_engine::journal::{Conf, File, Standing};
+use quorate_engine::ring::Ring;
 use quorate_protocol::id::{GroupId, NodeId};
-use quorate_protocol::op::Pub;
+use quorate_protocol::op::{MemberAdd, MemberOp, Op, Pub};
 use quorate_protocol::reply::Reply;
 use town::{Town, get, set};
 
@@ -19,8 +22,8 @@ fn work(town: &mut Town, node: u64, from: u64, rounds: u64) {
             dedupe: None,
             delay: 0,
         };
-        let ops = vec![set(&format!("key{}", n % 50), &value), quorate_protocol::op::Op::Pub(message)];
-        town.ask(node, n * 10, ops);
+        let ops = vec![set(&format!("key{}", n % 50), &value), Op::Pub(message)];
+        town.ask_next(node, ops);
         town.run(1);
     }
     town.run(5);
@@ -48,7 +51,7 @@ fn a_log_that_grows_is_replaced_by_snapshots_and_a_restart_finds_the_same_state(
         assert!(after.applied > 0 || before.applied < 20, "{after:?} starts from a snapshot");
     }
     town.run_until("node 2 has caught up", |town| town.agree(&[1, 2, 3]));
-    town.ask(2, 100_000, vec![get("key1")]);
+    town.ask_next(2, vec![get("key1")]);
     town.run(5);
     let (_, last) = town.replies_of(2).pop().expect("an answer");
     assert!(matches!(&last, Reply::Bulk(value) if value.starts_with(b"251v")), "{last:?}");
@@ -132,4 +135,67 @@ fn leadership_returns_to_where_it_belongs_and_leaves_a_node_that_stops() {
     town.run_until("leaders are where they were", |town| {
         (1..=3).map(|node| leads(town, node)).collect::<Vec<_>>() == spread
     });
+}
+
+fn change(town: &mut Town, op: MemberOp) {
+    let id = town.ask_next(1, vec![Op::Member(op)]);
+    town.run(10);
+    let (_, reply) = town.replies_of(1).into_iter().find(|(other, _)| *other == id).expect("an answer");
+    assert_eq!(reply, Reply::OK);
+}
+
+/// The nodes with a replica of each group, as their leaders see it.
+fn places(town: &Town) -> BTreeMap<GroupId, BTreeSet<NodeId>> {
+    let rows = town.disks.values().flat_map(|disk| &disk.rows);
+    let mut newest: BTreeMap<GroupId, &Conf> = BTreeMap::new();
+    for (&group, row) in rows.filter(|(_, row)| row.standing == Standing::Whole) {
+        let known = newest.entry(group).or_insert(&row.conf);
+        if row.conf.index > known.index {
+            *known = &row.conf;
+        }
+    }
+    let nodes = |conf: &Conf| conf.replicas().into_iter().map(|replica| replica.node).collect();
+    newest.into_iter().map(|(group, conf)| (group, nodes(conf))).collect()
+}
+
+#[test]
+fn a_cluster_grows_and_shrinks_under_load_and_moves_only_what_it_must() {
+    let mut town = Town::with_floor(3, 64 << 10);
+    town.run(30);
+    work(&mut town, 1, 1, 200);
+    let three = places(&town);
+    for node in [4, 5] {
+        let add = MemberAdd { node: NodeId(node), peer_address: format!("peer{node}:7412") };
+        change(&mut town, MemberOp::Add(add));
+        town.start(node);
+    }
+    let ring = Ring::new((1..=5).map(NodeId));
+    let want: BTreeMap<GroupId, BTreeSet<NodeId>> =
+        (0..=16).map(GroupId).map(|group| (group, ring.voters(group).into_iter().collect())).collect();
+    let mut round = 0;
+    while places(&town) != want {
+        round += 1;
+        work(&mut town, 1, 1000 + round * 10, 3);
+        assert!(round < 300, "the groups move: {:?}", places(&town));
+    }
+    let moved = want.iter().filter(|(group, nodes)| three[group] != **nodes).count();
+    assert!((8..=17).contains(&moved), "{moved} of 17 groups got a new node");
+    town.run_until("all agree", |town| town.agree(&[1, 2, 3, 4, 5]));
+    let held = |town: &Town, node: u64| town.engine(node).report().len();
+    assert!((4..17).contains(&held(&town, 4)) && (4..17).contains(&held(&town, 5)));
+
+    for node in [4, 5] {
+        change(&mut town, MemberOp::Remove(NodeId(node)));
+    }
+    round = 0;
+    while places(&town) != three {
+        round += 1;
+        work(&mut town, 1, 5000 + round * 10, 3);
+        assert!(round < 300, "the groups move back: {:?}", places(&town));
+    }
+    assert_eq!((held(&town, 4), held(&town, 5)), (0, 0), "nothing is left on them");
+    town.run_until("all agree", |town| town.agree(&[1, 2, 3]));
+    let replies = town.replies_of(1);
+    let refused: Vec<_> = replies.iter().filter(|(_, reply)| reply.failure().is_some()).collect();
+    assert!(refused.is_empty(), "nothing was refused meanwhile: {refused:?}");
 }

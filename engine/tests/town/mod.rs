@@ -80,6 +80,8 @@ pub(crate) struct Town {
     pub(crate) replies: Vec<(NodeId, u64, u64, Reply)>,
     founders: Vec<(NodeId, String)>,
     boots: u64,
+    /// Node → the next free request number on its connection.
+    asked: BTreeMap<u64, u64>,
 }
 
 pub(crate) fn meta(node: u64, founders: &[(NodeId, String)]) -> Meta {
@@ -110,6 +112,7 @@ impl Town {
             replies: Vec::new(),
             founders: (1..=n).map(|id| (NodeId(id), format!("peer{id}"))).collect(),
             boots: 0,
+            asked: BTreeMap::new(),
         };
         (1..=n).for_each(|id| this.start(id));
         this
@@ -218,6 +221,15 @@ impl Town {
         let request = |(id, op)| Request { id, want: Want::Op(op), client: None, after: None };
         let requests = (first..).zip(ops).map(request).collect();
         self.inbox.push_back((NodeId(node), Input::Requests { conn: 1, requests }));
+    }
+
+    /// Asks under the next free numbers; returns the first.
+    pub(crate) fn ask_next(&mut self, node: u64, ops: Vec<Op>) -> u64 {
+        let next = self.asked.entry(node).or_insert(1);
+        let first = *next;
+        *next += ops.len() as u64;
+        self.ask(node, first, ops);
+        first
     }
 
     pub(crate) fn replies_of(&self, node: u64) -> Vec<(u64, Reply)> {
