@@ -450,7 +450,7 @@ impl Engine {
         if let Some(members) =
             self.groups.get_mut(&GroupId::SYSTEM).and_then(Group::system_mut).and_then(System::take_members)
         {
-            for member in &members {
+            for member in members.iter().filter(|member| !member.client_address.is_empty()) {
                 self.client_addresses.insert(member.node, member.client_address.clone());
             }
             fx.push(Effect::Members(members.into_vec()));

@@ -12,6 +12,7 @@ pub mod household;
 pub mod journal;
 pub mod keep;
 pub mod lock;
+pub mod members;
 pub mod memory;
 pub mod outcome;
 pub mod partition;

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
 use quorate_protocol::limits::{CLIENT_LEASE, CLIENTS_MAX, SESSION_LEASE};
-use quorate_protocol::op::Op;
+use quorate_protocol::op::{MemberOp, Op};
 use quorate_protocol::peer::{Item, OpenSession, Parcel, Receipted, Renewal, Work};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire_struct;
@@ -22,8 +22,10 @@ use crate::batch::Batch;
 use crate::effect::Member;
 use crate::journal::{Entry, Meta};
 use crate::lock::Locks;
+use crate::members::{MemberRow, MemberStanding, Members, Targets};
 use crate::memory::Memory;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
+use crate::ring::Ring;
 use crate::table::Table;
 
 /// Outbox items of one parcel.
@@ -54,8 +56,8 @@ pub struct System {
     pub locks: Locks,
     /// What client sessions have been answered here.
     pub memory: Memory,
-    /// The cluster's nodes, and where other nodes connect to them.
-    members: Table<NodeId, String>,
+    /// Who belongs to the cluster.
+    pub members: Members,
     nodes: Table<NodeId, NodeRow>,
     clients: Table<ClientId, u64>,
     outbox: Table<u64, Item>,
@@ -71,15 +73,36 @@ pub struct System {
 }
 
 /// The data directories that a recovered log of the system group names, the first of each node: whom to let
-/// in before anything of the log is known to be committed.
+/// in before anything of the log is known to be committed. A node that was forgotten may have come again since, with
+/// another directory.
 #[must_use]
 pub fn identities(log: &[Entry]) -> BTreeMap<NodeId, Identity> {
     let mut found = BTreeMap::new();
     for entry in log.iter().filter(|entry| !entry.data.is_empty()) {
         let commands = Batch::read(entry.data.clone()).map(|batch| batch.commands).unwrap_or_default();
         for logged in commands {
-            if let Work::OpenSession(open) = logged.work {
-                found.entry(open.node).or_insert(open.identity);
+            match logged.work {
+                Work::OpenSession(open) => _ = found.entry(open.node).or_insert(open.identity),
+                Work::Forget(node) => _ = found.remove(&node),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Where a recovered log of the system group says that nodes were added: whom to dial before anything of the log is
+/// known to be committed. The founders may all be gone by then.
+#[must_use]
+pub fn addresses(log: &[Entry]) -> BTreeMap<NodeId, String> {
+    let mut found = BTreeMap::new();
+    for entry in log.iter().filter(|entry| !entry.data.is_empty()) {
+        let commands = Batch::read(entry.data.clone()).map(|batch| batch.commands).unwrap_or_default();
+        for logged in commands {
+            match logged.work {
+                Work::Op(Op::Member(MemberOp::Add(add))) => _ = found.insert(add.node, add.peer_address),
+                Work::Forget(node) => _ = found.remove(&node),
+                _ => {}
             }
         }
     }
@@ -94,10 +117,6 @@ impl System {
         for group in 1..=meta.partitions {
             taken.insert(GroupId(group), 0);
         }
-        let mut members = Table::new(206);
-        for (node, address) in &meta.founders {
-            members.insert(*node, address.clone());
-        }
         let mut level = Table::new(207);
         level.insert(0, 1);
         let mut ends = Table::new(205);
@@ -105,7 +124,7 @@ impl System {
         Self {
             locks: Locks::new(),
             memory: Memory::new(),
-            members,
+            members: Members::new(&meta.founders),
             nodes: Table::new(201),
             clients: Table::new(202),
             outbox: Table::new(203),
@@ -215,6 +234,7 @@ impl System {
             }
             Work::OpenClient => self.open_client(ctx, asker, out),
             Work::Taken(receipt) => self.taken(asker, receipt, out),
+            Work::Forget(node) => self.forget(ctx, asker, node, out),
             Work::SeeClient(_) | Work::Introduce(_) | Work::Take(_) => {
                 answer(out, *asker, Reply::error(Code::Err, "this is not the system group's work"));
             }
@@ -230,6 +250,7 @@ impl System {
             Op::Lock(op) => self.locks.lock(ctx, asker, op, out),
             Op::Unlock(op) => self.locks.unlock(ctx, asker, op, out),
             Op::Renew(op) => self.locks.renew(ctx, asker, op, out),
+            Op::Member(op) => self.change_members(asker, op, out),
             _ => answer(
                 out,
                 *asker,
@@ -238,7 +259,33 @@ impl System {
         }
     }
 
+    fn change_members(&mut self, asker: &Asker, op: MemberOp, out: &mut Outcomes) {
+        let reply = match self.members.decide(op) {
+            Ok(()) => Reply::OK,
+            Err(why) => Reply::error(Code::Err, why),
+        };
+        self.members_changed = true;
+        answer(out, *asker, reply);
+    }
+
+    /// Ends what there still is of a node that has given its share away and leaves.
+    fn forget(&mut self, ctx: &Ctx, asker: &Asker, node: NodeId, out: &mut Outcomes) {
+        let identity = self.nodes.get(&node).map(|row| row.identity);
+        let leaves = self.members.forget(ctx.at.serial(), node, identity);
+        if leaves {
+            self.end_node(ctx, node, out);
+            self.nodes.remove(&node);
+            self.members_changed = true;
+            self.raise_level();
+            out.push(Outcome::Notice(format!("node {} is no member of this cluster any more", node.0)));
+        }
+        answer(out, *asker, Reply::Int(i64::from(leaves)));
+    }
+
     fn open_session(&mut self, ctx: &Ctx, asker: &Asker, open: OpenSession, out: &mut Outcomes) {
+        if let Some(why) = self.members.objection(open.node, open.identity) {
+            return answer(out, *asker, Reply::error(Code::Err, why));
+        }
         let known = self.nodes.get(&open.node);
         if known.is_some_and(|row| row.identity != open.identity) {
             let text = format!(
@@ -284,8 +331,8 @@ impl System {
 
     /// Raises the feature level to what every member's release knows.
     fn raise_level(&mut self) {
-        let of = |node| self.nodes.get(node).map_or(0, |row| row.level);
-        let known = self.members.iter().map(|(node, _)| of(node)).min().unwrap_or(0);
+        let of = |node| self.nodes.get(&node).map_or(0, |row| row.level);
+        let known = self.members.present().map(|(node, _)| of(node)).min().unwrap_or(0);
         if known > self.level() {
             self.level.insert(0, known);
         }
@@ -366,18 +413,33 @@ impl System {
         core::mem::take(&mut self.members_changed).then(|| self.members())
     }
 
-    /// The nodes that have ever opened a session.
+    /// The nodes that are, or were, members.
     #[must_use]
     pub fn members(&self) -> Box<[Member]> {
-        let member = |(&node, row): (&NodeId, &NodeRow)| Member {
-            node,
-            identity: Some(row.identity),
-            retired: Vec::new(),
-            client_address: row.client_address.clone(),
-            peer_address: self.members.get(&node).cloned().unwrap_or_default(),
-            removed: false,
+        let member = |(node, row): (NodeId, &MemberRow)| {
+            let known = self.nodes.get(&node);
+            Member {
+                node,
+                identity: known.map(|known| known.identity),
+                retired: self.members.retired(node).collect(),
+                client_address: known.map(|known| known.client_address.clone()).unwrap_or_default(),
+                peer_address: row.peer_address.clone(),
+                removed: row.standing == MemberStanding::Gone,
+            }
         };
-        self.nodes.iter().map(member).collect()
+        self.members.iter().map(member).collect()
+    }
+
+    /// The nodes that partitions are spread over, in id order.
+    #[must_use]
+    pub fn ring_nodes(&self) -> Vec<NodeId> {
+        self.members.with(MemberStanding::Active).collect()
+    }
+
+    /// Who is to hold a group; `ring` is that of `ring_nodes`.
+    #[must_use]
+    pub fn targets(&self, ring: &Ring, group: GroupId) -> Targets {
+        self.members.targets(ring, group)
     }
 }
 
@@ -385,38 +447,47 @@ impl System {
 mod tests {
     use super::*;
     use quorate_protocol::id::{ClusterId, LogPos};
+    use quorate_protocol::op::MemberAdd;
 
-    fn open(system: &mut System, at: u64, node: u64, boot: u64, level: u16) -> Reply {
-        let asker = Asker { conn: ConnId::default(), request: at, client: None };
-        let identity = Identity(u128::from(node));
-        let work = OpenSession {
-            node: NodeId(node),
-            identity,
-            boot: Boot(boot),
-            level,
-            client_address: String::new(),
-        };
+    fn apply(system: &mut System, at: u64, conn: ConnId, work: Work) -> Reply {
+        let asker = Asker { conn, request: at, client: None };
         let mut out = Outcomes::new();
         let ctx = Ctx { at: LogPos { index: 0, offset: u32::try_from(at).unwrap() }, time: at };
-        system.apply(&ctx, &asker, Work::OpenSession(work), &mut out);
+        system.apply(&ctx, &asker, work, &mut out);
         match out.pop() {
             Some(Outcome::Reply { reply, .. }) => reply,
             other => panic!("{other:?}"),
         }
     }
 
+    fn session(node: u64, identity: u64, boot: u64, level: u16) -> Work {
+        Work::OpenSession(OpenSession {
+            node: NodeId(node),
+            identity: Identity(identity.into()),
+            boot: Boot(boot),
+            level,
+            client_address: String::new(),
+        })
+    }
+
+    fn open(system: &mut System, at: u64, node: u64, boot: u64, level: u16) -> Reply {
+        apply(system, at, ConnId::default(), session(node, node, boot, level))
+    }
+
+    fn three_nodes() -> System {
+        let (cluster, identity) = (ClusterId(1), Identity(1));
+        let founders = (1..=3).map(|node| (NodeId(node), format!("host{node}:7412"))).collect();
+        System::new(&Meta { cluster, node: NodeId(1), identity, boot: Boot(1), partitions: 16, founders })
+    }
+
+    #[track_caller]
+    fn assert_refused(reply: &Reply, why: &str) {
+        assert!(reply.failure().is_some_and(|failure| failure.text.contains(why)), "{reply:?}");
+    }
+
     #[test]
     fn the_feature_level_rises_when_every_member_knows_the_next_and_never_falls() {
-        let founders = (1..=3).map(|node| (NodeId(node), String::new())).collect();
-        let (cluster, identity) = (ClusterId(1), Identity(1));
-        let mut system = System::new(&Meta {
-            cluster,
-            node: NodeId(1),
-            identity,
-            boot: Boot(1),
-            partitions: 16,
-            founders,
-        });
+        let mut system = three_nodes();
         for (at, node) in (1..).zip([1, 2]) {
             assert_eq!(open(&mut system, at, node, 1, 2), Reply::int(at));
         }
@@ -425,13 +496,50 @@ mod tests {
         assert_eq!(system.level(), 1);
         open(&mut system, 4, 3, 2, 3);
         assert_eq!(system.level(), 2);
-        let refusal = open(&mut system, 5, 3, 3, 1);
-        assert!(
-            refusal.failure().is_some_and(|failure| failure.text.contains("feature level 2")),
-            "{refusal:?}"
-        );
+        assert_refused(&open(&mut system, 5, 3, 3, 1), "feature level 2");
         assert_eq!(open(&mut system, 6, 1, 2, 2), Reply::int(6));
-        let stale = open(&mut system, 7, 1, 1, 2);
-        assert!(stale.failure().is_some_and(|failure| failure.text.contains("started again")), "{stale:?}");
+        assert_refused(&open(&mut system, 7, 1, 1, 2), "started again");
+    }
+
+    #[test]
+    fn a_node_that_is_gone_holds_nothing_back_and_comes_again_only_anew() {
+        let mut system = three_nodes();
+        let conn = ConnId::new(NodeId(1), SessionId(1), Boot(1), 1);
+        let change = |op| Work::Op(Op::Member(op));
+        assert!(system.take_members().is_none(), "nothing is known yet");
+        for (at, (node, level)) in (1..).zip([(1, 2), (2, 2), (3, 1)]) {
+            assert_eq!(open(&mut system, at, node, 7, level), Reply::int(at));
+        }
+        assert_refused(&open(&mut system, 4, 4, 1, 2), "no member of this cluster; send MEMBER ADD 4");
+        assert_refused(
+            &apply(&mut system, 5, ConnId::default(), change(MemberOp::Remove(NodeId(3)))),
+            "reconnect",
+        );
+        assert_eq!(apply(&mut system, 6, conn, Work::Forget(NodeId(3))), Reply::Int(0), "it is not leaving");
+        assert_eq!(apply(&mut system, 7, conn, change(MemberOp::Remove(NodeId(3)))), Reply::OK);
+        assert_eq!(system.ring_nodes(), [1, 2].map(NodeId));
+        let renewal = || Work::Renew(Renewal { node: NodeId(3), session: SessionId(3), clients: Vec::new() });
+        assert_eq!(apply(&mut system, 8, conn, renewal()), Reply::Int(1), "a leaving node is still at work");
+        assert_eq!((system.level(), system.parcels().len()), (1, 0));
+        assert_eq!(apply(&mut system, 9, conn, Work::Forget(NodeId(3))), Reply::Int(1));
+        assert_eq!(system.level(), 2, "the old release is gone");
+        assert_eq!(apply(&mut system, 10, conn, renewal()), Reply::Int(0), "its session is over");
+        assert_eq!(system.parcels()[0].1.items, [Item::NodeEnded((NodeId(3), SessionId(3)))]);
+        assert_refused(&open(&mut system, 11, 3, 8, 2), "was removed from this cluster");
+        let removed = |members: &[Member]| members.iter().map(|member| member.removed).collect::<Vec<_>>();
+        assert_eq!(removed(&system.take_members().expect("news")), [false, false, true]);
+
+        let add = MemberAdd { node: NodeId(3), peer_address: "host33:7412".into() };
+        assert_eq!(apply(&mut system, 12, conn, change(MemberOp::Add(add))), Reply::OK);
+        assert_refused(&open(&mut system, 13, 3, 8, 2), "belongs to a member that was removed");
+        let members = system.take_members().expect("news");
+        assert_eq!((members[2].identity, &members[2].retired), (None, &[Identity(3)].into()));
+        assert_eq!((members[2].removed, members[2].peer_address.as_str()), (false, "host33:7412"));
+        assert_eq!(
+            apply(&mut system, 14, conn, session(3, 33, 1, 2)),
+            Reply::int(14),
+            "a directory of its own"
+        );
+        assert_eq!(system.take_members().expect("news")[2].identity, Some(Identity(33)));
     }
 }

@@ -107,6 +107,14 @@ pub const PARTITIONS: u16 = 16;
 pub const REPLICAS: usize = 3;
 /// Nodes of a cluster.
 pub const NODES_MAX: usize = 64;
+/// Nodes that a cluster has ever had; above it only ids of removed ones are taken again.
+pub const NODES_EVER_MAX: usize = 1024;
+/// Data directories of removed nodes that are remembered, so that none of them comes back; the oldest go first.
+pub const RETIRED_MAX: usize = 1024;
+/// A node's id: it shares 64 bits with the number of its replica.
+pub const NODE_ID_MAX: u64 = u32::MAX as u64;
+/// A node's address, `host:port`.
+pub const ADDRESS_MAX: usize = 261;
 /// Bytes of log entries that a node keeps; above it new work is refused until compaction frees some.
 pub const LOG_MAX: usize = 4 << 30;
 

@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 
-use crate::id::GroupId;
+use crate::id::{GroupId, NodeId};
 use crate::{wire_enum, wire_struct};
 
 wire_struct! {
@@ -228,6 +228,32 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// `MEMBER ADD id host:port`
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct MemberAdd {
+        /// The node.
+        pub node: NodeId,
+        /// Where other nodes connect to it.
+        pub peer_address: String,
+    }
+}
+
+wire_enum! {
+    /// `MEMBER`: who belongs to the cluster. What replicas move is a consequence, brought about by the groups' leaders.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum MemberOp {
+        /// ADD: the node belongs to the cluster, and gets its share.
+        Add(op: MemberAdd) = 1,
+        /// DRAIN: the node gives its share away, and stays a member.
+        Drain(node: NodeId) = 2,
+        /// REMOVE: the node gives its share away, and is forgotten then.
+        Remove(node: NodeId) = 3,
+        /// CANCEL: a node that was to give its share away keeps it.
+        Cancel(node: NodeId) = 4,
+    }
+}
+
 wire_enum! {
     /// One command of a client. Tags are part of the log's format: never reuse one.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,6 +296,8 @@ wire_enum! {
         Expire(op: Expire) = 37,
         /// TTL
         Ttl(op: Ttl) = 38,
+        /// MEMBER
+        Member(op: MemberOp) = 64,
     }
 }
 
@@ -291,7 +319,9 @@ impl Op {
     #[must_use]
     pub fn home(&self) -> Home<'_> {
         match self {
-            Self::Lock(_) | Self::Unlock(_) | Self::Renew(_) | Self::LockInfo(_) => Home::System,
+            Self::Lock(_) | Self::Unlock(_) | Self::Renew(_) | Self::LockInfo(_) | Self::Member(_) => {
+                Home::System
+            }
             Self::Pub(Pub { topic: name, .. })
             | Self::Fetch(Fetch { topic: name, .. })
             | Self::Ack(Ack { topic: name, .. })

@@ -348,6 +348,9 @@ wire_enum! {
         Take(parcel: Parcel) = 8,
         /// The source of outbox items learns that they arrived; answers OK.
         Taken(receipt: Receipted) = 9,
+        /// Group 0: no other group's configuration names this leaving node any more, so that it can be forgotten;
+        /// answers 1, or 0 when the node is not leaving.
+        Forget(node: NodeId) = 10,
     }
 }
 

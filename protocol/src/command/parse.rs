@@ -4,12 +4,14 @@ use bytes::Bytes;
 
 use super::words::{Words, integer, shown};
 use super::{Command, ConnAsk, NodeAsk, failure};
-use crate::id::ClientId;
+use crate::id::{ClientId, NodeId};
 use crate::limits::{
-    CLIENT_NAME_MAX, DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, PREFETCH, PREFETCH_MAX,
+    CLIENT_NAME_MAX, DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, NODE_ID_MAX, PREFETCH,
+    PREFETCH_MAX,
 };
 use crate::op::{
-    Ack, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl, Unlock, When,
+    Ack, Expire, Expiry, Fetch, Incr, Lock, MemberAdd, MemberOp, Nack, Op, Pub, QSet, Receipt, Renew, Set,
+    Sub, Ttl, Unlock, When,
 };
 use crate::reply::{Code, Failure};
 
@@ -281,6 +283,21 @@ pub(super) fn status(_: &mut Words<'_>) -> Parsed {
 
 pub(super) fn members(_: &mut Words<'_>) -> Parsed {
     Ok(Command::Node(NodeAsk::Members))
+}
+
+pub(super) fn member(words: &mut Words<'_>) -> Parsed {
+    let name = subcommand(words)?;
+    let known = ["ADD", "DRAIN", "REMOVE", "CANCEL"].contains(&name.as_str());
+    if !known {
+        return unknown_subcommand(words, &name);
+    }
+    let node = NodeId(words.number("the node id", 1, NODE_ID_MAX)?);
+    op(Op::Member(match name.as_str() {
+        "ADD" => MemberOp::Add(MemberAdd { node, peer_address: words.address("peer address")? }),
+        "DRAIN" => MemberOp::Drain(node),
+        "REMOVE" => MemberOp::Remove(node),
+        _ => MemberOp::Cancel(node),
+    }))
 }
 
 pub(super) fn leader(_: &mut Words<'_>) -> Parsed {

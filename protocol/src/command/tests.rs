@@ -1,7 +1,8 @@
 //! The table's invariants, the parser's errors, and docs/commands.md.
 
 use super::*;
-use crate::op::{Expiry, Fetch, Lock, Pub, Receipt, Set, When};
+use crate::id::NodeId;
+use crate::op::{Expiry, Fetch, Lock, MemberAdd, MemberOp, Pub, Receipt, Set, When};
 
 fn words(line: &str) -> Vec<Bytes> {
     line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
@@ -54,6 +55,9 @@ fn options_come_in_any_order_and_case() {
     assert_eq!(understood("FETCH t LEASE 4 BLOCK 3 COUNT 2"), Command::Op(Op::Fetch(fetch)));
     let Command::Op(Op::Ack(ack)) = understood("ACK t 5 6@2") else { panic!() };
     assert_eq!(ack.receipts, [Receipt { id: 5, attempt: None }, Receipt { id: 6, attempt: Some(2) }]);
+    let add = MemberOp::Add(MemberAdd { node: NodeId(4), peer_address: "[::1]:7412".into() });
+    assert_eq!(understood("member add 4 [::1]:7412"), Command::Op(Op::Member(add)));
+    assert_eq!(understood("MEMBER CANCEL 4"), Command::Op(Op::Member(MemberOp::Cancel(NodeId(4)))));
     assert_eq!(understood("ping"), Command::Connection(ConnAsk::Ping(None)));
 }
 
@@ -93,6 +97,19 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
         ("CLIENT TRACKING ON", "ERR CLIENT TRACKING is not built yet"),
         ("CONFIG SET a b", "ERR the configuration is fixed"),
         ("SESSION RESUME 0", "ERR the session id must be"),
+        (
+            "MEMBER ADD",
+            "ERR wrong number of arguments for 'member' command; usage: MEMBER ADD id host:peerport",
+        ),
+        ("MEMBER ADD 0 h:1", "ERR the node id must be a number from 1 to 4294967295, not 0"),
+        ("MEMBER DRAIN 4294967296", "ERR the node id must be a number from 1 to 4294967295"),
+        ("MEMBER ADD 4", "ERR syntax error: an argument is missing; usage: MEMBER"),
+        ("MEMBER ADD 4 here", "ERR the peer address must be host:port, as in 10.0.0.4:7412, not here;"),
+        ("MEMBER ADD 4 :7412", "ERR the peer address must be host:port"),
+        ("MEMBER ADD 4 h:0", "ERR the peer address must be host:port"),
+        ("MEMBER ADD 4 h:65536", "ERR the peer address must be host:port"),
+        ("MEMBER REMOVE 4 now", "ERR syntax error: 'now' is not expected here"),
+        ("MEMBER EVICT 4", "ERR unknown subcommand 'EVICT'. Try HELP MEMBER."),
     ];
     for (line, expected) in cases {
         let text = refused(line);

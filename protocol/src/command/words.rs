@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::failure;
 use super::table::Spec;
-use crate::limits::{DURATION_MAX, MANY_MAX, NAME_MAX, VALUE_MAX};
+use crate::limits::{ADDRESS_MAX, DURATION_MAX, MANY_MAX, NAME_MAX, VALUE_MAX};
 use crate::op::DEAD_LETTERS;
 use crate::reply::{Code, Failure};
 
@@ -84,6 +84,24 @@ impl<'a> Words<'a> {
             return Err(failure(Code::TooBig, text));
         }
         Ok(value)
+    }
+
+    /// Where somebody listens: `host:port`.
+    pub(super) fn address(&mut self, what: &str) -> Result<String, Failure> {
+        let word = self.next()?;
+        let parts = core::str::from_utf8(&word).ok().and_then(|text| text.rsplit_once(':'));
+        let fits = parts.is_some_and(|(host, port)| {
+            let named = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic());
+            named && word.len() <= ADDRESS_MAX && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        let Some((host, port)) = parts.filter(|_| fits) else {
+            let text = format!(
+                "the {what} must be host:port, as in 10.0.0.4:7412, not {}; give the one that other nodes can reach",
+                shown(&word)
+            );
+            return Err(failure(Code::Err, text));
+        };
+        Ok(format!("{host}:{port}"))
     }
 
     pub(super) fn integer(&mut self) -> Result<i64, Failure> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_engine::effect::{Input, Request, Want};
+use quorate_protocol::op::{MemberAdd, MemberOp, Op};
 use quorate_protocol::peer::{Greeting, Join, Joined, Opening, PEER_VERSION, Welcome};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Wire;
@@ -115,8 +116,9 @@ fn joined(me: &Me, shared: &Shared) -> Joined {
 }
 
 /// What the cluster is to decide.
-fn wish(_: &Join) -> Want {
-    Want::Answered(Reply::error(Code::Err, "this release lets no node join"))
+fn wish(join: &Join) -> Want {
+    let add = MemberAdd { node: join.node, peer_address: join.peer_address.clone() };
+    Want::Op(Op::Member(MemberOp::Add(add)))
 }
 
 /// Lets the cluster decide, by a connection like a client's.
