@@ -41,6 +41,7 @@ const ANSWER_MAX: usize = 64 << 10;
 /// With one line that says what to do.
 pub async fn ask(members: &[String], join: &Join) -> Result<Joined, String> {
     let since = clock::now().mono;
+    let mut said = String::new();
     loop {
         let mut last = String::new();
         for member in members {
@@ -60,7 +61,10 @@ pub async fn ask(members: &[String], join: &Join) -> Result<Joined, String> {
         if clock::now().mono > since + PATIENCE {
             return Err(last);
         }
-        tracing::info!("not let into the cluster yet: {last}");
+        if said != last {
+            tracing::info!("not let into the cluster yet: {last}");
+            said = last;
+        }
         tokio::time::sleep(PAUSE).await;
     }
 }
