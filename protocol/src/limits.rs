@@ -105,6 +105,8 @@ pub const CLIENT_WINDOW: u64 = 1024;
 pub const PARTITIONS: u16 = 16;
 /// Replicas of a partition.
 pub const REPLICAS: usize = 3;
+/// Voters of the system group at the most.
+pub const SYSTEM_VOTERS: usize = 5;
 /// Nodes of a cluster.
 pub const NODES_MAX: usize = 64;
 /// Nodes that a cluster has ever had; above it only ids of removed ones are taken again.

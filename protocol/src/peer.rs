@@ -15,7 +15,7 @@
 use bytes::Bytes;
 
 use crate::id::{
-    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, Index, NodeId, SessionId, Term,
+    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, Index, NodeId, Replica, SessionId, Term,
 };
 use crate::op::Op;
 use crate::reply::Reply;
@@ -160,14 +160,14 @@ wire_struct! {
         /// What kind of message it is.
         pub kind: u8,
         /// Who sends it.
-        pub from: NodeId,
+        pub from: Replica,
         /// Who gets it.
-        pub to: NodeId,
+        pub to: Replica,
         /// The sender's term.
         pub term: Term,
         /// Term of the entry at `index`.
         pub log_term: Term,
-        /// The entry before those sent, or the one acknowledged or asked about.
+        /// The entry before those sent, or the one acknowledged or asked about; the last one in an offered snapshot.
         pub index: Index,
         /// The sender's commit index.
         pub commit: Index,
@@ -189,13 +189,33 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// All Raft messages of one turn for one peer, and which groups the sender leads.
+    /// A group, as its leader tells everybody: how nodes without a replica find leaders, and how a replica that was
+    /// removed learns of it.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Led {
+        /// The group.
+        pub group: GroupId,
+        /// The leader's term.
+        pub term: Term,
+        /// The incarnation of the group's next replica: the list below knows of those before it.
+        pub next: u32,
+        /// The group's replicas. Empty: not said this time.
+        pub replicas: Vec<Replica>,
+    }
+}
+
+wire_struct! {
+    /// All Raft messages of one turn for one peer, and what the sender tells all.
     #[derive(Debug, Clone, PartialEq, Eq, Default)]
     pub struct RaftFrame {
         /// The messages, of any groups.
         pub messages: Vec<RaftMessage>,
-        /// The groups that the sender leads, with its term there: how nodes without a replica find leaders.
-        pub leading: Vec<(GroupId, Term)>,
+        /// The groups that the sender leads.
+        pub leading: Vec<Led>,
+        /// The sender's replicas that have lost what they acknowledged, and are to be replaced.
+        pub lost: Vec<(GroupId, u32)>,
+        /// The sender does not want to lead: it stops, or its disk is slow or full.
+        pub reluctant: bool,
     }
 }
 
@@ -465,7 +485,8 @@ impl RaftFrame {
     /// Bytes that it holds on to, about.
     #[must_use]
     pub fn weight(&self) -> usize {
-        16 * self.leading.len() + self.messages.iter().map(RaftMessage::weight).sum::<usize>()
+        64 * (self.leading.len() + self.lost.len())
+            + self.messages.iter().map(RaftMessage::weight).sum::<usize>()
     }
 }
 

@@ -7,12 +7,12 @@ use allocation_counter::measure;
 use bytes::{Bytes, BytesMut};
 use quorate_protocol::frame::{self, Frame, RequestFrame};
 use quorate_protocol::id::{
-    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, NodeId, SessionId,
+    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, NodeId, Replica, SessionId,
 };
 use quorate_protocol::op::{Ack, Fetch, Lock, Op, Pub, Receipt};
 use quorate_protocol::peer::{
-    Answer, Ask, Delivery, Forward, Greeting, Hello, Item, Join, Joined, Lane, LinkFrame, Opening, Parcel,
-    Principal, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
+    Answer, Ask, Delivery, Forward, Greeting, Hello, Item, Join, Joined, Lane, Led, LinkFrame, Opening,
+    Parcel, Principal, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
 };
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::resp::RequestDecoder;
@@ -172,8 +172,8 @@ fn raft_frame() -> RaftFrame {
     let message = RaftMessage {
         group: GroupId(1),
         kind: 3,
-        from: NodeId(1),
-        to: NodeId(2),
+        from: Replica { node: NodeId(1), incarnation: 0 },
+        to: Replica { node: NodeId(2), incarnation: 3 },
         term: 3,
         log_term: 2,
         index: 1,
@@ -186,7 +186,10 @@ fn raft_frame() -> RaftFrame {
         context: "context".into(),
         entries,
     };
-    RaftFrame { messages: vec![message.clone(), message], leading: vec![(GroupId(1), 3)] }
+    let replicas = vec![Replica { node: NodeId(1), incarnation: 0 }];
+    let leading = vec![Led { group: GroupId(1), term: 3, next: 4, replicas }];
+    let lost = vec![(GroupId(2), 1)];
+    RaftFrame { messages: vec![message.clone(), message], leading, lost, reluctant: true }
 }
 
 fn hello() -> Hello {
