@@ -2,19 +2,22 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::path::Path;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use quorate_protocol::id::{Boot, ClusterId, Identity, NodeId};
 use quorate_protocol::peer::{Greeting, Hello, Lane, Opening, PEER_VERSION, Welcome};
 use quorate_protocol::wire::Wire;
-use quorate_tests::process::{Cluster, Ran, Scratch, binary, free_ports, poll, run};
+use quorate_tests::process::{Client, Cluster, Ran, Scratch, binary, free_ports, poll, run};
 
 /// A node without data that asks the member at a peer port to let it in.
 fn joining(id: u64, member: u16, data: &Path) -> Command {
-    let [client, peer, admin] = free_ports();
+    joining_at(free_ports(), id, member, data)
+}
+
+fn joining_at([client, peer, admin]: [u16; 3], id: u64, member: u16, data: &Path) -> Command {
     let mut command = Command::new(binary());
     for (flag, port) in [("--listen", client), ("--peer-listen", peer), ("--admin-listen", admin)] {
         command.args([flag, &format!("127.0.0.1:{port}")]);
@@ -147,8 +150,45 @@ fn end(mut child: Child) {
     assert!(child.wait().expect("it is ours").success());
 }
 
+/// What a removed node hears.
+const REMOVED: &str =
+    "node 4 has been removed from this cluster; start it with an empty data directory and --join";
+
+/// Node 4, which joins a cluster of three.
+struct Life<'a> {
+    cluster: &'a Cluster,
+    ports: [u16; 3],
+    data: PathBuf,
+    log: PathBuf,
+}
+
+impl<'a> Life<'a> {
+    fn new(cluster: &'a Cluster, scratch: &Path) -> Self {
+        Self { cluster, ports: free_ports(), data: scratch.join("d"), log: scratch.join("log") }
+    }
+
+    fn start(&self, boot: u64) -> Child {
+        let mut command = joining_at(self.ports, 4, self.cluster.peer_port(1), &self.data);
+        spawn_until(&mut command, &self.log, &format!("node 4 starts (boot {boot})"))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// It takes a command, and the others have what came of it.
+    fn serves(&self, node: &mut Child, value: &str) {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.ports[0]));
+        poll("node 4 serves", || {
+            assert!(node.try_wait().expect("it is ours").is_none(), "{}", self.log());
+            (Client::try_new(address)?.try_first(&format!("SET k {value}"))? == "OK").then_some(())
+        });
+        assert_eq!(self.cluster.client(2).ask("GET k"), value);
+    }
+}
+
 #[test]
-fn a_node_is_let_in_once_and_is_a_member_from_then_on() {
+fn a_node_is_let_in_once_and_keeps_its_directory() {
     let cluster = Cluster::start(3);
     let scratch = Scratch::new();
     let (data, log) = (scratch.path().join("d"), scratch.path().join("log"));
@@ -158,14 +198,25 @@ fn a_node_is_let_in_once_and_is_a_member_from_then_on() {
     assert!(text.contains("the cluster of nodes 1, 2, 3") && text.contains("has let this node in"), "{text}");
     assert!(cluster.log(3).contains("node 4 at 127.0.0.1:") && cluster.log(3).contains("joins the cluster"));
     end(child);
-    let mut command = joining(4, member, &data);
-    let child = spawn_until(&mut command, &log, "node 4 starts (boot 2)");
-    let text = fs::read_to_string(&log).expect("a log");
-    assert!(text.contains("--join is not needed any more"), "{text}");
-    assert!(!text.contains("has let this node in"), "{text}");
-    end(child);
     let ran = run(&mut joining(5, member, &data), "");
     let last = ran.err.lines().last().unwrap_or_default();
     assert!(ran.code == Some(1) && last.contains("belongs to node 4, not to node 5"), "{}", ran.err);
     assert_eq!(cluster.client(1).ask("SET k v"), "OK");
+}
+
+/// A node joins and serves, is removed, and hears so from everybody.
+#[test]
+fn a_removed_node_is_told_so() {
+    let cluster = Cluster::start(3);
+    let scratch = Scratch::new();
+    let life = Life::new(&cluster, scratch.path());
+    let mut node = life.start(1);
+    life.serves(&mut node, "first");
+    assert_eq!(cluster.client(2).ask("MEMBER REMOVE 4"), "OK");
+    poll("node 4 is refused", || life.log().contains(REMOVED).then_some(()));
+    for id in 1..=3 {
+        poll("the others say so", || cluster.log(id).contains(REMOVED).then_some(()));
+    }
+    assert_eq!(cluster.client(1).ask("SET k without"), "OK");
+    end(node);
 }
