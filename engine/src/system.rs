@@ -92,6 +92,24 @@ pub fn identities(log: &[Entry]) -> BTreeMap<NodeId, Identity> {
     found
 }
 
+/// Where a recovered log of the system group says that nodes were added: whom to dial before anything of the log is
+/// known to be committed. The founders may all be gone by then.
+#[must_use]
+pub fn addresses(log: &[Entry]) -> BTreeMap<NodeId, String> {
+    let mut found = BTreeMap::new();
+    for entry in log.iter().filter(|entry| !entry.data.is_empty()) {
+        let commands = Batch::read(entry.data.clone()).map(|batch| batch.commands).unwrap_or_default();
+        for logged in commands {
+            match logged.work {
+                Work::Op(Op::Member(MemberOp::Add(add))) => _ = found.insert(add.node, add.peer_address),
+                Work::Forget(node) => _ = found.remove(&node),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
 impl System {
     /// The state of a cluster that was founded so.
     #[must_use]

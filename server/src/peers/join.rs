@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_engine::effect::{Input, Request, Want};
+use quorate_protocol::op::{MemberAdd, MemberOp, Op};
 use quorate_protocol::peer::{Greeting, Join, Joined, Opening, PEER_VERSION, Welcome};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Wire;
@@ -40,6 +41,7 @@ const ANSWER_MAX: usize = 64 << 10;
 /// With one line that says what to do.
 pub async fn ask(members: &[String], join: &Join) -> Result<Joined, String> {
     let since = clock::now().mono;
+    let mut said = String::new();
     loop {
         let mut last = String::new();
         for member in members {
@@ -59,7 +61,10 @@ pub async fn ask(members: &[String], join: &Join) -> Result<Joined, String> {
         if clock::now().mono > since + PATIENCE {
             return Err(last);
         }
-        tracing::info!("not let into the cluster yet: {last}");
+        if said != last {
+            tracing::info!("not let into the cluster yet: {last}");
+            said = last;
+        }
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -115,8 +120,9 @@ fn joined(me: &Me, shared: &Shared) -> Joined {
 }
 
 /// What the cluster is to decide.
-fn wish(_: &Join) -> Want {
-    Want::Answered(Reply::error(Code::Err, "this release lets no node join"))
+fn wish(join: &Join) -> Want {
+    let add = MemberAdd { node: join.node, peer_address: join.peer_address.clone() };
+    Want::Op(Op::Member(MemberOp::Add(add)))
 }
 
 /// Lets the cluster decide, by a connection like a client's.
