@@ -95,6 +95,10 @@ def make_image(path, size, *options):
     return path
 
 
+def bytes_read(process):
+    return int(pathlib.Path(f"/proc/{process}/io").read_text().split()[1])
+
+
 class Guest:
     """One life of the machine, from power on to the cut."""
 
@@ -188,6 +192,16 @@ class Guest:
                 return False
             self.pump(0.05 if until is None else min(0.05, until - now))
         return True
+
+    def hang_disk(self):
+        """Stops the kernel's disk thread: from here on nothing reaches the disk, while everything else goes on. It is the
+        one of the kernel's own host processes that has read the most."""
+        kernel = pathlib.Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        try:
+            thread = max(kernel.read_text().split(), key=bytes_read)
+            os.kill(int(thread), signal.SIGSTOP)
+        except (OSError, ValueError) as error:
+            raise Broken(f"the guest's disk thread was not found: {error}") from error
 
     def cut(self):
         """Cuts the power: the kernel, its disk thread and all its processes at once; then reads what had left."""
