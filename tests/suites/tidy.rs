@@ -160,6 +160,20 @@ fn unsafe_stands_in_one_file() {
 }
 
 #[test]
+fn syncing_is_switched_off_in_one_place_that_nothing_shipped_can_reach() {
+    let seams = lines_with(&["quorate_no_sync"], is_not_this);
+    assert!(
+        seams.len() == 1 && seams[0].starts_with("server/src/journal/dir.rs:"),
+        "one seam, which tests/power uses: {seams:?}"
+    );
+    let configurations = [".ci/run", ".cargo/config.toml", "server/Cargo.toml", "Dockerfile", "compose.yaml"];
+    for name in configurations {
+        let text = fs::read_to_string(root().join(name)).unwrap_or_default();
+        assert!(!text.contains("no_sync"), "{name} switches syncing off");
+    }
+}
+
+#[test]
 fn no_file_knows_the_machine_it_was_written_on() {
     let hits: Vec<String> = sources()
         .iter()
