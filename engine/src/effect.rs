@@ -85,6 +85,8 @@ pub enum Input {
     Persisted(u64),
     /// All `Background` effects up to this number are done.
     BackgroundDone(u64),
+    /// The node is about to stop: leadership is handed over, as far as others can take it. `Engine::is_idle` says when.
+    Resign,
     /// Whether the disk has room: while it has none, nothing is written for clients.
     Room(bool),
     /// A frame of the snapshot lane.

@@ -11,6 +11,8 @@
 //!   nothing left to do, or in `behind` if the rest is for the next turn, which then comes at once. A tick
 //!   wakes all, so no deadline waits longer than that.
 
+mod replicas;
+mod snapshots;
 mod view;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,14 +23,16 @@ use quorate_protocol::id::{GroupId, Index, NodeId, Term};
 use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
 use quorate_protocol::peer::{Answer, Forward, LinkFrame, RaftFrame, RaftMessage};
 
-use crate::consensus::{APPLY_BYTES, Role, Setup};
+use crate::consensus::{APPLY_BYTES, Role};
 use crate::effect::{Effect, Effects, Input, Level, Now, Request, Side, Want};
 use crate::gateway::Gateway;
-use crate::group::{Group, Told};
+use crate::group::{Birth, Group, Told};
 use crate::household::{Household, Me};
-use crate::journal::{Meta, Persist, Recovered, Row};
+use crate::journal::{Meta, Persist, Recovered};
 use crate::ring::Ring;
 use crate::system::System;
+use replicas::Replicas;
+use snapshots::{Background, LOG_FLOOR};
 
 /// How often a node tells all others which groups it leads; ticks.
 const LEADING_TICKS: u64 = 5;
@@ -64,6 +68,8 @@ pub struct Config {
     pub seed: u64,
     /// Where this node's clients connect, as it is to be told to others.
     pub client_address: String,
+    /// Bytes of log that a node keeps, besides half as much as its snapshots, before it takes a new one.
+    pub log_floor: u64,
     /// Deliberate bugs.
     #[cfg(feature = "faults")]
     pub faults: Faults,
@@ -76,6 +82,7 @@ impl Config {
         Self {
             seed,
             client_address,
+            log_floor: LOG_FLOOR,
             #[cfg(feature = "faults")]
             faults: Faults::default(),
         }
@@ -105,7 +112,9 @@ pub struct GroupReport {
 #[derive(Default)]
 struct Withheld {
     seq: u64,
-    numbers: Vec<(GroupId, u64)>,
+    since: u64,
+    /// Of each replica (group and incarnation), up to which progress.
+    numbers: Vec<(GroupId, u32, u64)>,
     messages: Vec<RaftMessage>,
 }
 
@@ -113,10 +122,12 @@ struct Withheld {
 pub struct Engine {
     me: NodeId,
     meta: Meta,
-    ring: Ring,
     gateway: Gateway,
     household: Household,
     groups: BTreeMap<GroupId, Group>,
+    replicas: Replicas,
+    background: Background,
+    seed: u64,
     withheld: VecDeque<Withheld>,
     next_seq: u64,
     ticks: u64,
@@ -127,8 +138,12 @@ pub struct Engine {
     awake: BTreeSet<GroupId>,
     /// Groups that have done their part of this turn and have more to do.
     behind: BTreeSet<GroupId>,
+    /// Of the active members.
+    ring: Ring,
     client_addresses: BTreeMap<NodeId, String>,
     answers: BTreeMap<NodeId, Vec<Answer>>,
+    /// What replicas that are gone had still to tell.
+    last_words: Vec<Told>,
     #[cfg(feature = "faults")]
     faults: Faults,
 }
@@ -137,23 +152,20 @@ impl Engine {
     /// A node that goes on from what its data directory holds.
     #[must_use]
     pub fn new(now: Now, config: Config, recovered: Recovered) -> Self {
-        let Recovered { meta, rows, mut entries, .. } = recovered;
+        let Recovered { meta, rows, mut snapshots, mut entries, .. } = recovered;
         let ring = Ring::new(meta.founders.iter().map(|(node, _)| *node));
+        let mut replicas = Replicas::new(&meta);
         let mut groups = BTreeMap::new();
+        let mut written = 0;
         for group in (0..=meta.partitions).map(GroupId) {
-            let voters = ring.voters(group);
-            if !voters.contains(&meta.node) {
-                continue;
-            }
-            let setup = Setup {
-                seed: config.seed,
-                me: meta.node,
-                group,
-                voters,
-                hard: rows.get(&group).map(|row| row.hard).unwrap_or_default(),
-                entries: entries.remove(&group).unwrap_or_default(),
-            };
-            groups.insert(group, Group::new(now.mono, setup, &meta));
+            let row = rows.get(&group).cloned();
+            let entries = entries.remove(&group).unwrap_or_default();
+            written += entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
+            let birth =
+                Birth { seed: config.seed, group, preferred: ring.voters(group).first() == Some(&meta.node) };
+            let snapshot = snapshots.remove(&group).unwrap_or_default();
+            let born = replicas.revive(now.mono, birth, row, (snapshot, entries), &meta);
+            groups.extend(born.map(|born| (group, born)));
         }
         #[cfg(feature = "faults")]
         for group in groups.values_mut() {
@@ -170,10 +182,12 @@ impl Engine {
         };
         Self {
             me: meta.node,
-            ring,
             gateway,
             household: Household::new(me),
             groups,
+            replicas,
+            background: Background::new(config.log_floor, written),
+            seed: config.seed,
             withheld: VecDeque::new(),
             next_seq: 1,
             ticks: 0,
@@ -181,8 +195,10 @@ impl Engine {
             leading_changed: false,
             awake: (0..=meta.partitions).map(GroupId).collect(),
             behind: BTreeSet::new(),
+            ring,
             client_addresses: [(meta.node, client_address)].into(),
             answers: BTreeMap::new(),
+            last_words: Vec::new(),
             meta,
             #[cfg(feature = "faults")]
             faults: config.faults,
@@ -199,7 +215,10 @@ impl Engine {
                 self.end_turn(mono, &mut BTreeMap::new(), fx);
             }
             Input::Persisted(seq) => self.persisted(seq, fx),
-            Input::BackgroundDone(_) | Input::Room(_) | Input::Snapshot { .. } => {}
+            Input::BackgroundDone(number) => self.background_done(mono, number),
+            Input::Room(room) => self.replicas.room = room,
+            Input::Resign => self.replicas.resigning = true,
+            Input::Snapshot { from, frame } => self.snapshot_frame(mono, from, frame, fx),
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
             Input::Requests { conn, requests } => self.requests(mono, conn, requests),
             Input::Disconnected { conn } => {
@@ -219,31 +238,25 @@ impl Engine {
 
     fn tick(&mut self, mono: u64, fx: &mut Effects) {
         self.ticks += 1;
-        let full = self.groups.values().map(|group| group.consensus().log_bytes()).sum::<usize>() >= LOG_MAX;
+        let full = self.no_room();
         for group in self.groups.values_mut() {
-            group.set_log_full(full);
+            group.set_no_room(full);
             group.tick(mono);
         }
         self.awake.extend(self.groups.keys());
+        self.tend_replicas(mono);
         self.household.tick(mono, &mut self.gateway, fx);
         self.gateway.tick(mono);
     }
 
-    fn raft(&mut self, mono: u64, from: NodeId, frame: RaftFrame) {
-        for message in frame.messages {
-            if message.from != from {
-                continue;
-            }
-            if let Some(group) = self.groups.get_mut(&message.group) {
-                self.awake.insert(message.group);
-                group.receive(mono, message);
-            }
+    /// Why nothing is written for clients, if it is so.
+    fn no_room(&self) -> Option<&'static str> {
+        let log_bytes: usize = self.groups.values().map(|group| group.consensus().log_bytes()).sum();
+        if !self.replicas.room {
+            return Some("the disk of the leader's node is full; free some space there");
         }
-        for (group, term) in frame.leading {
-            if group.0 <= self.meta.partitions && !self.groups.contains_key(&group) {
-                self.gateway.set_route(mono, group, Some(from), term);
-            }
-        }
+        (log_bytes >= LOG_MAX)
+            .then_some("the leader's node keeps as much of its log as it may; wait for its next snapshots")
     }
 
     fn link(&mut self, mono: u64, peer: NodeId, side: Side, frame: LinkFrame) {
@@ -283,9 +296,13 @@ impl Engine {
     fn persisted(&mut self, seq: u64, fx: &mut Effects) {
         while self.withheld.front().is_some_and(|withheld| withheld.seq <= seq) {
             let withheld = self.withheld.pop_front().expect("it was just seen");
-            for (id, number) in withheld.numbers {
-                self.groups.get_mut(&id).expect("groups are never dropped").persisted(number);
-                self.awake.insert(id);
+            for (id, incarnation, number) in withheld.numbers {
+                // A replica that is gone meanwhile has no use for it.
+                let group = self.groups.get_mut(&id);
+                if let Some(group) = group.filter(|group| group.consensus().me().incarnation == incarnation) {
+                    group.persisted(number);
+                    self.awake.insert(id);
+                }
             }
             self.send_raft(withheld.messages, false, fx);
         }
@@ -293,19 +310,15 @@ impl Engine {
 
     fn send_raft(&self, messages: Vec<RaftMessage>, with_leading: bool, fx: &mut Effects) {
         if with_leading {
-            let leading: Vec<_> = self.leading.iter().map(|(&group, &term)| (group, term)).collect();
-            for &(to, _) in self.meta.founders.iter().filter(|(node, _)| *node != self.me) {
-                let frame = RaftFrame { leading: leading.clone(), ..RaftFrame::default() };
-                fx.push(Effect::Raft { to, frame });
-            }
+            self.tell_all(fx);
         }
         let mut by_peer: BTreeMap<NodeId, Vec<RaftMessage>> = BTreeMap::new();
         for message in messages {
-            by_peer.entry(message.to).or_default().push(message);
+            by_peer.entry(message.to.node).or_default().push(message);
         }
         for (to, messages) in by_peer {
             for messages in in_frames(messages, RaftMessage::weight) {
-                let frame = RaftFrame { messages, leading: Vec::new() };
+                let frame = RaftFrame { messages, ..RaftFrame::default() };
                 fx.push(Effect::Raft { to, frame });
             }
         }
@@ -335,12 +348,21 @@ impl Engine {
                     && let Some(progress) = group.progress(mono)
                 {
                     busy = true;
-                    *applied += progress.committed_bytes;
+                    *applied += progress.applied_bytes;
                     messages.extend(progress.messages);
                     withheld.messages.extend(progress.after_persist);
-                    withheld.numbers.push((id, progress.number));
-                    persist.rows.extend(progress.hard.map(|hard| (id, Row { hard, ..Row::default() })));
+                    if progress.number > 0 {
+                        withheld.numbers.push((id, group.consensus().me().incarnation, progress.number));
+                    }
+                    persist.rows.extend(progress.row.map(|row| (id, row)));
+                    if !progress.entries.is_empty() {
+                        group.note_written(self.background.written());
+                        self.background.note_written(&progress.entries);
+                    }
                     persist.entries.extend(progress.entries);
+                    if progress.skipped {
+                        self.gateway.skipped(id);
+                    }
                 }
             }
             busy |= self.tell(mono, &awake, fx);
@@ -352,10 +374,14 @@ impl Engine {
             }
             self.awake.extend(awake);
         }
+        persist.rows.splice(0..0, self.replicas.take_rows());
+        self.run_background(fx);
+        self.tell_notices(fx);
         self.deliver_answers(fx);
         self.gateway.take_effects(fx);
         let news = self.has_leading_news(fx);
         self.send_raft(messages, news, fx);
+        withheld.since = mono;
         if self.make_durable(withheld, persist, fx) {
             self.end_turn(mono, applied, fx);
         }
@@ -364,7 +390,7 @@ impl Engine {
     /// Hands out what goes to the disk, and keeps what waits for it. Whether nothing waits, so that the groups can go
     /// on at once.
     fn make_durable(&mut self, mut withheld: Withheld, mut persist: Persist, fx: &mut Effects) -> bool {
-        if withheld.numbers.is_empty() {
+        if withheld.numbers.is_empty() && persist.rows.is_empty() && persist.entries.is_empty() {
             return false;
         }
         let nothing_to_write = persist.rows.is_empty() && persist.entries.is_empty();
@@ -399,18 +425,20 @@ impl Engine {
     fn tell(&mut self, mono: u64, awake: &BTreeSet<GroupId>, fx: &mut Effects) -> bool {
         let mut here = false;
         let mut pushes: BTreeMap<NodeId, Vec<_>> = BTreeMap::new();
+        let mut all = core::mem::take(&mut self.last_words);
         for id in awake {
-            for told in self.groups.get_mut(id).map(Group::take_told).unwrap_or_default() {
-                match told {
-                    Told::Answer(answer) if answer.conn.node == self.me => {
-                        here = true;
-                        self.gateway.answered(mono, answer);
-                    }
-                    Told::Answer(answer) => self.answers.entry(answer.conn.node).or_default().push(answer),
-                    Told::Push(conn, delivery) if conn.node == self.me => self.gateway.pushed(conn, delivery),
-                    Told::Push(conn, delivery) => pushes.entry(conn.node).or_default().push((conn, delivery)),
-                    Told::Notice(line) => fx.push(Effect::Log(Level::Warn, line)),
+            all.append(&mut self.groups.get_mut(id).map(Group::take_told).unwrap_or_default());
+        }
+        for told in all {
+            match told {
+                Told::Answer(answer) if answer.conn.node == self.me => {
+                    here = true;
+                    self.gateway.answered(mono, answer);
                 }
+                Told::Answer(answer) => self.answers.entry(answer.conn.node).or_default().push(answer),
+                Told::Push(conn, delivery) if conn.node == self.me => self.gateway.pushed(conn, delivery),
+                Told::Push(conn, delivery) => pushes.entry(conn.node).or_default().push((conn, delivery)),
+                Told::Notice(line) => fx.push(Effect::Log(Level::Warn, line)),
             }
         }
         if !pushes.is_empty() {
@@ -453,6 +481,7 @@ impl Engine {
             for member in members.iter().filter(|member| !member.client_address.is_empty()) {
                 self.client_addresses.insert(member.node, member.client_address.clone());
             }
+            self.members_changed(&members);
             fx.push(Effect::Members(members.into_vec()));
         }
     }
@@ -480,7 +509,7 @@ impl Engine {
         if due {
             self.ticks = 0;
         }
-        changed || (due && !self.leading.is_empty())
+        changed || due
     }
 
     /// Whether groups have more to do than fitted the turn that has just ended: the next turn is due at once,
@@ -494,7 +523,8 @@ impl Engine {
     /// stops waits for it a while.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.gateway.has_no_errand()
+        let hands_over = |group: &Group| group.leading().is_some() && group.has_heirs();
+        self.gateway.has_no_errand() && !(self.replicas.resigning && self.groups.values().any(hands_over))
     }
 }
 

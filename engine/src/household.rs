@@ -175,6 +175,8 @@ impl Household {
         match errand {
             Errand::OpenSession => self.session_opened(now, sent, number, reply, gateway, fx),
             Errand::Renew(session) => self.session_renewed(now, session, sent, number, gateway),
+            // Whoever leads the system group then looks again.
+            Errand::Forget(_) => {}
             Errand::Close(group, conn) => {
                 if reply.failure().is_some() {
                     self.untold.push((group, conn));

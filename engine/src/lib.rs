@@ -20,6 +20,8 @@ pub mod queue;
 pub mod ring;
 #[cfg(test)]
 mod script;
+pub mod snapshot;
+pub mod state;
 pub mod store;
 pub mod system;
 pub mod table;

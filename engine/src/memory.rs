@@ -11,14 +11,15 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use bytes::Bytes;
 use quorate_protocol::id::{ClientId, ClientSeq};
 use quorate_protocol::limits::{CLIENT_WINDOW, OUTPUT_MAX};
 use quorate_protocol::reply::{Code, Reply};
-use quorate_protocol::wire::Wire;
+use quorate_protocol::wire::{Malformed, Wire};
 use quorate_protocol::wire_struct;
 
 use crate::outcome::Asker;
-use crate::table::Table;
+use crate::table::{Rows, Table, take_row};
 
 wire_struct! {
     /// A request that was executed.
@@ -62,6 +63,33 @@ impl Memory {
     #[must_use]
     pub fn digest(&self) -> u64 {
         self.clients.digest().wrapping_add(self.executed.digest())
+    }
+
+    /// All tables, in the order in which a snapshot shows them.
+    pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
+        alloc::vec![&mut self.clients, &mut self.executed]
+    }
+
+    /// Takes a row of one of the tables from a snapshot.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn load(&mut self, table: u64, input: &mut Bytes) -> Result<(), Malformed> {
+        match table {
+            n if n == self.clients.id() => {
+                let (client, lowest) = take_row(input)?;
+                self.bytes.insert(client, 0);
+                self.clients.insert(client, lowest);
+            }
+            n if n == self.executed.id() => {
+                let (key, row) = take_row::<(ClientId, u64), Executed>(input)?;
+                let size = row.reply.as_ref().map_or(0, size_of_reply);
+                *self.bytes.get_mut(&key.0).ok_or(Malformed("a reply of no session"))? += size;
+                self.executed.insert(key, row);
+            }
+            _ => return Err(Malformed("unknown table")),
+        }
+        Ok(())
     }
 
     /// Whether the session is known.

@@ -4,16 +4,19 @@
 //! commands of connections of an ended node session are refused, and a client session is made known only
 //! by somebody who has seen it alive after all ends that arrived here (`Introduction::ends`).
 
+use alloc::vec::Vec;
+use bytes::Bytes;
 use quorate_protocol::id::{ConnId, NodeId, SessionId};
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Introduction, Item, Parcel, Work};
 use quorate_protocol::reply::{Code, Reply};
+use quorate_protocol::wire::Malformed;
 
 use crate::memory::Memory;
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
 use crate::queue::Queues;
 use crate::store::Store;
-use crate::table::Table;
+use crate::table::{Rows, Table, load_row};
 
 /// See the top of the file.
 pub struct Partition {
@@ -62,6 +65,30 @@ impl Partition {
             self.taken.digest(),
         ];
         parts.into_iter().fold(0, u64::wrapping_add)
+    }
+
+    /// All tables, in the order in which a snapshot shows them.
+    pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
+        let mut tables: Vec<&mut dyn Rows> = alloc::vec![&mut self.ended, &mut self.taken];
+        tables.extend(self.memory.tables());
+        tables.extend(self.store.tables());
+        tables.extend(self.queues.tables());
+        tables
+    }
+
+    /// Takes a row of one of the tables from a snapshot.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn load(&mut self, table: u64, input: &mut Bytes) -> Result<(), Malformed> {
+        match table {
+            101 | 102 => self.memory.load(table, input),
+            301 => load_row(&mut self.ended, input),
+            302 => load_row(&mut self.taken, input),
+            401..500 => self.store.load(table, input),
+            601..700 => self.queues.load(table, input),
+            _ => Err(Malformed("unknown table")),
+        }
     }
 
     /// Ends what group time has ended.

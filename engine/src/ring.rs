@@ -8,13 +8,11 @@
 
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, NodeId};
-use quorate_protocol::limits::REPLICAS;
+use quorate_protocol::limits::{REPLICAS, SYSTEM_VOTERS};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Points of each node: enough that shares differ by few per cent.
 const VIRTUAL: u64 = 256;
-/// Voters of the system group at the most.
-const SYSTEM_VOTERS: usize = 5;
 const NODE_SEED: u64 = 1;
 const GROUP_SEED: u64 = 2;
 

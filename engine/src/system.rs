@@ -16,6 +16,7 @@ use quorate_protocol::limits::{CLIENT_LEASE, CLIENTS_MAX, SESSION_LEASE};
 use quorate_protocol::op::{MemberOp, Op};
 use quorate_protocol::peer::{Item, OpenSession, Parcel, Receipted, Renewal, Work};
 use quorate_protocol::reply::{Code, Reply};
+use quorate_protocol::wire::Malformed;
 use quorate_protocol::wire_struct;
 
 use crate::batch::Batch;
@@ -26,7 +27,7 @@ use crate::members::{MemberRow, MemberStanding, Members, Targets};
 use crate::memory::Memory;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 use crate::ring::Ring;
-use crate::table::Table;
+use crate::table::{Rows, Table, load_row};
 
 /// Outbox items of one parcel.
 const PARCEL_ITEMS: usize = 64;
@@ -139,6 +140,47 @@ impl System {
             self.level.digest(),
         ];
         parts.into_iter().fold(0, u64::wrapping_add)
+    }
+
+    /// All tables, in the order in which a snapshot shows them.
+    pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
+        let mut tables: Vec<&mut dyn Rows> = alloc::vec![
+            &mut self.members.rows,
+            &mut self.members.retired,
+            &mut self.nodes,
+            &mut self.clients,
+            &mut self.outbox,
+            &mut self.taken,
+            &mut self.ends,
+            &mut self.level,
+        ];
+        tables.extend(self.memory.tables());
+        tables.extend(self.locks.tables());
+        tables
+    }
+
+    /// Takes a row of one of the tables from a snapshot.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn load(&mut self, table: u64, input: &mut Bytes) -> Result<(), Malformed> {
+        match table {
+            101 | 102 => return self.memory.load(table, input),
+            501..600 => return self.locks.load(table, input),
+            201 => load_row(&mut self.nodes, input)?,
+            202 => load_row(&mut self.clients, input)?,
+            203 => load_row(&mut self.outbox, input)?,
+            204 => load_row(&mut self.taken, input)?,
+            205 => load_row(&mut self.ends, input)?,
+            206 => load_row(&mut self.members.rows, input)?,
+            207 => load_row(&mut self.level, input)?,
+            208 => load_row(&mut self.members.retired, input)?,
+            _ => return Err(Malformed("unknown table")),
+        }
+        // Early at worst: the next look at the deadlines corrects it.
+        self.next_end = 0;
+        self.members_changed = true;
+        Ok(())
     }
 
     /// Ends what group time has ended.
@@ -416,6 +458,17 @@ impl System {
     #[must_use]
     pub fn ring_nodes(&self) -> Vec<NodeId> {
         self.members.with(MemberStanding::Active).collect()
+    }
+
+    /// The members.
+    pub fn present(&self) -> impl Iterator<Item = (NodeId, &MemberRow)> {
+        self.members.present()
+    }
+
+    /// The nodes that are to be forgotten once they hold nothing.
+    #[must_use]
+    pub fn leaving(&self) -> Vec<NodeId> {
+        self.members.with(MemberStanding::Leaving).collect()
     }
 
     /// Who is to hold a group; `ring` is that of `ring_nodes`.

@@ -11,8 +11,9 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use bytes::Bytes;
 use core::ops::Bound;
-use quorate_protocol::wire::Wire;
+use quorate_protocol::wire::{Malformed, Wire};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 struct Row<V> {
@@ -158,6 +159,79 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
         self.walk = Some(walk);
         true
     }
+}
+
+/// A table whatever its rows are: how a snapshot is made of all tables of a group.
+pub trait Rows {
+    /// The table's number within its group; names it in a snapshot.
+    fn id(&self) -> u64;
+
+    /// Takes all rows away.
+    fn clear(&mut self);
+
+    /// Begins a walk over the rows as they are now. A walk under way is given up.
+    fn begin_walk(&mut self);
+
+    /// Gives a walk up.
+    fn end_walk(&mut self);
+
+    /// Appends rows to `out`, in key order, until it holds `target` bytes. Returns their number, and whether the walk
+    /// goes on.
+    fn show(&mut self, target: usize, out: &mut Vec<u8>) -> (u64, bool);
+}
+
+impl<K: Ord + Clone + Wire, V: Clone + Wire> Rows for Table<K, V> {
+    fn id(&self) -> u64 {
+        self.seed
+    }
+
+    fn clear(&mut self) {
+        *self = Self::new(self.seed);
+    }
+
+    fn begin_walk(&mut self) {
+        Self::begin_walk(self);
+    }
+
+    fn end_walk(&mut self) {
+        self.walk = None;
+    }
+
+    fn show(&mut self, target: usize, out: &mut Vec<u8>) -> (u64, bool) {
+        let mut rows = 0;
+        while out.len() < target {
+            let goes_on = self.walk(1, |key, value| {
+                key.put(out);
+                value.put(out);
+                rows += 1;
+            });
+            if !goes_on {
+                return (rows, false);
+            }
+        }
+        (rows, true)
+    }
+}
+
+/// Reads one row, as `Rows::show` has written it.
+///
+/// # Errors
+/// When the bytes are no such row.
+pub fn take_row<K: Wire, V: Wire>(input: &mut Bytes) -> Result<(K, V), Malformed> {
+    Ok((K::take(input)?, V::take(input)?))
+}
+
+/// Reads one row and puts it.
+///
+/// # Errors
+/// As `take_row`.
+pub fn load_row<K: Ord + Clone + Wire, V: Clone + Wire>(
+    table: &mut Table<K, V>,
+    input: &mut Bytes,
+) -> Result<(), Malformed> {
+    let (key, value) = take_row(input)?;
+    table.insert(key, value);
+    Ok(())
 }
 
 fn hash_row<K: Wire, V: Wire>(seed: u64, scratch: &mut Vec<u8>, key: &K, value: &V) -> u64 {

@@ -20,8 +20,8 @@ pub const INLINE_MAX: usize = 64 << 10;
 pub const MANY_MAX: usize = 1024;
 /// Client connections of one node.
 pub const CONNECTIONS_MAX: usize = 10_000;
-/// Connections of other nodes to one node: each has two lanes, and a new one may come before the old is gone.
-pub const PEER_CONNECTIONS_MAX: usize = 4 * NODES_MAX;
+/// Connections of other nodes to one node: each has three lanes, and a new one may come before the old is gone.
+pub const PEER_CONNECTIONS_MAX: usize = 6 * NODES_MAX;
 /// Connections to the admin port of one node.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Requests of one connection that are read but not answered; reading stops until some are.
@@ -46,6 +46,8 @@ pub const PEER_FRAME_MAX: usize = 64 << 20;
 pub const PEER_FRAME_TARGET: usize = 1 << 20;
 /// Bytes that wait for one peer; above it its link is cut (and Raft messages are dropped).
 pub const PEER_OUTPUT_MAX: usize = 256 << 20;
+/// Bytes that wait for one peer in the snapshot lane; above it frames are dropped, and asked for again.
+pub const SNAPSHOT_OUTPUT_MAX: usize = 8 << 20;
 
 /// Waiters of one lock; above it `-ERR`: the group decides it in its log, so `-BUSY` would promise too much.
 pub const LOCK_WAITERS_MAX: usize = 65_536;
@@ -103,6 +105,8 @@ pub const CLIENT_WINDOW: u64 = 1024;
 pub const PARTITIONS: u16 = 16;
 /// Replicas of a partition.
 pub const REPLICAS: usize = 3;
+/// Voters of the system group at the most.
+pub const SYSTEM_VOTERS: usize = 5;
 /// Nodes of a cluster.
 pub const NODES_MAX: usize = 64;
 /// Nodes that a cluster has ever had; above it only ids of removed ones are taken again.

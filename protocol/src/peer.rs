@@ -8,15 +8,18 @@
 //! Invariant: a `Forward` names the term it is meant for; only the leader of that very term accepts it.
 //!
 //! On the wire a frame is: length `u32` of what follows it, CRC32 `u32` over the payload, the payload in
-//! the notation of `wire.rs`. The first frame of a connection is a `Hello`, answered by a `Welcome`.
+//! the notation of `wire.rs`. The first frame of a connection is a `Greeting`, answered by a `Welcome`. The version
+//! at its very beginning, and `Welcome::No`, are the same in all versions: a release that is not understood
+//! reads a sentence that says so.
 
 use bytes::Bytes;
 
 use crate::id::{
-    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, Index, NodeId, SessionId, Term,
+    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, Index, NodeId, Replica, SessionId, Term,
 };
 use crate::op::Op;
 use crate::reply::Reply;
+use crate::wire::Wire;
 use crate::{wire_enum, wire_struct};
 
 /// The version of the words in this file.
@@ -40,11 +43,39 @@ wire_enum! {
 }
 
 wire_struct! {
-    /// The first frame: who opens the connection.
+    /// The first frame of a connection.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Greeting {
+        /// `PEER_VERSION` of the sender. What follows is read only if it is the reader's own.
+        pub version: u16,
+        /// What it wants.
+        pub opening: Opening,
+    }
+}
+
+impl Greeting {
+    /// The version of a first frame, whatever release it comes from.
+    #[must_use]
+    pub fn version_of(frame: &Bytes) -> Option<u16> {
+        u16::take(&mut frame.clone()).ok()
+    }
+}
+
+wire_enum! {
+    /// Why a connection to the peer port is opened.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Opening {
+        /// A node of the cluster opens a lane.
+        Hello(hello: Hello) = 1,
+        /// A node without data asks to be let into the cluster.
+        Join(join: Join) = 2,
+    }
+}
+
+wire_struct! {
+    /// Who opens a lane.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct Hello {
-        /// `PEER_VERSION` of the sender.
-        pub version: u16,
         /// Its cluster.
         pub cluster: ClusterId,
         /// Its node id.
@@ -59,17 +90,49 @@ wire_struct! {
         pub lane: Lane,
         /// Where its clients connect, for MEMBERS and LEADER.
         pub client_address: String,
+        /// Where other nodes connect to it: who does not know it yet dials it there.
+        pub peer_address: String,
+    }
+}
+
+wire_struct! {
+    /// A node with an empty data directory asks a member for admission.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Join {
+        /// The id that its operator gave it.
+        pub node: NodeId,
+        /// Where other nodes are to connect to it.
+        pub peer_address: String,
+    }
+}
+
+wire_struct! {
+    /// What a node that was let in founds its data directory as.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Joined {
+        /// The cluster.
+        pub cluster: ClusterId,
+        /// Its partitions.
+        pub partitions: u16,
+        /// The nodes of its first configuration.
+        pub founders: Vec<(NodeId, String)>,
+        /// Its nodes by now, as far as the member knows them, and where to reach them.
+        pub members: Vec<(NodeId, String)>,
     }
 }
 
 wire_enum! {
-    /// The answer to a `Hello`.
+    /// The answer to a `Greeting`. The connection is closed behind all but `Yes`.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub enum Welcome {
-        /// The connection stands; who answers.
+        /// The lane stands; who answers.
         Yes(me: Hello) = 1,
-        /// It does not, and what to do about it. The connection is closed after this.
+        /// No, and what to do about it.
         No(why: String) = 2,
+        /// The node is a member now.
+        Joined(joined: Joined) = 3,
+        /// The cluster cannot decide it at the moment, and why: ask again, or another member.
+        Later(why: String) = 4,
     }
 }
 
@@ -97,14 +160,14 @@ wire_struct! {
         /// What kind of message it is.
         pub kind: u8,
         /// Who sends it.
-        pub from: NodeId,
+        pub from: Replica,
         /// Who gets it.
-        pub to: NodeId,
+        pub to: Replica,
         /// The sender's term.
         pub term: Term,
         /// Term of the entry at `index`.
         pub log_term: Term,
-        /// The entry before those sent, or the one acknowledged or asked about.
+        /// The entry before those sent, or the one acknowledged or asked about; the last one in an offered snapshot.
         pub index: Index,
         /// The sender's commit index.
         pub commit: Index,
@@ -126,13 +189,33 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// All Raft messages of one turn for one peer, and which groups the sender leads.
+    /// A group, as its leader tells everybody: how nodes without a replica find leaders, and how a replica that was
+    /// removed learns of it.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Led {
+        /// The group.
+        pub group: GroupId,
+        /// The leader's term.
+        pub term: Term,
+        /// The incarnation of the group's next replica: the list below knows of those before it.
+        pub next: u32,
+        /// The group's replicas. Empty: not said this time.
+        pub replicas: Vec<Replica>,
+    }
+}
+
+wire_struct! {
+    /// All Raft messages of one turn for one peer, and what the sender tells all.
     #[derive(Debug, Clone, PartialEq, Eq, Default)]
     pub struct RaftFrame {
         /// The messages, of any groups.
         pub messages: Vec<RaftMessage>,
-        /// The groups that the sender leads, with its term there: how nodes without a replica find leaders.
-        pub leading: Vec<(GroupId, Term)>,
+        /// The groups that the sender leads.
+        pub leading: Vec<Led>,
+        /// The sender's replicas that have lost what they acknowledged, and are to be replaced.
+        pub lost: Vec<(GroupId, u32)>,
+        /// The sender does not want to lead: it stops, or its disk is slow or full.
+        pub reluctant: bool,
     }
 }
 
@@ -402,7 +485,8 @@ impl RaftFrame {
     /// Bytes that it holds on to, about.
     #[must_use]
     pub fn weight(&self) -> usize {
-        16 * self.leading.len() + self.messages.iter().map(RaftMessage::weight).sum::<usize>()
+        64 * (self.leading.len() + self.lost.len())
+            + self.messages.iter().map(RaftMessage::weight).sum::<usize>()
     }
 }
 

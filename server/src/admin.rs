@@ -53,7 +53,7 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>>
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "alive\n"),
         // A node that knows the members has applied the system group's log, so it has heard of a leader.
-        "/readyz" if !shared.members.lock().is_empty() => text(StatusCode::OK, "ready\n"),
+        "/readyz" if shared.book.is_informed() => text(StatusCode::OK, "ready\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the system group has not been heard of yet\n"),
         _ => text(StatusCode::NOT_FOUND, "there are /livez and /readyz\n"),
     }

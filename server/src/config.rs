@@ -77,14 +77,17 @@ pub struct NodeFlags {
     /// The client address that other nodes and LEADER name, if it is not the one listened on.
     #[arg(long, env = "QUORATE_ADVERTISE", value_name = "HOST:PORT")]
     advertise: Option<String>,
+    /// The peer address that other nodes dial, if it is not the one listened on (for --join).
+    #[arg(long, env = "QUORATE_PEER_ADVERTISE", value_name = "HOST:PORT")]
+    peer_advertise: Option<String>,
     /// Where the node keeps its data [default: quorate-data].
     #[arg(long, env = "QUORATE_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// The nodes that found the cluster, as ID=HOST:PEERPORT,...; the same on all of them.
     #[arg(long, env = "QUORATE_INITIAL_CLUSTER", value_name = "SPEC")]
     initial_cluster: Option<String>,
-    /// Join a cluster that exists.
-    #[arg(long, env = "QUORATE_JOIN", value_name = "HOST:PEERPORT")]
+    /// Join a cluster that exists: the peer ports of some of its nodes, as HOST:PEERPORT,...
+    #[arg(long, env = "QUORATE_JOIN", value_name = "ADDRS")]
     join: Option<String>,
     /// How log lines are written [default: text].
     #[arg(long, env = "QUORATE_LOG_FORMAT", value_enum)]
@@ -117,8 +120,10 @@ pub struct Config {
     pub advertise: String,
     /// The data directory.
     pub data_dir: PathBuf,
-    /// The nodes that found the cluster.
-    pub founders: Vec<(NodeId, String)>,
+    /// The peer address to be told to others.
+    pub peer_advertise: String,
+    /// How its data directory comes to be.
+    pub origin: Origin,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged.
@@ -127,6 +132,15 @@ pub struct Config {
     pub print_config: bool,
     /// End when standard input ends.
     pub end_with_stdin: bool,
+}
+
+/// How a node's data directory comes to be, if it is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// With its cluster: the nodes that found it.
+    Founded(Vec<(NodeId, String)>),
+    /// Later: one of these members lets it in.
+    Joined(Vec<String>),
 }
 
 /// What the process is to be.
@@ -193,6 +207,7 @@ impl NodeFlags {
             peer_listen: self.peer_listen.or(other.peer_listen),
             admin_listen: self.admin_listen.or(other.admin_listen),
             advertise: self.advertise.or(other.advertise),
+            peer_advertise: self.peer_advertise.or(other.peer_advertise),
             data_dir: self.data_dir.or(other.data_dir),
             initial_cluster: self.initial_cluster.or(other.initial_cluster),
             join: self.join.or(other.join),
@@ -204,29 +219,28 @@ impl NodeFlags {
     }
 
     fn check(self) -> Result<Config, String> {
-        if self.join.is_some() {
-            return Err(
-                "--join is not built yet; name all nodes with --initial-cluster when the cluster is founded"
-                    .into(),
-            );
-        }
         let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let node = NodeId(self.node_id.unwrap_or(1));
         let listen = self.listen.unwrap_or(loopback(7411));
         let peer_listen = self.peer_listen.unwrap_or(loopback(7412));
-        let founders = match &self.initial_cluster {
-            Some(spec) => parse_cluster(spec)?,
-            None => vec![(node, peer_listen.to_string())],
-        };
         if node.0 == 0 {
             return Err("--node-id 0 is not allowed; nodes are numbered from 1".into());
         }
-        if !founders.iter().any(|(id, _)| *id == node) {
-            return Err(format!(
-                "--initial-cluster does not name node {}; add {0}=HOST:PEERPORT or correct --node-id",
-                node.0
-            ));
-        }
+        let origin = match (&self.initial_cluster, &self.join) {
+            (Some(_), Some(_)) => {
+                return Err(
+                    "--initial-cluster founds a cluster and --join joins one that exists; give one of them"
+                        .into(),
+                );
+            }
+            (None, Some(_)) if self.node_id.is_none() => {
+                return Err("--join needs --node-id: a number that no node of the cluster has".into());
+            }
+            (None, Some(members)) => Origin::Joined(parse_members(members)?),
+            (Some(spec), None) => Origin::Founded(parse_cluster(spec)?),
+            (None, None) => Origin::Founded(vec![(node, peer_listen.to_string())]),
+        };
+        let peer_advertise = peer_address(self.peer_advertise, &origin, node, peer_listen)?;
         let log_level = self.log_level.unwrap_or_else(|| "info".into()).to_lowercase();
         if !["error", "warn", "info", "debug", "trace"].contains(&log_level.as_str()) {
             return Err(format!("--log-level {log_level} is unknown; use error, warn, info, debug or trace"));
@@ -238,7 +252,8 @@ impl NodeFlags {
             admin_listen: self.admin_listen.unwrap_or(loopback(7413)),
             advertise: self.advertise.unwrap_or_else(|| listen.to_string()),
             data_dir: self.data_dir.unwrap_or_else(|| "quorate-data".into()),
-            founders,
+            peer_advertise,
+            origin,
             log_format: self.log_format.unwrap_or_default(),
             log_level,
             print_config: self.print_config,
@@ -268,24 +283,68 @@ fn parse_cluster(spec: &str) -> Result<Vec<(NodeId, String)>, String> {
     Ok(nodes.into_iter().collect())
 }
 
+/// Where other nodes reach this one. Founders are named by --initial-cluster.
+fn peer_address(
+    advertised: Option<String>,
+    origin: &Origin,
+    node: NodeId,
+    listen: SocketAddr,
+) -> Result<String, String> {
+    let named = match origin {
+        Origin::Founded(founders) => {
+            let own = founders.iter().find(|(id, _)| *id == node);
+            Some(own.map(|(_, address)| address.clone()).ok_or_else(|| {
+                format!("--initial-cluster does not name node {}; add it, or correct --node-id", node.0)
+            })?)
+        }
+        Origin::Joined(_) => None,
+    };
+    match advertised.or(named) {
+        Some(address) if is_address(&address) => Ok(address),
+        Some(address) => Err(format!("--peer-advertise: '{address}' is not HOST:PEERPORT")),
+        None if listen.ip().is_unspecified() => Err(format!(
+            "--peer-listen {listen} says to nobody where this node is; name a host with --peer-advertise"
+        )),
+        None => Ok(listen.to_string()),
+    }
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+fn parse_members(list: &str) -> Result<Vec<String>, String> {
+    let members: Vec<String> = list.split(',').map(|member| member.trim().to_owned()).collect();
+    match members.iter().find(|member| !is_address(member)) {
+        Some(wrong) => Err(format!("--join: '{wrong}' is not HOST:PEERPORT")),
+        None => Ok(members),
+    }
+}
+
 impl Config {
-    /// What the data directory is founded as.
+    /// What an empty data directory is founded as, together with a new cluster.
     #[must_use]
-    pub fn founding(&self) -> Founding {
-        let spec: String = self.founders.iter().map(|(id, address)| format!("{}={address},", id.0)).collect();
+    pub fn founding(&self, founders: &[(NodeId, String)]) -> Founding {
+        let spec: String = founders.iter().map(|(id, address)| format!("{}={address},", id.0)).collect();
         Founding {
             cluster: ClusterId(xxh3_64(spec.as_bytes())),
             node: self.node,
             partitions: PARTITIONS,
-            founders: self.founders.clone(),
+            founders: founders.to_vec(),
         }
     }
 
     /// The settings as they are in force, by name.
     #[must_use]
     pub fn settings(&self) -> Vec<(String, String)> {
-        let founders: Vec<String> =
-            self.founders.iter().map(|(id, address)| format!("{}={address}", id.0)).collect();
+        let origin = match &self.origin {
+            Origin::Founded(founders) => {
+                let founders: Vec<String> =
+                    founders.iter().map(|(id, address)| format!("{}={address}", id.0)).collect();
+                ("initial-cluster", founders.join(","))
+            }
+            Origin::Joined(members) => ("join", members.join(",")),
+        };
         let format = if self.log_format == LogFormat::Json { "json" } else { "text" };
         let settings = [
             ("node-id", self.node.0.to_string()),
@@ -293,8 +352,9 @@ impl Config {
             ("peer-listen", self.peer_listen.to_string()),
             ("admin-listen", self.admin_listen.to_string()),
             ("advertise", self.advertise.clone()),
+            ("peer-advertise", self.peer_advertise.clone()),
             ("data-dir", self.data_dir.display().to_string()),
-            ("initial-cluster", founders.join(",")),
+            origin,
             ("log-format", format.to_owned()),
             ("log-level", self.log_level.clone()),
         ];
@@ -337,7 +397,18 @@ mod tests {
     fn alone_it_is_a_single_node_on_loopback() {
         let config = plan(&[]).unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
-        assert_eq!(config.founders, [(NodeId(1), "127.0.0.1:7412".to_owned())]);
+        assert_eq!(config.origin, Origin::Founded(vec![(NodeId(1), "127.0.0.1:7412".to_owned())]));
+        assert_eq!(config.peer_advertise, "127.0.0.1:7412");
+    }
+
+    #[test]
+    fn a_node_that_joins_says_where_it_is() {
+        let args = ["--node-id", "4", "--join", "a:1, b:2", "--peer-listen", "127.0.0.1:7442"];
+        let config = plan(&args).unwrap();
+        assert_eq!(config.origin, Origin::Joined(vec!["a:1".to_owned(), "b:2".to_owned()]));
+        assert_eq!(config.peer_advertise, "127.0.0.1:7442");
+        let config = plan(&[&args[..], &["--peer-advertise", "d.example:7412"]].concat()).unwrap();
+        assert_eq!(config.peer_advertise, "d.example:7412");
     }
 
     #[test]
@@ -348,11 +419,9 @@ mod tests {
         let file = path.display().to_string();
         let config = plan(&["--config", &file, "--log-level", "warn"]).unwrap();
         assert_eq!((config.node, config.log_level.as_str()), (NodeId(2), "warn"));
-        assert_eq!(
-            config.founders[0],
-            (NodeId(1), "a:1".to_owned()),
-            "the order of the nodes does not matter"
-        );
+        let Origin::Founded(founders) = config.origin else { panic!("it founds a cluster") };
+        assert_eq!(founders[0], (NodeId(1), "a:1".to_owned()), "the order of the nodes does not matter");
+        assert_eq!(config.peer_advertise, "b:1");
         std::fs::write(&path, "port = 2\n").unwrap();
         let text = plan(&["--config", &file]).unwrap_err();
         assert!(text.contains("line 1: unknown field `port`") && !text.contains('\n'), "{text}");
@@ -369,7 +438,11 @@ mod tests {
             (&["--initial-cluster", "1=a:1,1=b:1"], "names node 1 twice"),
             (&["--initial-cluster", "2=a:1"], "does not name node 1"),
             (&["--node-id", "0"], "nodes are numbered from 1"),
-            (&["--join", "a:1"], "--join is not built yet"),
+            (&["--join", "a:1"], "--join needs --node-id"),
+            (&["--node-id", "4", "--join", "a:1,b"], "--join: 'b' is not HOST:PEERPORT"),
+            (&["--node-id", "4", "--join", "a:1", "--initial-cluster", "4=a:1"], "give one of them"),
+            (&["--node-id", "4", "--join", "a:1", "--peer-listen", "0.0.0.0:7412"], "--peer-advertise"),
+            (&["--peer-advertise", "here"], "--peer-advertise: 'here' is not HOST:PEERPORT"),
             (&["--log-level", "loud"], "--log-level loud is unknown"),
             (&["--port", "1"], "unexpected argument '--port' found"),
             (&["--log-format", "xml"], "[possible values: text, json]; see quorate-server --help"),

@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::DevFlags;
+use crate::founded::founded;
 
 /// Pause between two looks at the nodes.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -58,6 +59,7 @@ fn start(flags: &DevFlags) -> Result<Vec<Node>, String> {
     fs::create_dir_all(&flags.data_dir).map_err(failed)?;
     let port = |id: u16, offset: u16| format!("127.0.0.1:{}", flags.base_port + 10 * (id - 1) + offset);
     let spec: Vec<String> = (1..=flags.nodes).map(|id| format!("{id}={}", port(id, 1))).collect();
+    check_founded(flags)?;
     for port in (1..=flags.nodes).flat_map(|id| (0..3).map(move |offset| port(id, offset))) {
         check_free(&port)?;
     }
@@ -126,6 +128,33 @@ async fn watch(nodes: &mut [Node]) -> Result<(), String> {
         tokio::time::sleep(PAUSE).await;
         waited += PAUSE;
     }
+}
+
+/// A directory that holds another cluster: each node would refuse it for itself, and say less.
+fn check_founded(flags: &DevFlags) -> Result<(), String> {
+    let nodes = (1..=flags.nodes).map(|id| flags.data_dir.join(format!("node{id}")));
+    let Some(meta) = nodes.filter_map(|dir| founded(&dir).ok().flatten()).next() else { return Ok(()) };
+    let (dir, there) = (flags.data_dir.display(), meta.founders.len());
+    let ports =
+        meta.founders.iter().filter_map(|(_, address)| address.rsplit(':').next()?.parse::<u16>().ok());
+    let base = ports.min().unwrap_or_default().saturating_sub(1);
+    if there != usize::from(flags.nodes) {
+        return Err(format!(
+            "{dir} holds a cluster of {there} nodes, not {}; start it with --nodes {there} (and let further nodes join \
+             with quorate-server --node-id {} --join 127.0.0.1:{}), or choose another --data-dir",
+            flags.nodes,
+            there + 1,
+            base + 1,
+        ));
+    }
+    if base != flags.base_port {
+        return Err(format!(
+            "{dir} holds a cluster whose first port is {base}, not {}; start it with --base-port {base}, or choose \
+             another --data-dir",
+            flags.base_port
+        ));
+    }
+    Ok(())
 }
 
 /// A node that cannot have its port says so in its log; here it can be said before anything is started.

@@ -6,10 +6,10 @@
 //! that cannot trust itself does not go on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use quorate_engine::effect::{Effect, Effects, Input, Level, Member, Side, TICK};
+use quorate_engine::effect::{Effect, Effects, Input, Level, Side, TICK};
 use quorate_engine::engine::Engine;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use crate::journal::{Listener, SyncThread};
 use crate::mailbox::{Mailbox, Taken};
 use crate::outlet::{Out, Outlets};
 use crate::peers::Peers;
+use crate::peers::book::Book;
 
 /// What the engine's thread shares with the rest of the node.
 #[derive(Debug, Default)]
@@ -29,12 +30,23 @@ pub struct Shared {
     pub outlets: Outlets,
     /// Other nodes.
     pub peers: Peers,
-    /// What the system group knows of the nodes.
-    pub members: Mutex<Vec<Member>>,
-    /// That it has changed.
-    pub members_news: Notify,
-    /// Cancelled when the node stops: no new clients, no new requests.
+    /// Who they are.
+    pub book: Book,
+    /// Cancelled when the node is told to stop: no new clients.
+    pub leaving: CancellationToken,
+    /// The engine was told, and leads nothing any more.
+    pub resigned: Notify,
+    /// Cancelled when the node stops: no new requests either.
     pub stopping: CancellationToken,
+    /// Connections that there have been.
+    conns: AtomicU64,
+}
+
+impl Shared {
+    /// The number of a new connection. 0 is the node's own.
+    pub fn next_conn(&self) -> u64 {
+        self.conns.fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
 /// Tells the engine what the disk has done.
@@ -66,11 +78,13 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
     let mut taken = Taken::default();
     let mut next_tick = clock::now().mono;
     let mut stopped_at = None;
+    let mut resigning = false;
     loop {
         let patience = if engine.has_more() { Duration::ZERO } else { clock::until(next_tick, clock::now()) };
         shared.mailbox.take(patience, &mut taken);
         let now = clock::now();
         for input in taken.inputs.drain(..) {
+            resigning |= matches!(input, Input::Resign);
             engine.step(now, input, &mut fx);
         }
         if now.mono >= next_tick {
@@ -79,6 +93,9 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
         }
         engine.step(now, Input::EndOfTurn, &mut fx);
         perform(&mut fx, shared, &disk);
+        if resigning && engine.is_idle() {
+            shared.resigned.notify_one();
+        }
         if taken.stopped {
             let since = *stopped_at.get_or_insert(now.mono);
             if engine.is_idle() || now.mono > since + FAREWELL {
@@ -93,7 +110,9 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
     for effect in fx.drain(..) {
         match effect {
             Effect::Persist(batch) => disk.submit(batch),
-            Effect::Background { .. } | Effect::Snapshot { .. } | Effect::SendPiece { .. } => {}
+            Effect::Background { .. } => {}
+            Effect::Snapshot { to, frame } => shared.peers.send_snapshot(to, frame),
+            Effect::SendPiece { to, at, length } => shared.peers.send_piece(to, at, length),
             Effect::Raft { to, frame } => shared.peers.send_raft(to, frame),
             Effect::Link { peer, side: Side::Opener, frame } => shared.peers.send_forward(peer, frame),
             Effect::Link { peer, side: Side::Reached, frame } => shared.peers.send_back(peer, frame),
@@ -102,10 +121,7 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
             }
             Effect::Push { conn, delivery } => shared.outlets.add(conn, Out::Push(delivery), &mut touched),
             Effect::Close { conn, reason } => shared.outlets.add(conn, Out::Close(reason), &mut touched),
-            Effect::Members(members) => {
-                *shared.members.lock() = members;
-                shared.members_news.notify_waiters();
-            }
+            Effect::Members(members) => shared.book.learn(members),
             Effect::Log(Level::Debug, line) => tracing::debug!("{line}"),
             Effect::Log(Level::Info, line) => tracing::info!("{line}"),
             Effect::Log(Level::Warn, line) => tracing::warn!("{line}"),

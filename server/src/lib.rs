@@ -7,6 +7,7 @@ pub mod config;
 pub mod connection;
 pub mod dev;
 pub mod driver;
+pub mod founded;
 pub mod gate;
 pub mod journal;
 pub mod listen;

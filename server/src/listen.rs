@@ -21,12 +21,12 @@ const OTHER_FILES: usize = 1024;
 /// Of these, what is no connection that somebody else opens: the journal's, ports, the runtime's own.
 const OWN_FILES: usize = 256;
 /// Refused clients that are told why at the same time; more are just closed.
-const REFUSED_MAX: usize = 256;
+const REFUSED_MAX: usize = 128;
 /// How long a refused client may take to read why.
 const REFUSAL: Duration = Duration::from_secs(1);
 
 const _: () = assert!(
-    OWN_FILES + REFUSED_MAX + ADMIN_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX + 2 * NODES_MAX <= OTHER_FILES,
+    OWN_FILES + REFUSED_MAX + ADMIN_CONNECTIONS_MAX + PEER_CONNECTIONS_MAX + 3 * NODES_MAX <= OTHER_FILES,
     "ports full to their bounds, and the lanes to all other nodes, leave the journal its files"
 );
 
@@ -80,7 +80,7 @@ impl Drop for Counted {
     }
 }
 
-/// Accepts as many clients at a time as there is room for, until the node stops; `tasks` are their connections.
+/// Accepts as many clients at a time as there is room for, until the node is told to stop; `tasks` are their connections.
 pub async fn accept_all(
     listener: TcpListener,
     room: Room,
@@ -90,12 +90,10 @@ pub async fn accept_all(
 ) {
     let count = Arc::new(AtomicUsize::new(0));
     let max = room.clients;
-    // 0 is the node's own connection.
-    let mut number = 0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shared.stopping.cancelled() => return,
+            () = shared.leaving.cancelled() => return,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -105,7 +103,7 @@ pub async fn accept_all(
                 continue;
             }
         };
-        number += 1;
+        let number = shared.next_conn();
         let counted = Counted(Arc::clone(&count));
         let before = count.fetch_add(1, Ordering::Relaxed);
         if before >= max {

@@ -1,25 +1,32 @@
 //! One node: opens its data, binds its ports, runs until it is told to stop.
 
+use std::fs::DirBuilder;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_engine::effect::Input;
 use quorate_engine::engine::{Config as EngineConfig, Engine};
 use quorate_engine::system::identities;
-use quorate_protocol::id::GroupId;
+use quorate_protocol::id::{ClusterId, GroupId, NodeId};
+use quorate_protocol::peer::Join;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::answers::Desk;
-use crate::config::Config;
+use crate::config::{Config, Origin};
 use crate::driver::{self, DiskListener, Shared};
-use crate::journal::{DataDir, SyncThread};
+use crate::founded::founded;
+use crate::journal::{DataDir, Founding, SyncThread};
 use crate::{admin, clock, listen, peers};
 
 /// How long a node that stops goes on answering what it was asked before.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long it may take to hand leadership over before that.
+const RESIGN: Duration = Duration::from_secs(2);
 
 /// Runs a node to its end.
 ///
@@ -29,11 +36,17 @@ pub fn run(config: &Config) -> Result<(), String> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
     let ports = runtime.block_on(Ports::bind(config))?;
+    let (founding, members) = runtime.block_on(founding(config))?;
     let (dir, recovered, journal) =
-        DataDir::open(&config.data_dir, &config.founding()).map_err(|error| error.to_string())?;
+        DataDir::open(&config.data_dir, &founding).map_err(|error| error.to_string())?;
     let shared = Arc::<Shared>::default();
     let logged = recovered.entries.get(&GroupId::SYSTEM).map(|log| identities(log)).unwrap_or_default();
-    let me = peers::Me { meta: recovered.meta.clone(), client_address: config.advertise.clone(), logged };
+    shared.book.begin(recovered.meta.founders.iter().cloned().chain(members), logged);
+    let me = peers::Me {
+        meta: recovered.meta.clone(),
+        client_address: config.advertise.clone(),
+        peer_address: config.peer_advertise.clone(),
+    };
     let desk = Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings()));
     tracing::info!(
         "node {} starts (boot {}): clients {}, peers {}, admin {}, data {}",
@@ -47,6 +60,7 @@ pub fn run(config: &Config) -> Result<(), String> {
     let seed = me.meta.cluster.0;
     let engine_config = EngineConfig::new(seed, config.advertise.clone());
     let engine = Engine::new(clock::now(), engine_config, recovered);
+    let data = dir.path().to_owned();
     let disk = SyncThread::start(dir, journal, DiskListener(Arc::clone(&shared)));
     let thread = {
         let shared = Arc::clone(&shared);
@@ -54,7 +68,9 @@ pub fn run(config: &Config) -> Result<(), String> {
         std::thread::Builder::new().name("engine".into()).spawn(work).map_err(|error| error.to_string())?
     };
     runtime.block_on(async {
-        peers::dial_all(&me, &shared);
+        tokio::spawn(peers::dial_all(me.clone(), Arc::clone(&shared)));
+        tokio::spawn(peers::read_pieces(data, Arc::clone(&shared)));
+        tokio::spawn(peers::say_held_back(Arc::clone(&shared)));
         let room = listen::room();
         tokio::spawn(peers::accept_all(ports.peer, room.peers, me, Arc::clone(&shared)));
         let tasks = TaskTracker::new();
@@ -62,6 +78,10 @@ pub fn run(config: &Config) -> Result<(), String> {
         tokio::spawn(admin::serve(ports.admin, room.admin, Arc::clone(&shared)));
         until_told(config.end_with_stdin).await;
         tracing::info!("node {} stops", config.node.0);
+        shared.leaving.cancel();
+        shared.mailbox.post_urgent(Input::Resign, 0);
+        // Clients are served until others lead, and told of no leader after that.
+        let _ = tokio::time::timeout(RESIGN, shared.resigned.notified()).await;
         shared.stopping.cancel();
         tasks.close();
         // Who has not read its answers by then does not get them.
@@ -72,6 +92,55 @@ pub fn run(config: &Config) -> Result<(), String> {
     let _ = thread.join();
     runtime.shutdown_background();
     Ok(())
+}
+
+/// What the data directory is to be, and the members that are known beyond its founders. A node without data asks
+/// them to let it in.
+async fn founding(config: &Config) -> Result<(Founding, Vec<(NodeId, String)>), String> {
+    let members = match &config.origin {
+        Origin::Founded(founders) => return Ok((config.founding(founders), Vec::new())),
+        Origin::Joined(members) => members,
+    };
+    match founded(&config.data_dir) {
+        Ok(None) => {}
+        Ok(Some(meta)) => {
+            tracing::info!("the data directory has its cluster already; --join is not needed any more");
+            let founding = Founding {
+                cluster: meta.cluster,
+                node: config.node,
+                partitions: meta.partitions,
+                founders: meta.founders,
+            };
+            return Ok((founding, Vec::new()));
+        }
+        // Whoever opens it says what is wrong with it.
+        Err(_) => {
+            let founders = Vec::new();
+            let founding = Founding { cluster: ClusterId(0), node: config.node, partitions: 0, founders };
+            return Ok((founding, Vec::new()));
+        }
+    }
+    // A directory that cannot be made is found out before the cluster has a member more.
+    DirBuilder::new().recursive(true).mode(0o700).create(config.data_dir.join("journal")).map_err(
+        |error| {
+            let path = config.data_dir.display();
+            format!("data directory {path}: {error}; check the path and its permissions (--data-dir)")
+        },
+    )?;
+    let join = Join { node: config.node, peer_address: config.peer_advertise.clone() };
+    let joined = peers::join::ask(members, &join).await?;
+    tracing::info!("the cluster of nodes {} has let this node in", names(&joined.members));
+    let founding = Founding {
+        cluster: joined.cluster,
+        node: config.node,
+        partitions: joined.partitions,
+        founders: joined.founders,
+    };
+    Ok((founding, joined.members))
+}
+
+fn names(nodes: &[(NodeId, String)]) -> String {
+    nodes.iter().map(|(node, _)| node.0.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 struct Ports {

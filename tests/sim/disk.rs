@@ -152,6 +152,12 @@ impl Disk {
         self.unvouched.clear();
     }
 
+    /// A file as the process sees it.
+    #[must_use]
+    pub fn bytes(&self, file: File) -> Option<&[u8]> {
+        self.files.get(&file).map(|state| &state.live[..])
+    }
+
     /// What a starting process reads.
     #[must_use]
     pub fn contents(&self) -> Contents {

@@ -5,6 +5,7 @@
 //!
 //! Invariant: equal seeds and settings, equal traces.
 
+pub mod background;
 pub mod bugs;
 pub mod check;
 pub mod client;

@@ -1,6 +1,6 @@
-//! The network between nodes: Raft frames one by one, client work on links.
+//! The network between nodes: Raft and snapshot frames one by one, client work on links.
 //!
-//! Charter: Raft frames are delayed, lost, doubled, and overtake each other. A link is FIFO, delivers each frame at
+//! Charter: Raft and snapshot frames are delayed, lost, doubled, and overtake each other. A link is FIFO, delivers each frame at
 //! most once and is cut as a whole: the end that cuts it hears no more of it, the other end may still hear what was
 //! on its way until it notices. Any direction between two nodes can be blocked; a link stalls for a while then, and
 //! is cut in the end. Whoever opened a link dials again.
@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use quorate_engine::effect::{Input, Side};
-use quorate_protocol::peer::{LinkFrame, RaftFrame};
+use quorate_protocol::peer::{LinkFrame, RaftFrame, SnapshotFrame};
 
 use super::rng::Rng;
 use super::world::{Event, World};
@@ -18,9 +18,9 @@ use super::world::{Event, World};
 /// How well frames travel.
 #[derive(Debug, Clone, Copy)]
 pub struct Quality {
-    /// Raft frames lost, in a thousand.
+    /// Raft and snapshot frames lost, in a thousand.
     pub loss: u64,
-    /// Raft frames doubled, in a thousand.
+    /// Raft and snapshot frames doubled, in a thousand.
     pub doubled: u64,
     /// Frames that take long, in a thousand.
     pub slow: u64,
@@ -90,16 +90,26 @@ impl Network {
 impl World {
     /// Sends a Raft frame.
     pub fn send_raft(&mut self, from: usize, to: usize, frame: RaftFrame) {
+        self.send_lossy(from, to, || Event::Raft { from, to, frame: Box::new(frame.clone()) });
+    }
+
+    /// Sends a frame of the snapshot lane.
+    pub fn send_snapshot(&mut self, from: usize, to: usize, frame: SnapshotFrame) {
+        self.send_lossy(from, to, || Event::Snapshot { from, to, frame: Box::new(frame.clone()) });
+    }
+
+    /// Lets a frame arrive once, twice or never.
+    fn send_lossy(&mut self, from: usize, to: usize, arrival: impl Fn() -> Event) {
         let network = &mut self.network;
         if network.blocked[from][to] || network.rng.chance(network.quality.loss) {
             return;
         }
         if network.rng.chance(network.quality.doubled) {
             let at = self.time + network.delay() + network.rng.below(50_000);
-            self.schedule(at, Event::Raft { from, to, frame: Box::new(frame.clone()) });
+            self.schedule(at, arrival());
         }
         let at = self.time + self.network.delay();
-        self.schedule(at, Event::Raft { from, to, frame: Box::new(frame) });
+        self.schedule(at, arrival());
     }
 
     /// A Raft frame arrives, unless its way has been blocked meanwhile.
@@ -107,6 +117,14 @@ impl World {
         if !self.network.blocked[from][to] {
             let from = self.nodes[from].id;
             self.post(to, Input::Raft { from, frame });
+        }
+    }
+
+    /// A snapshot frame arrives, unless its way has been blocked meanwhile.
+    pub fn hear_snapshot(&mut self, from: usize, to: usize, frame: SnapshotFrame) {
+        if !self.network.blocked[from][to] {
+            let from = self.nodes[from].id;
+            self.post(to, Input::Snapshot { from, frame });
         }
     }
 

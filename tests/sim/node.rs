@@ -13,6 +13,7 @@ use quorate_engine::engine::Engine;
 use quorate_engine::journal::{File, Io, Journal, Persist, Recovered, found, read_meta, recover};
 use quorate_protocol::id::NodeId;
 
+use super::background::Background;
 use super::clock::Clock;
 use super::disk::Disk;
 use super::rng::Rng;
@@ -68,6 +69,8 @@ pub struct Node {
     pub clock: Clock,
     /// Its disk.
     pub disk: Disk,
+    /// What it does on its disk beside the commits.
+    pub background: Background,
     keeper: Option<Keeper>,
     urgent: Vec<Input>,
     work: Vec<Input>,
@@ -96,6 +99,7 @@ impl Node {
             engine: None,
             clock: Clock::new(&mut rng),
             disk: Disk::new(Rng::new(seed, 200 + id.0)),
+            background: Background::new(Rng::new(seed, 300 + id.0)),
             keeper: None,
             urgent: Vec::new(),
             work: Vec::new(),
@@ -115,7 +119,8 @@ impl Node {
         self.state == State::Up
     }
 
-    fn sync_latency(&mut self, time: u64) -> u64 {
+    /// How long its disk takes to sync.
+    pub fn sync_latency(&mut self, time: u64) -> u64 {
         let rng = &mut self.rng;
         if time < self.slow_until {
             rng.between(5_000..80_000)
@@ -135,7 +140,7 @@ impl World {
         if !node.is_up() {
             return;
         }
-        if matches!(input, Input::Raft { .. } | Input::Persisted(_)) {
+        if matches!(input, Input::Raft { .. } | Input::Persisted(_) | Input::BackgroundDone(_)) {
             node.urgent.push(input);
         } else {
             node.work.push(input);
@@ -368,6 +373,7 @@ impl World {
         node.state = State::Down;
         node.engine = None;
         node.keeper = None;
+        node.background.stop();
         node.urgent.clear();
         node.work.clear();
         node.turn_at = None;

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use quorate_engine::effect::{Effect, Effects, Input, Now};
 use quorate_protocol::id::NodeId;
-use quorate_protocol::peer::{LinkFrame, RaftFrame};
+use quorate_protocol::peer::{LinkFrame, RaftFrame, SnapshotAt, SnapshotFrame};
 use quorate_protocol::wire::Wire;
 
 use super::check::Checks;
@@ -35,6 +35,12 @@ pub enum Event {
     Start { node: usize },
     /// A Raft frame arrives.
     Raft { from: usize, to: usize, frame: Box<RaftFrame> },
+    /// A frame of the snapshot lane arrives.
+    Snapshot { from: usize, to: usize, frame: Box<SnapshotFrame> },
+    /// A node's disk has gone on with what is done beside the commits.
+    Background { node: usize, life: u64 },
+    /// A node has read a piece of a snapshot file.
+    Piece { node: usize, life: u64, to: usize, at: SnapshotAt, length: u64 },
     /// The next frame of a link arrives at an end.
     LinkArrive { link: u64, end: usize },
     /// An end of a link notices that it is cut.
@@ -164,6 +170,9 @@ impl World {
             Event::Idle { node, life, commit } => self.idle(node, life, commit),
             Event::Start { node } => self.start(node),
             Event::Raft { from, to, frame } => self.hear_raft(from, to, *frame),
+            Event::Snapshot { from, to, frame } => self.hear_snapshot(from, to, *frame),
+            Event::Background { node, life } => self.background_goes_on(node, life),
+            Event::Piece { node, life, to, at, length } => self.piece_read(node, life, to, at, length),
             Event::LinkArrive { link, end } => self.link_arrives(link, end),
             Event::LinkEnd { link, end } => self.close_end(link, end),
             Event::Dial { from, to, life } => self.dial(from, to, life),
@@ -230,26 +239,27 @@ impl World {
                     self.checks.submitted(self.time, at, &batch);
                     self.submit(at, batch);
                 }
-                Effect::Background { .. } | Effect::Snapshot { .. } | Effect::SendPiece { .. } => {}
+                Effect::Background { number, ios } => self.submit_background(at, number, ios),
+                Effect::SendPiece { to, at: place, length } => {
+                    self.read_piece(at, place_of(to), place, length);
+                }
+                Effect::Snapshot { to, frame } => {
+                    self.trace.count(self.time, &[5, at as u64, to.0, hash_bytes(5, &frame.to_wire())]);
+                    if let Some(heard) = self.as_read(frame) {
+                        self.send_snapshot(at, place_of(to), heard);
+                    }
+                }
                 Effect::Raft { to, frame } => {
-                    let wire = frame.to_wire();
-                    self.trace.count(self.time, &[2, at as u64, to.0, hash_bytes(2, &wire)]);
-                    match RaftFrame::from_wire(wire) {
-                        Ok(heard) if heard == frame => self.send_raft(at, place_of(to), heard),
-                        other => {
-                            self.fail("frames are read as written", format!("{frame:?} is read as {other:?}"))
-                        }
+                    self.trace.count(self.time, &[2, at as u64, to.0, hash_bytes(2, &frame.to_wire())]);
+                    if let Some(heard) = self.as_read(frame) {
+                        self.send_raft(at, place_of(to), heard);
                     }
                 }
                 Effect::Link { peer, side, frame } => {
-                    let wire = frame.to_wire();
-                    let words = [3, peer.0, hash_bytes(3, &wire)];
+                    let words = [3, peer.0, hash_bytes(3, &frame.to_wire())];
                     self.note(at, &words, || format!("to {} ({side:?}): {frame:?}", peer.0));
-                    match LinkFrame::from_wire(wire) {
-                        Ok(heard) if heard == frame => self.send_link(at, place_of(peer), side, heard),
-                        other => {
-                            self.fail("frames are read as written", format!("{frame:?} is read as {other:?}"))
-                        }
+                    if let Some(heard) = self.as_read::<LinkFrame>(frame) {
+                        self.send_link(at, place_of(peer), side, heard);
                     }
                 }
                 Effect::Reply { conn, request, reply } => self.replied(at, conn, request, reply),
@@ -261,6 +271,15 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A frame as its receiver reads it; that must be what was sent.
+    fn as_read<T: Wire + PartialEq + std::fmt::Debug>(&mut self, frame: T) -> Option<T> {
+        match T::from_wire(frame.to_wire()) {
+            Ok(heard) if heard == frame => return Some(heard),
+            other => self.fail("frames are read as written", format!("{frame:?} is read as {other:?}")),
+        }
+        None
     }
 
     /// Shows a node's state to the checkers.

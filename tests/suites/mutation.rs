@@ -7,12 +7,12 @@ use allocation_counter::measure;
 use bytes::{Bytes, BytesMut};
 use quorate_protocol::frame::{self, Frame, RequestFrame};
 use quorate_protocol::id::{
-    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, NodeId, SessionId,
+    Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, NodeId, Replica, SessionId,
 };
 use quorate_protocol::op::{Ack, Fetch, Lock, Op, Pub, Receipt};
 use quorate_protocol::peer::{
-    Answer, Ask, Delivery, Forward, Hello, Item, Lane, LinkFrame, Parcel, Principal, RaftEntry, RaftFrame,
-    RaftMessage, Verdict, Welcome, Work,
+    Answer, Ask, Delivery, Forward, Greeting, Hello, Item, Join, Joined, Lane, Led, LinkFrame, Opening,
+    Parcel, Principal, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
 };
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::resp::RequestDecoder;
@@ -172,8 +172,8 @@ fn raft_frame() -> RaftFrame {
     let message = RaftMessage {
         group: GroupId(1),
         kind: 3,
-        from: NodeId(1),
-        to: NodeId(2),
+        from: Replica { node: NodeId(1), incarnation: 0 },
+        to: Replica { node: NodeId(2), incarnation: 3 },
         term: 3,
         log_term: 2,
         index: 1,
@@ -186,12 +186,14 @@ fn raft_frame() -> RaftFrame {
         context: "context".into(),
         entries,
     };
-    RaftFrame { messages: vec![message.clone(), message], leading: vec![(GroupId(1), 3)] }
+    let replicas = vec![Replica { node: NodeId(1), incarnation: 0 }];
+    let leading = vec![Led { group: GroupId(1), term: 3, next: 4, replicas }];
+    let lost = vec![(GroupId(2), 1)];
+    RaftFrame { messages: vec![message.clone(), message], leading, lost, reluctant: true }
 }
 
 fn hello() -> Hello {
     Hello {
-        version: 1,
         cluster: ClusterId(1),
         node: NodeId(1),
         to: NodeId(2),
@@ -199,7 +201,24 @@ fn hello() -> Hello {
         boot: Boot(4),
         lane: Lane::Work,
         client_address: "127.0.0.1:7411".into(),
+        peer_address: "127.0.0.1:7412".into(),
     }
+}
+
+fn greetings() -> [Greeting; 2] {
+    let join = Join { node: NodeId(4), peer_address: "127.0.0.1:7442".into() };
+    [Opening::Hello(hello()), Opening::Join(join)].map(|opening| Greeting { version: 1, opening })
+}
+
+fn welcomes() -> [Welcome; 4] {
+    let nodes = vec![(NodeId(1), "127.0.0.1:7412".to_owned()), (NodeId(2), "127.0.0.1:7422".to_owned())];
+    let joined = Joined { cluster: ClusterId(1), partitions: 16, founders: nodes.clone(), members: nodes };
+    [
+        Welcome::Yes(hello()),
+        Welcome::No("because".into()),
+        Welcome::Joined(joined),
+        Welcome::Later("not yet".into()),
+    ]
 }
 
 #[test]
@@ -211,9 +230,8 @@ fn replies() {
 fn words_between_nodes() {
     attack("LinkFrame", 2, &samples(link_frames()), wire::<LinkFrame>);
     attack("RaftFrame", 3, &samples([raft_frame()]), wire::<RaftFrame>);
-    attack("Hello", 4, &samples([hello()]), wire::<Hello>);
-    let welcomes = [Welcome::Yes(hello()), Welcome::No("because".into())];
-    attack("Welcome", 5, &samples(welcomes), wire::<Welcome>);
+    attack("Greeting", 4, &samples(greetings()), wire::<Greeting>);
+    attack("Welcome", 5, &samples(welcomes()), wire::<Welcome>);
 }
 
 /// Mutated frames get a checksum that fits, or nothing behind it would ever be reached.

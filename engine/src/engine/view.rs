@@ -1,7 +1,6 @@
 //! What a node tells of itself and of the cluster as it sees it: STATUS, MEMBERS, LEADER, PARTITIONS.
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, NodeId};
 use quorate_protocol::reply::Reply;
@@ -9,6 +8,7 @@ use quorate_protocol::reply::Reply;
 use super::{Engine, GroupReport};
 use crate::effect::NodeAsk;
 use crate::group::Group;
+use crate::system::System;
 
 impl Engine {
     /// Every group that this node holds, as it sees it.
@@ -24,6 +24,12 @@ impl Engine {
             digest: group.digest(),
         };
         self.groups.iter().map(report).collect()
+    }
+
+    /// Bytes of log that a group keeps in memory.
+    #[must_use]
+    pub fn log_bytes(&self, group: GroupId) -> usize {
+        self.groups.get(&group).map_or(0, |group| group.consensus().log_bytes())
     }
 
     /// Answers a question about this node's own view.
@@ -71,15 +77,32 @@ impl Engine {
     }
 
     fn members(&self) -> Reply {
-        let member = |(node, peer): &(NodeId, String)| {
+        let member = |node: NodeId, peer: &str, standing: &str| {
             map([
                 ("node", Reply::int(node.0)),
-                ("client", self.address_of(*node)),
-                ("peer", Reply::text(peer.clone())),
-                ("leads", Reply::int(self.led_by(*node))),
+                ("client", self.address_of(node)),
+                ("peer", Reply::text(peer)),
+                ("standing", Reply::text(standing)),
+                ("leads", Reply::int(self.led_by(node))),
+                ("holds", Reply::int(self.held_by(node))),
             ])
         };
-        Reply::Array(self.meta.founders.iter().map(member).collect())
+        let system = self.groups.get(&GroupId::SYSTEM).and_then(Group::system);
+        let Some(members) = system.map(System::present) else {
+            // Not heard of the members yet: those that founded the cluster.
+            return Reply::Array(
+                self.meta.founders.iter().map(|(node, peer)| member(*node, peer, "unknown")).collect(),
+            );
+        };
+        Reply::Array(
+            members.map(|(node, row)| member(node, &row.peer_address, row.standing.word())).collect(),
+        )
+    }
+
+    /// Partitions of which a node has a replica, as far as this node knows.
+    fn held_by(&self, node: NodeId) -> u64 {
+        (1..=self.meta.partitions).filter(|&group| self.replicas_of(GroupId(group)).contains(&node)).count()
+            as u64
     }
 
     fn led_by(&self, node: NodeId) -> u64 {
@@ -90,7 +113,7 @@ impl Engine {
     fn partitions(&self) -> Reply {
         let partition = |group: u16| {
             let voters =
-                self.ring.voters(GroupId(group)).into_iter().map(|node| Reply::int(node.0)).collect();
+                self.replicas_of(GroupId(group)).into_iter().map(|node| Reply::int(node.0)).collect();
             map([
                 ("partition", Reply::int(u64::from(group))),
                 ("leader", self.gateway.leader(GroupId(group)).map_or(Reply::Nil, |node| Reply::int(node.0))),

@@ -137,6 +137,18 @@ impl Gateway {
         self.replicas.insert(group);
     }
 
+    /// This node holds no replica of a group any more.
+    pub fn drop_replica(&mut self, group: GroupId) {
+        self.replicas.remove(&group);
+    }
+
+    /// This node's replica of a group has leapt over a part of the log: it has not heard what became of requests there.
+    pub fn skipped(&mut self, group: GroupId) {
+        let parts =
+            self.conns.values_mut().flat_map(|conn| conn.slots.values_mut()).flat_map(|slot| &mut slot.parts);
+        parts.filter(|part| part.group == group).for_each(|part| part.waits = false);
+    }
+
     /// Work to be sent to leaders.
     pub fn take_forwards(&mut self) -> Vec<(NodeId, Forward)> {
         core::mem::take(&mut self.forwards)

@@ -26,6 +26,8 @@ pub enum Errand {
     See(ClientId),
     /// Make a client session known to a partition.
     Introduce(ClientId, GroupId),
+    /// Forgets a member that has given its share away.
+    Forget(NodeId),
 }
 
 #[derive(Debug)]

@@ -16,6 +16,7 @@
 //! holds the lock, which covers upgrades too.
 
 mod graph;
+mod index;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -26,10 +27,13 @@ use quorate_protocol::id::{ClientId, ConnId, NodeId, SessionId};
 use quorate_protocol::limits::{LOCK_HOLDERS_MAX, LOCK_WAITERS_MAX, LOCKINFO_MAX, LOCKS_MAX};
 use quorate_protocol::op::{Lock, Renew, Unlock};
 use quorate_protocol::reply::{Code, Reply};
+use quorate_protocol::wire::Malformed;
 use quorate_protocol::{wire_enum, wire_struct};
 
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
-use crate::table::Table;
+use index::{Index, Key, Line};
+
+use crate::table::{Rows, Table, load_row, take_row};
 
 /// Names of which refused tries are remembered; beyond it the memory starts anew.
 const REFUSED_MAX: usize = 4096;
@@ -84,28 +88,6 @@ wire_struct! {
         /// Group time at which the request is withdrawn.
         pub deadline: u64,
     }
-}
-
-/// A hold or a wait, by its lock and its number.
-type Key = (Bytes, u64);
-
-/// Derived: what a lock's rows come to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Line {
-    holds: usize,
-    exclusive: usize,
-    waits: usize,
-}
-
-/// Derived: everything that is found by something else than its key.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Index {
-    /// (deadline, whether it is a wait, key); at equal times leases end before waits.
-    deadlines: BTreeSet<(u64, bool, Key)>,
-    lines: BTreeMap<Bytes, Line>,
-    holds: BTreeMap<Owner, BTreeSet<Key>>,
-    waits: BTreeMap<Owner, BTreeSet<Key>>,
-    asked_on: BTreeMap<ConnId, BTreeSet<Key>>,
 }
 
 /// Deliberate bugs, for the tests of the checkers.
@@ -503,6 +485,31 @@ impl Locks {
         wait
     }
 
+    /// All tables, in the order in which a snapshot shows them.
+    pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
+        alloc::vec![&mut self.token, &mut self.holds, &mut self.waits]
+    }
+
+    /// Takes a row of one of the tables from a snapshot.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn load(&mut self, table: u64, input: &mut Bytes) -> Result<(), Malformed> {
+        match table {
+            n if n == self.token.id() => load_row(&mut self.token, input)?,
+            n if n == self.holds.id() => {
+                let (key, hold) = take_row(input)?;
+                self.insert_hold(key, hold);
+            }
+            n if n == self.waits.id() => {
+                let (key, wait) = take_row(input)?;
+                self.insert_wait(key, wait);
+            }
+            _ => return Err(Malformed("unknown table")),
+        }
+        Ok(())
+    }
+
     /// The index as the rows say it is.
     #[cfg(test)]
     fn rebuilt(&self) -> Index {
@@ -516,55 +523,6 @@ impl Locks {
 impl Default for Locks {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Index {
-    fn add_hold(&mut self, key: &Key, hold: &Hold) {
-        self.deadlines.insert((hold.deadline, false, key.clone()));
-        let line = self.lines.entry(key.0.clone()).or_default();
-        line.holds += 1;
-        line.exclusive += usize::from(!hold.shared);
-        self.holds.entry(hold.owner.clone()).or_default().insert(key.clone());
-    }
-
-    fn drop_hold(&mut self, key: &Key, hold: &Hold) {
-        self.deadlines.remove(&(hold.deadline, false, key.clone()));
-        self.change_line(&key.0, |line| {
-            line.holds -= 1;
-            line.exclusive -= usize::from(!hold.shared);
-        });
-        drop_from(&mut self.holds, &hold.owner, key);
-    }
-
-    fn add_wait(&mut self, key: &Key, wait: &Wait) {
-        self.deadlines.insert((wait.deadline, true, key.clone()));
-        self.lines.entry(key.0.clone()).or_default().waits += 1;
-        self.waits.entry(wait.owner.clone()).or_default().insert(key.clone());
-        self.asked_on.entry(wait.asker.conn).or_default().insert(key.clone());
-    }
-
-    fn drop_wait(&mut self, key: &Key, wait: &Wait) {
-        self.deadlines.remove(&(wait.deadline, true, key.clone()));
-        self.change_line(&key.0, |line| line.waits -= 1);
-        drop_from(&mut self.waits, &wait.owner, key);
-        drop_from(&mut self.asked_on, &wait.asker.conn, key);
-    }
-
-    fn change_line(&mut self, name: &Bytes, change: impl FnOnce(&mut Line)) {
-        let line = self.lines.get_mut(name).expect("every row has a line");
-        change(line);
-        if *line == Line::default() {
-            self.lines.remove(name);
-        }
-    }
-}
-
-fn drop_from<K: Ord>(map: &mut BTreeMap<K, BTreeSet<Key>>, owner: &K, key: &Key) {
-    let keys = map.get_mut(owner).expect("every row is in the index");
-    keys.remove(key);
-    if keys.is_empty() {
-        map.remove(owner);
     }
 }
 

@@ -19,6 +19,7 @@ mod rows;
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{ConnId, NodeId, SessionId};
 use quorate_protocol::limits::{
@@ -27,10 +28,11 @@ use quorate_protocol::limits::{
 };
 use quorate_protocol::op::{Ack, DEAD_LETTERS, Fetch, Nack, Pub, QSet, Receipt, Sub};
 use quorate_protocol::reply::{Code, Reply};
+use quorate_protocol::wire::Malformed;
 
 use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
-use crate::table::Table;
+use crate::table::{Rows, Table, load_row, take_row};
 use index::{Index, Line};
 use rows::{Due, Lease, Message, MessageKey, Published, State, Subscription, Topic, TopicNumber, Waiter};
 
@@ -470,6 +472,73 @@ impl Queues {
         let waiter = self.waiters.remove(&place).expect("the index names rows");
         self.index.drop_waiter(place, &waiter);
         waiter
+    }
+
+    /// All tables, in the order in which a snapshot shows them: each before those that refer to it.
+    pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
+        alloc::vec![
+            &mut self.last_topic,
+            &mut self.topics,
+            &mut self.bodies,
+            &mut self.messages,
+            &mut self.waiters,
+            &mut self.subscriptions,
+            &mut self.published,
+        ]
+    }
+
+    /// Takes a row of one of the tables from a snapshot.
+    ///
+    /// # Errors
+    /// When it is none, or refers to something that is not there.
+    pub fn load(&mut self, table: u64, input: &mut Bytes) -> Result<(), Malformed> {
+        match table {
+            n if n == self.last_topic.id() => load_row(&mut self.last_topic, input)?,
+            n if n == self.topics.id() => {
+                let (name, topic) = take_row::<Bytes, Topic>(input)?;
+                let name = keep(name);
+                self.index.open(topic.number, name.clone());
+                self.topics.insert(name, topic);
+            }
+            n if n == self.bodies.id() => {
+                let (key, body) = take_row::<MessageKey, Bytes>(input)?;
+                self.bytes += cost(&body);
+                self.bodies.insert(key, keep(body));
+            }
+            n if n == self.messages.id() => {
+                let (key, message) = take_row::<MessageKey, Message>(input)?;
+                let size =
+                    self.bodies.get(&key).map(Bytes::len).ok_or(Malformed("a message without a body"))?;
+                self.check_topic(key.0)?;
+                self.index.add_message(key, &message, size);
+                self.messages.insert(key, message);
+            }
+            n if n == self.waiters.id() => {
+                let (place, waiter) = take_row::<u64, Waiter>(input)?;
+                self.check_topic(waiter.topic)?;
+                self.index.add_waiter(place, &waiter);
+                self.waiters.insert(place, waiter);
+            }
+            n if n == self.subscriptions.id() => {
+                let (key, row) = take_row::<(TopicNumber, ConnId), Subscription>(input)?;
+                self.check_topic(key.0)?;
+                self.index.add_subscription(key.0, key.1, &row);
+                self.subscriptions.insert(key, row);
+            }
+            n if n == self.published.id() => {
+                let (key, row) = take_row::<(TopicNumber, Bytes), Published>(input)?;
+                self.check_topic(key.0)?;
+                let key = (key.0, keep(key.1));
+                self.index.add_published(&key, &row);
+                self.published.insert(key, row);
+            }
+            _ => return Err(Malformed("unknown table")),
+        }
+        Ok(())
+    }
+
+    fn check_topic(&self, number: TopicNumber) -> Result<(), Malformed> {
+        if self.index.lines.contains_key(&number) { Ok(()) } else { Err(Malformed("a row of no topic")) }
     }
 
     /// The index as the rows say it is.

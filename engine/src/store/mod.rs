@@ -12,11 +12,12 @@ use bytes::Bytes;
 use quorate_protocol::limits::STORE_MAX;
 use quorate_protocol::op::{Expire, Expiry, Incr, Op, Set, Ttl, When};
 use quorate_protocol::reply::{Code, Reply};
+use quorate_protocol::wire::Malformed;
 use quorate_protocol::wire_struct;
 
 use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
-use crate::table::Table;
+use crate::table::{Rows, Table, take_row};
 
 /// What a key costs beyond its name and value.
 const ROW_COST: u64 = 96;
@@ -221,13 +222,33 @@ impl Store {
 
     fn put(&mut self, ctx: &Ctx, key: Bytes, value: Bytes, deadline: Option<u64>) {
         self.remove(&key);
-        let key = keep(key);
-        let value = keep(value);
-        self.bytes += cost(&key, &value);
-        if let Some(deadline) = deadline {
+        self.add(keep(key), Row { value: keep(value), version: ctx.at.serial(), deadline });
+    }
+
+    fn add(&mut self, key: Bytes, row: Row) {
+        self.bytes += cost(&key, &row.value);
+        if let Some(deadline) = row.deadline {
             self.deadlines.insert((deadline, key.clone()));
         }
-        self.rows.insert(key, Row { value, version: ctx.at.serial(), deadline });
+        self.rows.insert(key, row);
+    }
+
+    /// All tables, in the order in which a snapshot shows them.
+    pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
+        alloc::vec![&mut self.rows]
+    }
+
+    /// Takes a row of one of the tables from a snapshot.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn load(&mut self, table: u64, input: &mut Bytes) -> Result<(), Malformed> {
+        if table != self.rows.id() {
+            return Err(Malformed("unknown table"));
+        }
+        let (key, row) = take_row::<Bytes, Row>(input)?;
+        self.add(keep(key), Row { value: keep(row.value), ..row });
+        Ok(())
     }
 
     fn remove(&mut self, key: &Bytes) -> bool {

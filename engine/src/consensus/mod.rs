@@ -11,22 +11,32 @@
 //!   now + `ELECTION_TIMEOUT`. Until then this node grants no vote or pre-vote and sends no campaign, whatever
 //!   role or term raft has moved to. Only a forced transfer passes. A node that may have voted or
 //!   acknowledged before starts with one election timeout; a brand-new directory is exempt.
+//! - **Changes of replicas**: a log holds at most one that is not applied, and an applied one is durable before
+//!   anything behind the next is written (see `hold_back_changes`).
 //! - Election timeouts are a pure function of (seed, node, group, term, role), set after every step and
 //!   tick, because raft draws its own from a thread-local generator.
 //! - Proposals are made by the leader only; a follower's raft never forwards one (asserted).
+
+pub mod change;
+mod log;
+mod raw;
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{GroupId, Index, NodeId, Replica, Term};
-use quorate_protocol::peer::{RaftEntry, RaftMessage};
-use raft::eraftpb::{ConfState, Entry as RawEntry, EntryType, HardState, Message, MessageType, Snapshot};
-use raft::storage::{GetEntriesContext, RaftState};
-use raft::{RawNode, ReadOnlyOption, StateRole, Storage, StorageError};
+use quorate_protocol::peer::RaftMessage;
+use quorate_protocol::wire::Wire;
+use raft::eraftpb::{Message, MessageType};
+use raft::{RawNode, ReadOnlyOption, StateRole};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::effect::TICK;
-use crate::journal::{COMMANDS, CONFIGURATION, Entry, Hard};
+use crate::journal::{CONFIGURATION, Conf, Entry, Hard};
+use change::Change;
+use log::{Log, Taken, size_of_committed};
+pub use raw::{SNAPSHOT, is_of_leader};
+use raw::{from_raw, from_raw_entry, is_change, raw_id, replica_of, to_raw};
 
 /// Ticks between two heartbeats of a leader.
 const HEARTBEAT_TICKS: usize = 2;
@@ -44,6 +54,8 @@ const APPENDS_IN_FLIGHT: usize = 64;
 /// applies less than twice as much, or one larger entry. After a restart a whole log is committed at once;
 /// what all groups together apply in a turn must stay far below an election timeout.
 pub const APPLY_BYTES: usize = 128 << 10;
+/// Bytes of entries that a leader keeps for replicas that are about to need them, though a snapshot covers them.
+const KEPT_BYTES: usize = 64 << 20;
 /// The context by which raft marks the campaign of a leadership transfer.
 const FORCED: &[u8] = b"CampaignTransfer";
 
@@ -78,16 +90,24 @@ impl Role {
 pub struct Setup {
     /// Seed of the election timeouts.
     pub seed: u64,
-    /// This node.
-    pub me: NodeId,
+    /// This replica.
+    pub me: Replica,
     /// The group.
     pub group: GroupId,
-    /// The voters; the first is preferred as leader.
-    pub voters: Vec<NodeId>,
+    /// Whether it goes first in elections.
+    pub preferred: bool,
     /// Term and vote as recovered.
     pub hard: Hard,
-    /// The log as recovered, from index 1 without holes.
+    /// The newest configuration that was applied.
+    pub conf: Conf,
+    /// Index and term of the snapshot that the log goes on from; 0 without one.
+    pub snapshot: (Index, Term),
+    /// The configuration at the snapshot.
+    pub snapshot_conf: Conf,
+    /// The log behind the snapshot as recovered, without holes.
     pub entries: Vec<Entry>,
+    /// It has never promised anything: it need not wait before it takes part in elections.
+    pub newborn: bool,
 }
 
 /// What a turn of a group has brought about.
@@ -97,8 +117,10 @@ pub struct Progress {
     pub messages: Vec<RaftMessage>,
     /// Messages that leave once this progress is durable.
     pub after_persist: Vec<RaftMessage>,
-    /// Term and vote, if they changed.
-    pub hard: Option<Hard>,
+    /// Term, vote or configuration have changed.
+    pub row: bool,
+    /// The log begins anew behind a snapshot, of this index and term.
+    pub installed: Option<(Index, Term)>,
     /// Entries to write.
     pub entries: Vec<Entry>,
     /// To be given to `persisted` once all of the above is durable.
@@ -114,14 +136,18 @@ pub struct Progress {
 /// See the top of the file.
 pub struct Consensus {
     raw: RawNode<Log>,
-    me: NodeId,
+    me: Replica,
     group: GroupId,
     seed: u64,
     preferred: bool,
+    passive: bool,
     promise_until: u64,
     /// Numbers of the progresses that carry a term or vote and are not durable yet.
     hard_on_its_way: VecDeque<u64>,
     hard: Hard,
+    conf: Conf,
+    /// The snapshot that raft has taken, until it is handed out.
+    installing: Option<Taken>,
 }
 
 impl Consensus {
@@ -131,9 +157,8 @@ impl Consensus {
     /// When the recovered log has a hole: the journal has checked that it has none.
     #[must_use]
     pub fn new(now: u64, setup: Setup) -> Self {
-        let fresh = setup.hard == Hard::default() && setup.entries.is_empty();
         let config = raft::Config {
-            id: setup.me.0,
+            id: raw_id(setup.me),
             election_tick: ELECTION_TICKS,
             heartbeat_tick: HEARTBEAT_TICKS,
             max_size_per_msg: APPEND_BYTES,
@@ -144,9 +169,9 @@ impl Consensus {
             max_election_tick: ELECTION_TICKS_MAX,
             read_only_option: ReadOnlyOption::Safe,
             max_committed_size_per_ready: APPLY_BYTES as u64,
+            applied: setup.snapshot.0,
             ..raft::Config::default()
         };
-        let preferred = setup.voters.first() == Some(&setup.me);
         let log = Log::new(&setup);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, log, &logger).expect("the configuration is valid");
@@ -155,13 +180,16 @@ impl Consensus {
             me: setup.me,
             group: setup.group,
             seed: setup.seed,
-            preferred,
-            promise_until: if fresh { 0 } else { now + ELECTION_TIMEOUT },
+            preferred: setup.preferred,
+            passive: false,
+            promise_until: if setup.newborn { 0 } else { now + ELECTION_TIMEOUT },
             hard_on_its_way: VecDeque::new(),
             hard: setup.hard,
+            conf: setup.conf,
+            installing: None,
         };
         this.set_timeout();
-        if fresh && preferred {
+        if setup.newborn && setup.preferred && this.conf.voters.contains(&this.me) {
             this.raw.campaign().expect("a fresh follower may campaign");
             this.set_timeout();
         }
@@ -170,23 +198,44 @@ impl Consensus {
 
     /// Lets a tick pass.
     pub fn tick(&mut self) {
+        if self.passive && !self.leads() {
+            return;
+        }
         self.raw.tick();
         self.set_timeout();
     }
 
-    /// Takes a message of another replica. Messages that are not of this group's business are dropped.
-    pub fn receive(&mut self, now: u64, message: RaftMessage) {
-        if message.to != self.me || message.group != self.group {
+    /// Says whether this replica goes first in elections.
+    pub fn set_preferred(&mut self, preferred: bool) {
+        self.preferred = preferred;
+    }
+
+    /// A passive replica follows and votes, but does not stand for election by itself.
+    pub fn set_passive(&mut self, passive: bool) {
+        self.passive = passive;
+    }
+
+    /// Takes a message of another replica. Messages that are not of this group's business are dropped; the offer of a
+    /// snapshot is taken by `install`, when its bytes are there.
+    pub fn receive(&mut self, now: u64, mut message: RaftMessage) {
+        if message.to != self.me || message.group != self.group || message.kind == SNAPSHOT {
             return;
         }
-        let Some(raw) = to_raw(message) else { return };
+        self.hold_back_changes(&mut message);
+        if let Some(raw) = to_raw(message) {
+            self.step(now, raw);
+        }
+    }
+
+    fn step(&mut self, now: u64, raw: Message) {
         let kind = raw.get_msg_type();
         let asks_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         if asks_vote && now < self.promise_until && raw.context != FORCED {
             return;
         }
         let from = raw.from;
-        let of_leader = matches!(kind, MessageType::MsgHeartbeat | MessageType::MsgAppend);
+        let of_leader =
+            matches!(kind, MessageType::MsgHeartbeat | MessageType::MsgAppend | MessageType::MsgSnapshot);
         // Errors mean "not for me" (an unknown sender, a stale answer): nothing to be done about them.
         let _ = self.raw.step(raw);
         if of_leader && self.raw.raft.leader_id == from {
@@ -195,17 +244,140 @@ impl Consensus {
         self.set_timeout();
     }
 
+    /// Takes an append only up to the second change that is not applied here. So a log never holds more than one, and
+    /// since what is applied is durable before what follows it is written, a restart falls back by one change at the
+    /// most: whoever stands for election with an older configuration needs votes that have seen the newer one.
+    fn hold_back_changes(&self, message: &mut RaftMessage) {
+        let (applied, log) = (self.conf.index, self.raw.store());
+        let mut open =
+            log.entries().rev().take_while(|entry| entry.index > applied).find(|entry| is_change(entry));
+        let first_new = message.index + 1;
+        let mut seen = open.take().map(|entry| entry.index).filter(|&index| index < first_new);
+        let fits = message.entries.iter().position(|entry| {
+            let second = entry.kind == CONFIGURATION && entry.index > applied && seen.is_some();
+            if entry.kind == CONFIGURATION && entry.index > applied {
+                seen = Some(entry.index);
+            }
+            second
+        });
+        if let Some(fits) = fits {
+            message.entries.truncate(fits);
+        }
+    }
+
+    /// Takes a snapshot that a leader has offered and whose state is loaded. Whether it is put in place of the log;
+    /// then the next progress says so.
+    pub fn install(&mut self, now: u64, offer: RaftMessage, conf: Conf) -> bool {
+        let at = (offer.index, offer.log_term);
+        let Some(mut raw) = to_raw(offer) else { return false };
+        (raw.index, raw.log_term) = (0, 0);
+        let metadata = raw.mut_snapshot().mut_metadata();
+        (metadata.index, metadata.term) = at;
+        metadata.set_conf_state(conf.to_raw());
+        self.step(now, raw);
+        let taken = self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == at.0);
+        self.installing = taken.then_some(Taken { at, conf });
+        taken
+    }
+
     /// Appends an entry to the leader's log and returns its index.
     ///
     /// # Panics
-    /// When this node does not lead: raft would forward the proposal by itself.
+    /// When this node does not lead or is handing over: raft would forward or drop the proposal by itself.
     pub fn propose(&mut self, data: Vec<u8>) -> Index {
-        assert!(self.leads(), "only a leader proposes");
+        assert!(self.leads() && !self.is_handing_over(), "only a leader proposes");
         let before = self.last_index();
         self.raw.propose(Vec::new(), data).expect("a leader that is not handing over takes proposals");
         let index = self.last_index();
         assert!(index == before + 1, "a proposal adds exactly one entry");
         index
+    }
+
+    /// Whether a change of replicas may be proposed.
+    #[must_use]
+    pub fn may_change(&self) -> bool {
+        self.leads() && !self.is_handing_over() && !self.raw.raft.has_pending_conf()
+    }
+
+    /// Proposes a change of replicas; `may_change` holds.
+    pub fn propose_change(&mut self, change: &Change) {
+        assert!(self.may_change(), "one change at a time");
+        assert!(self.conf.is_joint() == (*change == Change::Leave), "a change is ended before the next");
+        let before = self.last_index();
+        self.raw
+            .propose_conf_change(change.to_wire().to_vec(), change.steps(&self.conf))
+            .expect("a leader that is not handing over takes proposals");
+        let last = self.raw.raft.raft_log.last_index();
+        assert!(last == before + 1 && self.raw.raft.has_pending_conf(), "raft has taken it for a change");
+    }
+
+    /// Begins to hand leadership over to another voter.
+    pub fn transfer(&mut self, to: Replica) {
+        self.raw.transfer_leader(raw_id(to));
+        self.set_timeout();
+    }
+
+    /// Whether leadership is being handed over: nothing can be proposed meanwhile.
+    #[must_use]
+    pub fn is_handing_over(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
+    /// As the leader sees it: how far a replica's log is known to be like this one's, if it was heard of lately.
+    #[must_use]
+    pub fn matched(&self, replica: Replica) -> Option<Index> {
+        let progress = self.raw.raft.prs().get(raw_id(replica))?;
+        (progress.recent_active || replica == self.me).then_some(progress.matched)
+    }
+
+    /// The replicas that were offered a snapshot and have not caught up.
+    #[must_use]
+    pub fn fetching(&self) -> Vec<Replica> {
+        if !self.leads() {
+            return Vec::new();
+        }
+        let fetching =
+            |(_, progress): &(&u64, &raft::Progress)| progress.state == raft::ProgressState::Snapshot;
+        self.raw.raft.prs().iter().filter(fetching).map(|(id, _)| replica_of(*id)).collect()
+    }
+
+    /// A replica that was offered a snapshot does not fetch it: it is offered again when it is heard of.
+    pub fn offer_again(&mut self, replica: Replica) {
+        self.raw.report_snapshot(raw_id(replica), raft::SnapshotStatus::Failure);
+    }
+
+    /// A snapshot of this replica's state is on stable storage and can be sent.
+    pub fn offer(&mut self, at: (Index, Term), conf: Conf) {
+        self.raw.mut_store().offer(Taken { at, conf });
+        self.compact();
+    }
+
+    /// Whether a replica needs a newer snapshot than there is.
+    #[must_use]
+    pub fn wants_snapshot(&self) -> bool {
+        self.raw.store().wanted.get()
+    }
+
+    /// The index of the snapshot that can be sent; 0 without one.
+    #[must_use]
+    pub fn offered(&self) -> Index {
+        self.raw.store().taken().map_or(0, |taken| taken.at.0)
+    }
+
+    /// Lets go of entries that the snapshot covers. A leader keeps those that others are about to need, within bounds.
+    pub fn compact(&mut self) {
+        let Some(taken) = self.raw.store().taken() else { return };
+        let mut upto = taken.at.0;
+        if self.leads() && self.log_bytes() < KEPT_BYTES {
+            for (&id, progress) in self.raw.raft.prs().iter() {
+                let fetching = progress.state == raft::ProgressState::Snapshot;
+                let has = if fetching { progress.pending_snapshot } else { progress.matched };
+                if id != raw_id(self.me) && progress.recent_active {
+                    upto = upto.min(has);
+                }
+            }
+        }
+        self.raw.mut_store().compact(upto);
     }
 
     /// Starts a read round; it is answered in `Progress::reads`, or never (ask again with a new context).
@@ -240,7 +412,7 @@ impl Consensus {
             if hard != self.hard {
                 assert!(hard.term >= self.hard.term, "a term never falls");
                 self.hard = hard;
-                progress.hard = Some(hard);
+                progress.row = true;
                 self.hard_on_its_way.push_back(progress.number);
             }
         }
@@ -249,6 +421,13 @@ impl Consensus {
         }
         for message in ready.take_persisted_messages() {
             self.sort_out(now, message, false, &mut progress);
+        }
+        if !ready.snapshot().is_empty() {
+            let taken = self.installing.take().expect("a snapshot comes from `install`");
+            progress.installed = Some(taken.at);
+            progress.row = true;
+            self.conf = taken.conf.clone();
+            self.raw.mut_store().restart(taken);
         }
         let entries = ready.take_entries();
         progress.entries.extend(entries.iter().map(|entry| from_raw_entry(self.group, entry)));
@@ -261,11 +440,26 @@ impl Consensus {
             Some((u64::from_le_bytes(context), state.index))
         }));
         self.raw.advance_append_async(ready);
+        self.apply_changes(&mut progress);
         if let Some(last) = progress.committed.last() {
             self.raw.advance_apply_to(last.index);
         }
         self.set_timeout();
         Some(progress)
+    }
+
+    /// Puts committed changes of replicas into effect. After a restart some are in effect already.
+    fn apply_changes(&mut self, progress: &mut Progress) {
+        for entry in progress.committed.iter().filter(|entry| entry.kind == CONFIGURATION) {
+            if entry.index <= self.conf.index {
+                continue;
+            }
+            let change = Change::read(&entry.data);
+            let raw = self.raw.apply_conf_change(&change.steps(&self.conf)).expect("a committed change fits");
+            self.conf = self.conf.after(entry.index, &change);
+            assert!(self.conf.matches(&raw), "raft has made the same of the change");
+            progress.row = true;
+        }
     }
 
     /// Decides when a message may leave; campaigns that would break the promise never do.
@@ -288,7 +482,8 @@ impl Consensus {
     fn set_timeout(&mut self) {
         let role = self.role() as u64;
         let mut key = [0; 32];
-        for (at, part) in [self.me.0, u64::from(self.group.0), self.term(), role].into_iter().enumerate() {
+        for (at, part) in [self.me.node.0, u64::from(self.group.0), self.term(), role].into_iter().enumerate()
+        {
             key[8 * at..8 * at + 8].copy_from_slice(&part.to_le_bytes());
         }
         let spread = (ELECTION_TICKS_MAX - ELECTION_TICKS - 1) as u64;
@@ -319,7 +514,25 @@ impl Consensus {
     /// The leader it knows of in its term.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
-        (self.raw.raft.leader_id != 0).then_some(NodeId(self.raw.raft.leader_id))
+        (self.raw.raft.leader_id != 0).then(|| replica_of(self.raw.raft.leader_id).node)
+    }
+
+    /// This replica.
+    #[must_use]
+    pub fn me(&self) -> Replica {
+        self.me
+    }
+
+    /// Its term and vote.
+    #[must_use]
+    pub fn hard(&self) -> Hard {
+        self.hard
+    }
+
+    /// The newest configuration that is applied.
+    #[must_use]
+    pub fn conf(&self) -> &Conf {
+        &self.conf
     }
 
     /// Its term.
@@ -348,183 +561,6 @@ impl Consensus {
 
     /// The data of the entries after `index`, newest first, as far as they are in the log.
     pub fn data_after(&self, index: Index) -> impl Iterator<Item = &Bytes> {
-        self.raw.store().entries.iter().rev().take_while(move |entry| entry.index > index).map(|e| &e.data)
+        self.raw.store().data_after(index)
     }
-}
-
-/// The log as raft reads it: everything that was handed to the journal, durable or not.
-struct Log {
-    /// Entry `i` has index `i + 1`.
-    entries: Vec<RawEntry>,
-    bytes: usize,
-    hard: HardState,
-    voters: ConfState,
-}
-
-impl Log {
-    fn new(setup: &Setup) -> Self {
-        let mut hard = HardState::default();
-        hard.term = setup.hard.term;
-        hard.vote = raw_id(setup.hard.vote);
-        let voters: Vec<u64> = setup.voters.iter().map(|node| node.0).collect();
-        let mut log =
-            Self { entries: Vec::new(), bytes: 0, hard, voters: ConfState::from((voters, Vec::new())) };
-        log.append(setup.entries.iter().map(to_raw_entry).collect());
-        log
-    }
-
-    fn append(&mut self, entries: Vec<RawEntry>) {
-        let Some(first) = entries.first() else { return };
-        let keep = usize::try_from(first.index - 1).expect("the log is in memory");
-        assert!(keep <= self.entries.len(), "the log has no holes");
-        self.bytes -= self.entries.drain(keep..).map(|gone| size_of_entry(&gone)).sum::<usize>();
-        self.bytes += entries.iter().map(size_of_entry).sum::<usize>();
-        self.entries.extend(entries);
-    }
-}
-
-/// What an entry takes of the memory, roughly.
-fn size_of_entry(entry: &RawEntry) -> usize {
-    size_of::<RawEntry>() + entry.data.len()
-}
-
-/// What an entry counts when raft cuts a slice of the log: the smallest are not free either.
-fn size_of_committed(entry: &RawEntry) -> usize {
-    32 + entry.data.len()
-}
-
-impl Storage for Log {
-    fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState { hard_state: self.hard.clone(), conf_state: self.voters.clone() })
-    }
-
-    fn entries(
-        &self,
-        low: u64,
-        high: u64,
-        max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
-    ) -> raft::Result<Vec<RawEntry>> {
-        let place = |index: u64| usize::try_from(index - 1).expect("the log is in memory");
-        let slice = &self.entries[place(low)..place(high)];
-        let mut room = max_size.into().unwrap_or(u64::MAX);
-        let fits = |entry: &&RawEntry| {
-            let size = size_of_committed(entry) as u64;
-            let first = entry.index == low;
-            room = room.saturating_sub(size);
-            first || room > 0
-        };
-        Ok(slice.iter().take_while(fits).cloned().collect())
-    }
-
-    fn term(&self, index: u64) -> raft::Result<u64> {
-        if index == 0 {
-            return Ok(0);
-        }
-        let place = usize::try_from(index - 1).expect("the log is in memory");
-        self.entries.get(place).map(|entry| entry.term).ok_or(StorageError::Unavailable.into())
-    }
-
-    fn first_index(&self) -> raft::Result<u64> {
-        Ok(1)
-    }
-
-    fn last_index(&self) -> raft::Result<u64> {
-        Ok(self.entries.len() as u64)
-    }
-
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // The log is whole from index 1, so no replica is ever too far behind for appends.
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
-    }
-}
-
-/// A replica as raft names it: the node below, its incarnation above.
-fn raw_id(replica: Replica) -> u64 {
-    assert!(replica.node.0 < 1 << 32, "limits.rs bounds the nodes' ids");
-    replica.node.0 | u64::from(replica.incarnation) << 32
-}
-
-fn replica_of(raw: u64) -> Replica {
-    let incarnation = u32::try_from(raw >> 32).expect("32 bits are left");
-    Replica { node: NodeId(raw & u64::from(u32::MAX)), incarnation }
-}
-
-fn to_raw_entry(entry: &Entry) -> RawEntry {
-    let mut raw = RawEntry::default();
-    raw.set_entry_type(if entry.kind == COMMANDS {
-        EntryType::EntryNormal
-    } else {
-        EntryType::EntryConfChangeV2
-    });
-    raw.term = entry.term;
-    raw.index = entry.index;
-    raw.data = entry.data.clone();
-    raw
-}
-
-fn from_raw_entry(group: GroupId, raw: &RawEntry) -> Entry {
-    let kind = if raw.get_entry_type() == EntryType::EntryNormal { COMMANDS } else { CONFIGURATION };
-    Entry { group, term: raw.term, index: raw.index, kind, data: raw.data.clone() }
-}
-
-/// The kinds of message that travel between nodes, by number. Numbers are never reused.
-const KINDS: [(u8, MessageType); 9] = [
-    (1, MessageType::MsgAppend),
-    (2, MessageType::MsgAppendResponse),
-    (3, MessageType::MsgRequestVote),
-    (4, MessageType::MsgRequestVoteResponse),
-    (5, MessageType::MsgHeartbeat),
-    (6, MessageType::MsgHeartbeatResponse),
-    (7, MessageType::MsgTimeoutNow),
-    (8, MessageType::MsgRequestPreVote),
-    (9, MessageType::MsgRequestPreVoteResponse),
-];
-
-fn to_raw(message: RaftMessage) -> Option<Message> {
-    let (_, kind) = *KINDS.iter().find(|(number, _)| *number == message.kind)?;
-    let mut raw = Message::default();
-    raw.set_msg_type(kind);
-    raw.from = message.from.0;
-    raw.to = message.to.0;
-    raw.term = message.term;
-    raw.log_term = message.log_term;
-    raw.index = message.index;
-    raw.commit = message.commit;
-    raw.commit_term = message.commit_term;
-    raw.reject = message.reject;
-    raw.reject_hint = message.reject_hint;
-    raw.request_snapshot = message.request_snapshot;
-    raw.priority = message.priority;
-    raw.context = message.context;
-    for entry in message.entries {
-        let RaftEntry { term, index, kind, data } = entry;
-        raw.entries.push(to_raw_entry(&Entry { group: message.group, term, index, kind, data }));
-    }
-    Some(raw)
-}
-
-fn from_raw(group: GroupId, raw: Message) -> Option<RaftMessage> {
-    let (kind, _) = *KINDS.iter().find(|(_, kind)| *kind == raw.get_msg_type())?;
-    let entries = raw.entries.iter().map(|entry| {
-        let Entry { term, index, kind, data, .. } = from_raw_entry(group, entry);
-        RaftEntry { term, index, kind, data }
-    });
-    Some(RaftMessage {
-        group,
-        kind,
-        from: NodeId(raw.from),
-        to: NodeId(raw.to),
-        term: raw.term,
-        log_term: raw.log_term,
-        index: raw.index,
-        commit: raw.commit,
-        commit_term: raw.commit_term,
-        reject: raw.reject,
-        reject_hint: raw.reject_hint,
-        request_snapshot: raw.request_snapshot,
-        priority: raw.priority,
-        entries: entries.collect(),
-        context: raw.context,
-    })
 }

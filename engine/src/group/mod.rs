@@ -15,29 +15,39 @@
 //! - A read is answered from a state at or after the commit index that a quorum confirmed after the read
 //!   arrived, and, behind writes of its own connection, after everything that was proposed before it.
 
-use alloc::boxed::Box;
+mod intake;
+mod reads;
+mod replicas;
+mod snapshots;
+
 use alloc::collections::{BTreeMap, VecDeque};
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use quorate_protocol::id::{ConnId, GroupId, Index, LogPos, NodeId, Term};
-use quorate_protocol::limits::{ENTRY_TARGET, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, LOG_MAX};
-use quorate_protocol::peer::{Answer, Ask, Delivery, Forward, RaftMessage, Verdict, Work};
-use quorate_protocol::reply::{Code, Reply};
-use quorate_protocol::wire::Wire;
+use bytes::Bytes;
+use quorate_protocol::id::{ConnId, GroupId, Index, LogPos, NodeId, Replica, Term};
+use quorate_protocol::limits::ENTRY_TARGET;
+use quorate_protocol::peer::{Answer, Delivery, RaftMessage, Verdict, Work};
+use quorate_protocol::reply::Reply;
+use quorate_protocol::wire::{Malformed, Wire};
 
 use crate::batch::{Batch, Logged};
-use crate::consensus::{Consensus, Progress, Role, Setup};
+use crate::consensus::{Consensus, Role, SNAPSHOT, Setup};
 use crate::effect::TICK;
-use crate::journal::{COMMANDS, Entry, Meta};
+use crate::journal::{COMMANDS, CONFIGURATION, Conf, Entry, Hard, Meta, RESET, Row, Standing};
 use crate::memory::Admission;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes};
-use crate::partition::Partition;
+use crate::snapshot::Loader;
+use crate::state::State;
 use crate::system::System;
 use crate::time::GroupClock;
+use snapshots::Files;
+pub use snapshots::{PIECE, gone};
 
 /// How long a read round may stay unanswered before it is asked again; microseconds.
 const READ_RETRY: u64 = 5 * TICK;
+
+/// Bytes of a snapshot that are copied at once when it is loaded.
+const LOAD_AT_ONCE: usize = 1 << 20;
 
 /// Something for somebody.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,12 +58,6 @@ pub enum Told {
     Push(ConnId, Delivery),
     /// A line for the log of this node.
     Notice(String),
-}
-
-/// What the state is made of.
-enum State {
-    System(Box<System>),
-    Partition(Box<Partition>),
 }
 
 struct Read {
@@ -70,6 +74,47 @@ struct Round {
     reads: Vec<Read>,
 }
 
+/// Where and when a replica comes into being.
+#[derive(Debug, Clone, Copy)]
+pub struct Birth {
+    /// Seed of the election timeouts.
+    pub seed: u64,
+    /// The group.
+    pub group: GroupId,
+    /// Whether it goes first in elections.
+    pub preferred: bool,
+}
+
+/// What a directory holds of a replica.
+#[derive(Debug)]
+pub struct Found {
+    /// Its row.
+    pub row: Row,
+    /// Its snapshot file's bytes; empty without one.
+    pub snapshot: Bytes,
+    /// Its log behind the snapshot.
+    pub entries: Vec<Entry>,
+}
+
+/// What a turn of a group has brought about.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Messages that may leave at once.
+    pub messages: Vec<RaftMessage>,
+    /// Messages that leave once this progress is durable.
+    pub after_persist: Vec<RaftMessage>,
+    /// The replica's row, if it has changed.
+    pub row: Option<Row>,
+    /// Entries to write.
+    pub entries: Vec<Entry>,
+    /// To be given to `persisted` once all of the above is durable; 0: nothing waits for it.
+    pub number: u64,
+    /// Bytes of the entries that were applied, as `APPLY_BYTES` counts them.
+    pub applied_bytes: usize,
+    /// The state was replaced by a snapshot: outcomes in between are not heard of here.
+    pub skipped: bool,
+}
+
 /// Work that is proposed and not applied.
 #[derive(Default)]
 struct InFlight {
@@ -84,21 +129,31 @@ pub struct Group {
     me: NodeId,
     consensus: Consensus,
     state: State,
+    /// What the disk knows of the replica besides its log, or will know when the next progress is durable.
+    row: Row,
+    /// `row` is to be written.
+    changed: bool,
+    /// The log is to begin anew in the journal, behind this index and term.
+    reset: Option<(Index, Term)>,
+    files: Files,
     applied: Index,
+    applied_term: Term,
     /// The last index that was found in the journal: what is applied up to it may have been told before.
     replayed: Index,
     /// Group time of the applied state.
     time: u64,
     /// The leader's clock; none while this node does not lead.
     clock: Option<GroupClock>,
+    /// Since when it leads.
+    led_since: u64,
     /// The term and role that `clock` and the lists below belong to.
     term: Term,
     /// What the turn has gathered, with the sending of each.
     open: Vec<(u32, Logged)>,
     open_bytes: usize,
     in_flight: InFlight,
-    /// The node's logs are full; see `limits::LOG_MAX`.
-    log_full: bool,
+    /// Why the node writes nothing for clients, if it is so.
+    no_room: Option<&'static str>,
     reads: Vec<Read>,
     rounds: BTreeMap<u64, Round>,
     ready_reads: BTreeMap<Index, Vec<Read>>,
@@ -113,27 +168,90 @@ pub struct Group {
 
 impl Group {
     /// A group that goes on from what was recovered.
-    #[must_use]
-    pub fn new(now: u64, setup: Setup, meta: &Meta) -> Self {
-        let state = if setup.group == GroupId::SYSTEM {
-            State::System(Box::new(System::new(meta)))
-        } else {
-            State::Partition(Box::default())
+    ///
+    /// # Errors
+    /// When the snapshot that its row names is not one.
+    pub fn recovered(now: u64, birth: Birth, found: Found, meta: &Meta) -> Result<Self, Malformed> {
+        let Found { row, snapshot, entries } = found;
+        let mut loaded = None;
+        if row.snapshot.0 > 0 {
+            let mut loader = Loader::new(birth.group, row.snapshot.0, meta);
+            let mut complete = false;
+            for piece in snapshot.chunks(LOAD_AT_ONCE) {
+                complete = loader.feed(piece)?;
+            }
+            if !complete {
+                return Err(Malformed("a snapshot ends without its footer"));
+            }
+            loaded = Some(loader.into_state());
+        }
+        let setup = Setup {
+            seed: birth.seed,
+            me: Replica { node: meta.node, incarnation: row.incarnation },
+            group: birth.group,
+            preferred: birth.preferred,
+            hard: row.hard,
+            conf: row.conf.clone(),
+            snapshot: row.snapshot,
+            snapshot_conf: loaded.as_ref().map(|(header, _)| header.conf.clone()).unwrap_or_default(),
+            entries,
+            newborn: false,
         };
+        let replayed = setup.entries.last().map_or(row.snapshot.0, |entry| entry.index);
+        let bytes: usize = setup.entries.iter().map(|entry| entry.data.len()).sum();
+        let mut this = Self::new(now, setup, row.clone(), meta);
+        if let Some((header, state)) = loaded {
+            (this.applied, this.applied_term, this.time) = (header.index, header.term, header.time);
+            this.state = state;
+        }
+        this.replayed = replayed;
+        this.files.recovered(snapshot.len() as u64, bytes > 0);
+        this.changed = false;
+        Ok(this)
+    }
+
+    /// A replica that begins with nothing: at the founding, or because a leader has made it one of the group.
+    #[must_use]
+    pub fn newborn(now: u64, birth: Birth, incarnation: u32, hard: Hard, conf: Conf, meta: &Meta) -> Self {
+        let setup = Setup {
+            seed: birth.seed,
+            me: Replica { node: meta.node, incarnation },
+            group: birth.group,
+            preferred: birth.preferred,
+            hard,
+            conf: conf.clone(),
+            snapshot: (0, 0),
+            snapshot_conf: Conf::default(),
+            entries: Vec::new(),
+            newborn: true,
+        };
+        let row = Row { hard, incarnation, standing: Standing::Whole, conf, snapshot: (0, 0) };
+        let mut this = Self::new(now, setup, row, meta);
+        this.reset = (incarnation > 0).then_some((0, 0));
+        this
+    }
+
+    fn new(now: u64, setup: Setup, row: Row, meta: &Meta) -> Self {
         Self {
             id: setup.group,
-            me: setup.me,
-            replayed: setup.entries.last().map_or(0, |entry| entry.index),
+            me: meta.node,
+            state: State::new(setup.group, meta),
+            replayed: 0,
             consensus: Consensus::new(now, setup),
-            state,
+            row,
+            changed: true,
+            reset: None,
+            files: Files::default(),
             applied: 0,
+            applied_term: 0,
             time: 0,
             clock: None,
+            led_since: 0,
             term: 0,
             open: Vec::new(),
             open_bytes: 0,
             in_flight: InFlight::default(),
-            log_full: false,
+            no_room: None,
             reads: Vec::new(),
             rounds: BTreeMap::new(),
             ready_reads: BTreeMap::new(),
@@ -149,10 +267,7 @@ impl Group {
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
         self.faults = faults.clone();
-        match &mut self.state {
-            State::System(system) => system.set_faults(faults),
-            State::Partition(partition) => partition.set_faults(faults),
-        }
+        self.state.set_faults(faults);
     }
 
     /// Its consensus, to look at.
@@ -170,10 +285,7 @@ impl Group {
     /// The digest of the applied state.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        match &self.state {
-            State::System(system) => system.digest(),
-            State::Partition(partition) => partition.digest(),
-        }
+        self.state.digest()
     }
 
     /// The system group's state.
@@ -187,6 +299,24 @@ impl Group {
         if let State::System(system) = &mut self.state { Some(system) } else { None }
     }
 
+    /// Whether a message would have this replica write commands.
+    #[must_use]
+    pub fn would_write(&self, message: &RaftMessage) -> bool {
+        message.entries.iter().any(|entry| entry.kind == COMMANDS && !entry.data.is_empty())
+    }
+
+    /// Gives up what waits here, and tells it: the end of a replica.
+    pub fn give_up_all(&mut self) -> Vec<Told> {
+        self.give_up();
+        self.take_told()
+    }
+
+    /// What the disk knows of the replica, or will know; the end of it.
+    #[must_use]
+    pub fn into_row(self) -> Row {
+        Row { hard: self.consensus.hard(), conf: self.consensus.conf().clone(), ..self.row }
+    }
+
     /// What there is to tell.
     pub fn take_told(&mut self) -> Vec<Told> {
         core::mem::take(&mut self.told)
@@ -196,11 +326,16 @@ impl Group {
     pub fn tick(&mut self, now: u64) {
         self.consensus.tick();
         self.retry_reads(now);
+        self.watch_transfers(now);
     }
 
     /// Takes a Raft message.
-    pub fn receive(&mut self, now: u64, message: RaftMessage) {
-        self.consensus.receive(now, message);
+    pub fn receive(&mut self, now: u64, message: RaftMessage, meta: &Meta) {
+        if message.kind == SNAPSHOT {
+            self.offered(now, message, meta);
+        } else {
+            self.consensus.receive(now, message);
+        }
     }
 
     /// A progress is durable.
@@ -208,90 +343,15 @@ impl Group {
         self.consensus.persisted(number);
     }
 
-    /// Takes work from a connection, if this node leads in the very term that is named.
-    pub fn accept(&mut self, forward: Forward) {
-        let Forward { term, conn, run, asks, .. } = forward;
-        for ask in asks {
-            if self.clock.is_none() || self.term != term {
-                self.refuse(conn, ask.request, ask.sending, Verdict::Moved);
-            } else {
-                self.accept_one(conn, run, ask);
-            }
-        }
-    }
-
-    fn accept_one(&mut self, conn: ConnId, run: u64, ask: Ask) {
-        let asker = Asker { conn, request: ask.request, client: ask.client };
-        let is_read = match &ask.work {
-            Work::Op(op) => op.is_read(),
-            Work::SeeClient(_) => true,
-            _ => false,
-        };
-        let of_client = matches!(ask.work, Work::Op(_) | Work::OpenClient);
-        if let Err(reply) = self.check(&asker, run, is_read, of_client) {
-            self.refused.insert((conn.node, conn.counter), run);
-            return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
-        }
-        if let Work::CloseConn(gone) = &ask.work {
-            self.refused.remove(&(gone.node, gone.counter));
-        }
-        if is_read {
-            self.reads.push(Read { asker, sending: ask.sending, behind: ask.behind, work: ask.work });
-            return;
-        }
-        self.open_bytes += ask.work.weight();
-        self.open.push((ask.sending, Logged { asker, principal: ask.principal, work: ask.work }));
-    }
-
-    /// Refuses what is over a bound, and what stands behind something refused. A full log takes no more of
-    /// clients, but what the nodes need to go on: sessions, closed connections, the outbox.
-    fn check(&self, asker: &Asker, run: u64, is_read: bool, of_client: bool) -> Result<(), Reply> {
-        let refused = self.refused.get(&(asker.conn.node, asker.conn.counter));
-        #[cfg(feature = "faults")]
-        let refused = refused.filter(|_| !self.faults.order_broken_behind_refusal);
-        if refused.is_some_and(|&refused| run <= refused) {
-            let text = "an earlier command of this connection to the same partition was refused; send them again in order";
-            return Err(Reply::error(Code::TryAgain, text));
-        }
-        if self.in_flight.commands + self.open.len() + self.reads.len() >= self.in_flight_max()
-            || self.in_flight.bytes + self.open_bytes >= IN_FLIGHT_BYTES_MAX
-        {
-            let text = format!("partition {} has too much work on its way; try again", self.id.0);
-            return Err(Reply::error(Code::Busy, text));
-        }
-        if self.log_full && of_client && !is_read {
-            let text = format!(
-                "the leader of partition {} keeps {LOG_MAX} bytes of log and takes no more writes",
-                self.id.0
-            );
-            return Err(Reply::error(Code::Busy, text));
-        }
-        Ok(())
-    }
-
-    /// Says whether the node has room for more of clients' commands in its logs.
-    pub fn set_log_full(&mut self, full: bool) {
-        self.log_full = full;
-    }
-
-    fn in_flight_max(&self) -> usize {
-        #[cfg(feature = "faults")]
-        if let Some(max) = self.faults.small_in_flight {
-            return max;
-        }
-        IN_FLIGHT_MAX
-    }
-
-    /// Forgets what was refused to connections of a node whose link is gone.
-    pub fn forget_node(&mut self, node: NodeId) {
-        self.refused.retain(|(of, _), _| *of != node);
-    }
-
     /// Proposes what the turn has gathered, and asks for a read round if there are reads.
     pub fn flush(&mut self, now: u64) {
         self.notice_role(now);
         let Some(mut clock) = self.clock else { return };
-        let due = self.open.is_empty() && clock.is_due(now, self.next_deadline());
+        if self.consensus.is_handing_over() {
+            // What has come waits: for the next leader, or for this one if nothing comes of it.
+            return;
+        }
+        let due = self.open.is_empty() && clock.is_due(now, self.state.next_deadline());
         if due || !self.open.is_empty() {
             let stamp = clock.stamp(now);
             self.clock = Some(clock);
@@ -306,7 +366,7 @@ impl Group {
         #[cfg(feature = "faults")]
         if self.faults.honest_codes_broken && self.next_context.is_multiple_of(7) {
             for (sending, Logged { asker, .. }) in &open {
-                let lie = Verdict::Reply(Reply::error(Code::TryAgain, "a lie"));
+                let lie = Verdict::Reply(Reply::error(quorate_protocol::reply::Code::TryAgain, "a lie"));
                 self.refuse(asker.conn, asker.request, *sending, lie);
             }
         }
@@ -333,61 +393,45 @@ impl Group {
         self.in_flight.bytes += bytes;
     }
 
-    fn ask_read_round(&mut self, now: u64) {
-        if self.reads.is_empty() {
-            return;
-        }
-        let reads = core::mem::take(&mut self.reads);
-        #[cfg(feature = "faults")]
-        if self.faults.stale_reads {
-            self.ready_reads.entry(0).or_default().extend(reads);
-            return self.answer_reads();
-        }
-        self.start_round(now, self.consensus.last_index(), reads);
-    }
-
-    fn start_round(&mut self, now: u64, floor: Index, reads: Vec<Read>) {
-        let context = self.next_context;
-        self.next_context += 1;
-        self.consensus.read_index(context);
-        self.rounds.insert(context, Round { asked: now, floor, reads });
-    }
-
-    /// Asks again when raft may have dropped or lost the newest round. The rounds before it stay: each is
-    /// answered by its own answer or by any later one, so a slow network is waited for.
-    fn retry_reads(&mut self, now: u64) {
-        let Some((_, last)) = self.rounds.last_key_value() else { return };
-        if now >= last.asked + READ_RETRY {
-            self.start_round(now, last.floor, Vec::new());
-        }
-    }
-
     /// Whether there is anything to flush or to work off.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.consensus.has_progress() || !self.open.is_empty() || !self.reads.is_empty()
+        self.changed || self.consensus.has_progress() || !self.open.is_empty() || !self.reads.is_empty()
     }
 
     /// Works off what consensus has brought about, and hands out what goes to disk and to peers.
     pub fn progress(&mut self, now: u64) -> Option<Progress> {
-        let progress = self.consensus.progress(now);
+        let brought = self.consensus.progress(now);
         self.notice_role(now);
-        let mut progress = progress?;
-        for (context, index) in core::mem::take(&mut progress.reads) {
-            // What holds for a round holds for all that were asked before it.
-            let later = self.rounds.split_off(&(context + 1));
-            for round in core::mem::replace(&mut self.rounds, later).into_values() {
-                for read in round.reads {
-                    let at = if read.behind { index.max(round.floor) } else { index };
-                    self.ready_reads.entry(at).or_default().push(read);
-                }
+        let mut progress = Progress::default();
+        let has_something = brought.is_some() || self.changed;
+        if let Some(brought) = brought {
+            self.changed |= brought.row;
+            if let Some(at) = brought.installed {
+                self.take_installed(at);
+                progress.skipped = true;
             }
+            self.rounds_answered(brought.reads);
+            for entry in brought.committed {
+                self.apply(entry);
+            }
+            self.answer_reads();
+            progress.messages = brought.messages;
+            progress.after_persist = brought.after_persist;
+            progress.entries = brought.entries;
+            progress.number = brought.number;
+            progress.applied_bytes = brought.committed_bytes;
         }
-        for entry in core::mem::take(&mut progress.committed) {
-            self.apply(entry);
+        if core::mem::take(&mut self.changed) {
+            self.row.hard = self.consensus.hard();
+            self.row.conf.clone_from(self.consensus.conf());
+            progress.row = Some(self.row.clone());
         }
-        self.answer_reads();
-        Some(progress)
+        if let Some((index, term)) = self.reset.take() {
+            let reset = Entry { group: self.id, term, index, kind: RESET, data: Bytes::new() };
+            progress.entries.insert(0, reset);
+        }
+        has_something.then_some(progress)
     }
 
     /// Takes up, or gives up, what belongs to the leader of a term.
@@ -399,6 +443,7 @@ impl Group {
         self.give_up();
         self.term = term;
         if leads {
+            self.led_since = now;
             let in_log = self.consensus.data_after(self.applied).filter_map(Batch::stamp_of).max();
             self.clock = Some(GroupClock::new(now, self.time.max(in_log.unwrap_or(0))));
         }
@@ -422,18 +467,14 @@ impl Group {
 
     fn apply(&mut self, entry: Entry) {
         assert!(entry.index == self.applied + 1, "entries are applied in order, without a gap");
-        self.applied = entry.index;
+        (self.applied, self.applied_term) = (entry.index, entry.term);
         while self.in_flight.entries.front().is_some_and(|&(index, ..)| index <= entry.index) {
             let (_, commands, bytes) = self.in_flight.entries.pop_front().expect("it was just seen");
             self.in_flight.commands -= commands;
             self.in_flight.bytes -= bytes;
         }
-        if entry.kind != COMMANDS {
-            let (kind, index, group) = (entry.kind, entry.index, self.id.0);
-            panic!("entry {index} of group {group} is of kind {kind}, which this release never writes");
-        }
-        if entry.data.is_empty() {
-            // A new leader's first entry, which only marks its term.
+        if entry.kind == CONFIGURATION || entry.data.is_empty() {
+            // Of consensus alone: a change of replicas, or a new leader's first entry, which only marks its term.
             return;
         }
         let batch = match Batch::read(entry.data) {
@@ -445,10 +486,7 @@ impl Group {
         let own = self.clock.is_some() && entry.term == self.term;
         let mut out = Outcomes::new();
         let ctx = |offset| Ctx { at: LogPos { index: entry.index, offset }, time: batch.stamp };
-        match &mut self.state {
-            State::System(system) => system.expire(&ctx(0), &mut out),
-            State::Partition(partition) => partition.expire(&ctx(0), &mut out),
-        }
+        self.state.expire(&ctx(0), &mut out);
         // Offset 0 is the passing of time; commands are counted from 1.
         for (offset, logged) in (1..).zip(batch.commands) {
             self.apply_one(&ctx(offset), logged, &mut out);
@@ -458,18 +496,11 @@ impl Group {
 
     fn apply_one(&mut self, ctx: &Ctx, logged: Logged, out: &mut Outcomes) {
         let Logged { asker, work, .. } = logged;
-        let memory = match &mut self.state {
-            State::System(system) => &mut system.memory,
-            State::Partition(partition) => &mut partition.memory,
-        };
-        let admission = memory.admit(&asker);
+        let admission = self.state.memory().admit(&asker);
         #[cfg(feature = "faults")]
         let admission = if self.faults.resend_applied_twice { Admission::Execute } else { admission };
         match admission {
-            Admission::Execute => match &mut self.state {
-                State::System(system) => system.apply(ctx, &asker, work, out),
-                State::Partition(partition) => partition.apply(ctx, &asker, work, out),
-            },
+            Admission::Execute => self.state.apply(ctx, &asker, work, out),
             // Already settled: straight to the asker, not through the memory again.
             Admission::Answer(reply) => {
                 self.tell_reply(asker, reply);
@@ -483,10 +514,7 @@ impl Group {
         for outcome in out {
             match outcome {
                 Outcome::Reply { to, reply } => {
-                    let to = match &mut self.state {
-                        State::System(system) => system.memory.settle(to, &reply),
-                        State::Partition(partition) => partition.memory.settle(to, &reply),
-                    };
+                    let to = self.state.memory().settle(to, &reply);
                     self.tell_reply(to, reply);
                 }
                 Outcome::Waits { to } => self.tell_verdict(to, Verdict::Waits),
@@ -521,28 +549,6 @@ impl Group {
 
     fn refuse(&mut self, conn: ConnId, request: u64, sending: u32, verdict: Verdict) {
         self.told.push(Told::Answer(Answer { conn, request, group: self.id, sending, verdict }));
-    }
-
-    fn answer_reads(&mut self) {
-        while let Some(first) = self.ready_reads.first_entry() {
-            if *first.key() > self.applied {
-                break;
-            }
-            for Read { asker, work, .. } in first.remove() {
-                let reply = match &self.state {
-                    State::System(system) => system.read(self.time, &work),
-                    State::Partition(partition) => partition.read(self.time, &work),
-                };
-                self.tell_answer(asker.conn, asker.request, Verdict::Reply(reply));
-            }
-        }
-    }
-
-    fn next_deadline(&self) -> Option<u64> {
-        match &self.state {
-            State::System(system) => system.next_deadline(),
-            State::Partition(partition) => partition.next_deadline(),
-        }
     }
 
     /// Whether this node leads, as far as work is concerned, and in which term.

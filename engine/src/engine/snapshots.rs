@@ -1,0 +1,117 @@
+//! When groups take snapshots, and what goes to the snapshot files and the snapshot lane.
+//!
+//! Charter: the log of all groups lies in one journal, which is freed from its oldest end. So when it has grown by more
+//! than `log_floor` and half of what the snapshots take, the group that holds the oldest entry takes a new one. Disk
+//! use stays below twice the live data, and all groups come by turns.
+//!
+//! Invariant: one snapshot at a time is written on a node.
+
+use alloc::collections::VecDeque;
+use quorate_protocol::id::{GroupId, NodeId};
+use quorate_protocol::peer::SnapshotFrame;
+
+use super::Engine;
+use crate::effect::{Effect, Effects};
+use crate::group::{Group, PIECE, gone};
+use crate::journal::Entry;
+
+/// Bytes of log that a server keeps at least before it takes a snapshot.
+pub(super) const LOG_FLOOR: u64 = 64 << 20;
+/// Bytes of log above which a snapshot is taken though another node fetches the one before.
+const LOG_CEILING: u64 = 1 << 30;
+
+/// What is under way on the files.
+pub(super) struct Background {
+    floor: u64,
+    /// Bytes of entries that this node has written, ever since its oldest.
+    written: u64,
+    next: u64,
+    /// Number → the replica (group and incarnation) whose plan it is.
+    under_way: VecDeque<(u64, GroupId, u32)>,
+}
+
+impl Background {
+    pub(super) fn new(floor: u64, written: u64) -> Self {
+        Self { floor, written, next: 1, under_way: VecDeque::new() }
+    }
+
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    pub(super) fn note_written(&mut self, entries: &[Entry]) {
+        self.written += entries.iter().map(|entry| 64 + entry.data.len() as u64).sum::<u64>();
+    }
+}
+
+impl Engine {
+    /// Plans for the files, and words for other nodes.
+    pub(super) fn run_background(&mut self, fx: &mut Effects) {
+        self.begin_snapshots();
+        for (&id, group) in &mut self.groups {
+            while let Some(ios) = group.background() {
+                let number = self.background.next;
+                self.background.next += 1;
+                self.background.under_way.push_back((number, id, group.consensus().me().incarnation));
+                fx.push(Effect::Background { number, ios });
+            }
+            for (to, frame) in group.take_words() {
+                fx.push(Effect::Snapshot { to, frame });
+            }
+        }
+    }
+
+    fn begin_snapshots(&mut self) {
+        if self.groups.values().any(Group::is_writing) {
+            return;
+        }
+        let counter = self.background.written;
+        if let Some(group) = self.groups.values_mut().find(|group| group.wants_snapshot()) {
+            return group.begin_snapshot(counter);
+        }
+        let live: u64 = self.groups.values().map(Group::snapshot_size).sum();
+        let oldest = self.groups.values().filter_map(Group::oldest_entry).min();
+        let kept = counter - oldest.unwrap_or(counter);
+        if kept <= self.background.floor + live / 2 {
+            return;
+        }
+        let free =
+            |group: &&mut Group| group.may_begin_snapshot() && (kept > LOG_CEILING || !group.is_fetched());
+        let candidates = self.groups.values_mut().filter(free).filter(|group| group.oldest_entry().is_some());
+        if let Some(group) = candidates.min_by_key(|group| group.oldest_entry()) {
+            group.begin_snapshot(counter);
+        }
+    }
+
+    /// Plans up to a number are done.
+    pub(super) fn background_done(&mut self, mono: u64, number: u64) {
+        while self.background.under_way.front().is_some_and(|(under_way, ..)| *under_way <= number) {
+            let (_, id, incarnation) = self.background.under_way.pop_front().expect("it was just seen");
+            let group = self.groups.get_mut(&id);
+            if let Some(group) = group.filter(|group| group.consensus().me().incarnation == incarnation) {
+                group.background_done(mono);
+                self.awake.insert(id);
+            }
+        }
+    }
+
+    /// A frame of the snapshot lane has come.
+    pub(super) fn snapshot_frame(&mut self, mono: u64, from: NodeId, frame: SnapshotFrame, fx: &mut Effects) {
+        match frame {
+            SnapshotFrame::Ask(at) => {
+                let has = self.groups.get_mut(&at.group).is_some_and(|group| group.is_asked(mono, from, &at));
+                fx.push(if has {
+                    Effect::SendPiece { to: from, at, length: PIECE }
+                } else {
+                    Effect::Snapshot { to: from, frame: gone(at) }
+                });
+            }
+            SnapshotFrame::Piece(piece) => {
+                if let Some(group) = self.groups.get_mut(&piece.at.group) {
+                    group.receive_piece(mono, &piece);
+                    self.awake.insert(piece.at.group);
+                }
+            }
+        }
+    }
+}

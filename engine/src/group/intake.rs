@@ -1,0 +1,89 @@
+//! What a group takes on: work for the leader of this term, within bounds, in the order of each connection.
+
+use alloc::format;
+use quorate_protocol::id::{ConnId, NodeId};
+use quorate_protocol::limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
+use quorate_protocol::peer::{Ask, Forward, Verdict, Work};
+use quorate_protocol::reply::{Code, Reply};
+
+use super::{Group, Read};
+use crate::batch::Logged;
+use crate::outcome::Asker;
+
+impl Group {
+    /// Takes work from a connection, if this node leads in the very term that is named.
+    pub fn accept(&mut self, forward: Forward) {
+        let Forward { term, conn, run, asks, .. } = forward;
+        for ask in asks {
+            if self.clock.is_none() || self.term != term {
+                self.refuse(conn, ask.request, ask.sending, Verdict::Moved);
+            } else {
+                self.accept_one(conn, run, ask);
+            }
+        }
+    }
+
+    fn accept_one(&mut self, conn: ConnId, run: u64, ask: Ask) {
+        let asker = Asker { conn, request: ask.request, client: ask.client };
+        let is_read = match &ask.work {
+            Work::Op(op) => op.is_read(),
+            Work::SeeClient(_) => true,
+            _ => false,
+        };
+        let of_client = matches!(ask.work, Work::Op(_) | Work::OpenClient);
+        if let Err(reply) = self.check(&asker, run, is_read, of_client) {
+            self.refused.insert((conn.node, conn.counter), run);
+            return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
+        }
+        if let Work::CloseConn(gone) = &ask.work {
+            self.refused.remove(&(gone.node, gone.counter));
+        }
+        if is_read {
+            self.reads.push(Read { asker, sending: ask.sending, behind: ask.behind, work: ask.work });
+            return;
+        }
+        self.open_bytes += ask.work.weight();
+        self.open.push((ask.sending, Logged { asker, principal: ask.principal, work: ask.work }));
+    }
+
+    /// Refuses what is over a bound, and what stands behind something refused. Without room it takes no more of
+    /// clients, but what the nodes need to go on: sessions, closed connections, the outbox.
+    fn check(&self, asker: &Asker, run: u64, is_read: bool, of_client: bool) -> Result<(), Reply> {
+        let refused = self.refused.get(&(asker.conn.node, asker.conn.counter));
+        #[cfg(feature = "faults")]
+        let refused = refused.filter(|_| !self.faults.order_broken_behind_refusal);
+        if refused.is_some_and(|&refused| run <= refused) {
+            let text = "an earlier command of this connection to the same partition was refused; send them again in order";
+            return Err(Reply::error(Code::TryAgain, text));
+        }
+        if self.in_flight.commands + self.open.len() + self.reads.len() >= self.in_flight_max()
+            || self.in_flight.bytes + self.open_bytes >= IN_FLIGHT_BYTES_MAX
+        {
+            let text = format!("partition {} has too much work on its way; try again", self.id.0);
+            return Err(Reply::error(Code::Busy, text));
+        }
+        if let Some(why) = self.no_room.filter(|_| of_client && !is_read) {
+            let text = format!("partition {} takes no writes: {why}", self.id.0);
+            return Err(Reply::error(Code::Busy, text));
+        }
+        Ok(())
+    }
+
+    /// Says why there is no room for more of clients' commands, if it is so.
+    pub fn set_no_room(&mut self, why: Option<&'static str>) {
+        self.no_room = why;
+    }
+
+    fn in_flight_max(&self) -> usize {
+        #[cfg(feature = "faults")]
+        if let Some(max) = self.faults.small_in_flight {
+            return max;
+        }
+        IN_FLIGHT_MAX
+    }
+
+    /// Forgets what was refused to connections of a node whose link is gone.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.refused.retain(|(of, _), _| *of != node);
+    }
+}

@@ -1,0 +1,65 @@
+//! Reads of a group: answered from the applied state, at an index that a quorum confirmed after they arrived.
+//!
+//! Source: Ongaro, "Consensus: Bridging Theory and Practice", 2014, §6.4.
+
+use alloc::vec::Vec;
+use quorate_protocol::id::Index;
+use quorate_protocol::peer::Verdict;
+
+use super::{Group, READ_RETRY, Read, Round};
+
+impl Group {
+    pub(super) fn ask_read_round(&mut self, now: u64) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let reads = core::mem::take(&mut self.reads);
+        #[cfg(feature = "faults")]
+        if self.faults.stale_reads {
+            self.ready_reads.entry(0).or_default().extend(reads);
+            return self.answer_reads();
+        }
+        self.start_round(now, self.consensus.last_index(), reads);
+    }
+
+    fn start_round(&mut self, now: u64, floor: Index, reads: Vec<Read>) {
+        let context = self.next_context;
+        self.next_context += 1;
+        self.consensus.read_index(context);
+        self.rounds.insert(context, Round { asked: now, floor, reads });
+    }
+
+    /// Asks again when raft may have dropped or lost the newest round. The rounds before it stay: each is
+    /// answered by its own answer or by any later one, so a slow network is waited for.
+    pub(super) fn retry_reads(&mut self, now: u64) {
+        let Some((_, last)) = self.rounds.last_key_value() else { return };
+        if now >= last.asked + READ_RETRY {
+            self.start_round(now, last.floor, Vec::new());
+        }
+    }
+
+    pub(super) fn answer_reads(&mut self) {
+        while let Some(first) = self.ready_reads.first_entry() {
+            if *first.key() > self.applied {
+                break;
+            }
+            for Read { asker, work, .. } in first.remove() {
+                let reply = self.state.read(self.time, &work);
+                self.tell_answer(asker.conn, asker.request, Verdict::Reply(reply));
+            }
+        }
+    }
+
+    /// Takes answered rounds: what holds for a round holds for all that were asked before it.
+    pub(super) fn rounds_answered(&mut self, answered: Vec<(u64, Index)>) {
+        for (context, index) in answered {
+            let later = self.rounds.split_off(&(context + 1));
+            for round in core::mem::replace(&mut self.rounds, later).into_values() {
+                for read in round.reads {
+                    let at = if read.behind { index.max(round.floor) } else { index };
+                    self.ready_reads.entry(at).or_default().push(read);
+                }
+            }
+        }
+    }
+}

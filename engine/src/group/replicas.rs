@@ -1,0 +1,150 @@
+//! Which nodes a group lies on: its leader moves it towards what the ring wants, one change at a time.
+//!
+//! ```text
+//!  a node is wanted           a learner has all that      the old voters
+//!  and has no replica         was committed               are not needed
+//!  ───────────────▶ learner ───────────────▶ voter (joint) ───────────▶ voter, others gone
+//! ```
+//!
+//! Invariants:
+//! - A replica that has lost what it acknowledged is removed first; its node gets a new incarnation afterwards.
+//! - Nobody becomes a voter before its log is close to the leader's, so that a change does not cost the majority.
+//! - A leader that is not wanted hands over before it is removed.
+
+use alloc::vec::Vec;
+use quorate_protocol::id::{NodeId, Replica};
+
+use super::Group;
+use crate::consensus::change::{Change, Target};
+use crate::effect::TICK;
+use crate::journal::Conf;
+use crate::members::Targets;
+
+/// Entries by which a learner's log may be behind the leader's when it becomes a voter.
+const CLOSE: u64 = 256;
+/// How long a leader leads before it makes way for the preferred one; microseconds.
+const SETTLED: u64 = 100 * TICK;
+
+fn nodes(replicas: &[Replica]) -> impl Iterator<Item = NodeId> {
+    replicas.iter().map(|replica| replica.node)
+}
+
+impl Group {
+    /// Makes the next step towards the targets; `lost` says whether a replica is known to have lost what it
+    /// acknowledged. Whether a step was made.
+    pub fn balance(&mut self, targets: &Targets, lost: impl Fn(Replica) -> bool) -> bool {
+        if self.leading().is_none() || !self.consensus.may_change() {
+            return false;
+        }
+        let step = if self.consensus.conf().is_joint() {
+            Some(Change::Leave)
+        } else {
+            self.next_step(targets, lost).map(Change::To)
+        };
+        let Some(step) = step else { return false };
+        self.consensus.propose_change(&step);
+        true
+    }
+
+    fn next_step(&self, targets: &Targets, lost: impl Fn(Replica) -> bool) -> Option<Target> {
+        let conf = self.consensus.conf();
+        let me = self.consensus.me();
+        let whole = |replicas: &[Replica]| -> Vec<Replica> {
+            replicas.iter().copied().filter(|replica| *replica == me || !lost(*replica)).collect()
+        };
+        let (voters, learners) = (whole(&conf.voters), whole(&conf.learners));
+        if voters.len() < conf.voters.len() || learners.len() < conf.learners.len() {
+            return Some(Target { voters, learners });
+        }
+        let held = |node: &NodeId| nodes(&voters).chain(nodes(&learners)).any(|other| other == *node);
+        let missing: Vec<NodeId> =
+            targets.voters.iter().chain(&targets.learners).copied().filter(|node| !held(node)).collect();
+        if !missing.is_empty() {
+            let new = missing.into_iter().map(|node| Replica { node, incarnation: conf.next });
+            return Some(Target { voters, learners: learners.into_iter().chain(new).collect() });
+        }
+        self.towards(targets, conf, me)
+    }
+
+    /// All wanted nodes have replicas: gives votes to those that have caught up, and drops who is not targets.
+    fn towards(&self, targets: &Targets, conf: &Conf, me: Replica) -> Option<Target> {
+        let all = conf.voters.iter().chain(&conf.learners);
+        let (mut voters, mut learners): (Vec<Replica>, Vec<Replica>) = (Vec::new(), Vec::new());
+        for &replica in all.clone().filter(|replica| targets.voters.contains(&replica.node)) {
+            if !conf.voters.contains(&replica) && !self.is_close(replica) {
+                // Nothing is taken away before those that are to come have caught up.
+                return None;
+            }
+            voters.push(replica);
+        }
+        if !voters.contains(&me) && conf.voters.contains(&me) {
+            voters.push(me);
+        }
+        learners.extend(conf.learners.iter().filter(|replica| targets.learners.contains(&replica.node)));
+        voters.sort_unstable();
+        learners.sort_unstable();
+        let sorted = |replicas: &[Replica]| {
+            let mut replicas = replicas.to_vec();
+            replicas.sort_unstable();
+            replicas
+        };
+        let same = voters == sorted(&conf.voters) && learners == sorted(&conf.learners);
+        (!same && !voters.is_empty()).then_some(Target { voters, learners })
+    }
+
+    fn is_close(&self, replica: Replica) -> bool {
+        self.consensus.matched(replica).is_some_and(|matched| matched + CLOSE >= self.consensus.last_index())
+    }
+
+    /// Hands leadership over to the first wanted voter, if that is another node which can take it. Whether it began.
+    pub fn make_way(&mut self, now: u64, targets: &Targets, reluctant: impl Fn(NodeId) -> bool) -> bool {
+        let conf = self.consensus.conf();
+        if self.leading().is_none()
+            || now < self.led_since + SETTLED
+            || conf.is_joint()
+            || self.consensus.is_handing_over()
+        {
+            return false;
+        }
+        let me = self.consensus.me();
+        let able = |node: &&NodeId| !reluctant(**node);
+        let Some(&heir) = targets.voters.iter().find(able) else { return false };
+        if heir == me.node && conf.voters.contains(&me) {
+            return false;
+        }
+        let heir = conf.voters.iter().copied().find(|replica| replica.node == heir);
+        self.hand_to(heir)
+    }
+
+    /// Hands leadership over to whoever can take it best. Whether it began.
+    pub fn hand_over(&mut self, reluctant: impl Fn(NodeId) -> bool) -> bool {
+        if self.leading().is_none() || self.consensus.is_handing_over() {
+            return false;
+        }
+        let me = self.consensus.me();
+        let others = self.consensus.conf().voters.iter().copied();
+        let able = others.filter(|replica| *replica != me && !reluctant(replica.node));
+        let heir = able
+            .filter(|replica| self.is_close(*replica))
+            .max_by_key(|replica| self.consensus.matched(*replica));
+        self.hand_to(heir)
+    }
+
+    fn hand_to(&mut self, heir: Option<Replica>) -> bool {
+        let Some(heir) = heir.filter(|heir| self.is_close(*heir)) else { return false };
+        self.consensus.transfer(heir);
+        true
+    }
+
+    /// Whether anybody else could lead.
+    #[must_use]
+    pub fn has_heirs(&self) -> bool {
+        self.consensus.conf().voters.len() > 1
+    }
+
+    /// Says whether this replica goes first in elections, and whether it stands for election at all.
+    pub fn set_ambition(&mut self, preferred: bool, passive: bool) {
+        self.consensus.set_preferred(preferred);
+        self.consensus.set_passive(passive);
+    }
+}

@@ -1,0 +1,280 @@
+//! A group's state as the bytes of a snapshot file: written in slices while the state goes on, read in pieces.
+//!
+//! ```text
+//!  chunk:   0..4      4..8    8      9..
+//!           length    CRC32   kind   payload
+//!  file:    header, rows, rows, …, footer
+//!
+//!  header (kind 1): "QSNP", version u8, group u16, index u64, term u64, group time u64, configuration
+//!  rows   (kind 2): sections of one table each: table u64, rows u64, the rows (key, value) in key order
+//!  footer (kind 3): rows u64 in the whole file, digest u64 of the state
+//! ```
+//!
+//! `length` is the payload's. Integers little-endian, everything in the notation of `protocol/src/wire.rs`. The CRC32
+//! is over kind and payload, **and the place**: group, index, offset of the chunk. So a chunk is valid only in its own
+//! file; but the file is the same on every node, and travels byte by byte.
+//!
+//! Invariants:
+//! - The rows are those of the state at the index, however it changes while they are walked.
+//! - A file counts only with its footer, and when the digest of what was loaded is the footer's.
+
+use alloc::vec::Vec;
+use bytes::{Buf, Bytes, BytesMut};
+use quorate_protocol::id::{GroupId, Index, Term};
+use quorate_protocol::limits::REQUEST_MAX;
+use quorate_protocol::wire::{Malformed, Wire};
+use quorate_protocol::wire_struct;
+
+use crate::journal::{Conf, Meta};
+use crate::state::State;
+
+/// The version of the format.
+const VERSION: u8 = 1;
+const MAGIC: u32 = u32::from_le_bytes(*b"QSNP");
+const HEADER: u8 = 1;
+const ROWS: u8 = 2;
+const FOOTER: u8 = 3;
+/// Bytes of a chunk before its payload.
+const FRAME: usize = 9;
+/// Bytes of rows that a slice gathers: what a turn spends on a snapshot stays far below 10 ms.
+pub const SLICE: usize = 256 << 10;
+/// A chunk at the most: a slice, and one large row that did not fit it.
+const CHUNK_MAX: usize = SLICE + 2 * REQUEST_MAX;
+
+wire_struct! {
+    /// What a snapshot is of.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Header {
+        /// "QSNP".
+        pub magic: u32,
+        /// The version of the format.
+        pub version: u8,
+        /// The group.
+        pub group: GroupId,
+        /// The last entry that the state contains,
+        pub index: Index,
+        /// and its term.
+        pub term: Term,
+        /// Group time of the state.
+        pub time: u64,
+        /// The configuration at the index.
+        pub conf: Conf,
+    }
+}
+
+impl Header {
+    /// Of this release's format.
+    #[must_use]
+    pub fn new(group: GroupId, at: (Index, Term), time: u64, conf: Conf) -> Self {
+        Self { magic: MAGIC, version: VERSION, group, index: at.0, term: at.1, time, conf }
+    }
+}
+
+/// Makes the bytes of a file, chunk by chunk.
+pub struct Writer {
+    header: Header,
+    offset: u64,
+    table: usize,
+    rows: u64,
+    digest: u64,
+    shown: bool,
+}
+
+impl Writer {
+    /// Begins a snapshot of the state as it is now.
+    pub fn new(header: Header, state: &mut State) -> Self {
+        state.begin_walk();
+        Self { header, offset: 0, table: 0, rows: 0, digest: state.digest(), shown: false }
+    }
+
+    /// What it is of.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Bytes made so far.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.offset
+    }
+
+    /// Whether nothing has been made yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.offset == 0
+    }
+
+    /// The next bytes and where they belong; none when the file is complete.
+    pub fn slice(&mut self, state: &mut State) -> Option<(u64, Bytes)> {
+        if self.shown {
+            return None;
+        }
+        let start = self.offset;
+        let mut out = Vec::new();
+        if start == 0 {
+            let header = self.header.to_wire();
+            self.chunk(HEADER, &header, &mut out);
+        }
+        let mut rows = Vec::with_capacity(SLICE + FRAME);
+        let (count, more) = state.show(&mut self.table, SLICE, &mut rows);
+        self.rows += count;
+        self.chunk(ROWS, &rows, &mut out);
+        if !more {
+            let mut footer = Vec::new();
+            self.rows.put(&mut footer);
+            self.digest.put(&mut footer);
+            self.chunk(FOOTER, &footer, &mut out);
+            self.shown = true;
+        }
+        Some((start, out.into()))
+    }
+
+    fn chunk(&mut self, kind: u8, payload: &[u8], out: &mut Vec<u8>) {
+        let place = (self.header.group, self.header.index, self.offset);
+        let length = u32::try_from(payload.len()).expect("a slice is far below 4 GiB");
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(&checksum(kind, payload, place).to_le_bytes());
+        out.push(kind);
+        out.extend_from_slice(payload);
+        self.offset += (FRAME + payload.len()) as u64;
+    }
+}
+
+fn checksum(kind: u8, payload: &[u8], (group, index, offset): (GroupId, Index, u64)) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[kind]);
+    hasher.update(payload);
+    hasher.update(&group.0.to_le_bytes());
+    hasher.update(&index.to_le_bytes());
+    hasher.update(&offset.to_le_bytes());
+    hasher.finalize()
+}
+
+/// Reads a file's chunks.
+struct Chunks {
+    group: GroupId,
+    index: Index,
+    offset: u64,
+    input: BytesMut,
+}
+
+impl Chunks {
+    /// The next chunk; none when more bytes are needed.
+    fn next(&mut self) -> Result<Option<(u8, Bytes)>, Malformed> {
+        let Some(frame) = self.input.first_chunk::<FRAME>() else { return Ok(None) };
+        let [l0, l1, l2, l3, c0, c1, c2, c3, kind] = *frame;
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        if length > CHUNK_MAX {
+            return Err(Malformed("a chunk of a snapshot is longer than any"));
+        }
+        if self.input.len() < FRAME + length {
+            return Ok(None);
+        }
+        self.input.advance(FRAME);
+        let payload = self.input.split_to(length).freeze();
+        let place = (self.group, self.index, self.offset);
+        if checksum(kind, &payload, place) != u32::from_le_bytes([c0, c1, c2, c3]) {
+            return Err(Malformed("a chunk of a snapshot is damaged"));
+        }
+        self.offset += (FRAME + length) as u64;
+        Ok(Some((kind, payload)))
+    }
+}
+
+/// Loads a file piece by piece into a state of its own.
+pub struct Loader {
+    chunks: Chunks,
+    header: Option<Header>,
+    state: State,
+    rows: u64,
+    complete: bool,
+}
+
+impl Loader {
+    /// A loader of the snapshot of a group at an index.
+    #[must_use]
+    pub fn new(group: GroupId, index: Index, meta: &Meta) -> Self {
+        let chunks = Chunks { group, index, offset: 0, input: BytesMut::new() };
+        Self { chunks, header: None, state: State::empty(group, meta), rows: 0, complete: false }
+    }
+
+    /// Takes the next bytes; true when the snapshot is complete.
+    ///
+    /// # Errors
+    /// When they are not what was written.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, Malformed> {
+        self.chunks.input.extend_from_slice(bytes);
+        while let Some((kind, payload)) = self.chunks.next()? {
+            match kind {
+                HEADER if self.header.is_none() => self.header = Some(self.read_header(payload)?),
+                ROWS if self.header.is_some() && !self.complete => self.rows += self.state.load(payload)?,
+                FOOTER if self.header.is_some() && !self.complete => self.conclude(payload)?,
+                _ => return Err(Malformed("a chunk of a snapshot is not where it belongs")),
+            }
+        }
+        Ok(self.complete)
+    }
+
+    fn read_header(&self, payload: Bytes) -> Result<Header, Malformed> {
+        let header = Header::from_wire(payload)?;
+        let known = (MAGIC, VERSION, self.chunks.group, self.chunks.index);
+        if (header.magic, header.version, header.group, header.index) != known {
+            return Err(Malformed("a snapshot of another release, group or index"));
+        }
+        Ok(header)
+    }
+
+    fn conclude(&mut self, mut payload: Bytes) -> Result<(), Malformed> {
+        let (rows, digest) = (u64::take(&mut payload)?, u64::take(&mut payload)?);
+        if rows != self.rows || digest != self.state.digest() {
+            return Err(Malformed("a snapshot's rows are not those that its footer counts"));
+        }
+        self.complete = true;
+        Ok(())
+    }
+
+    /// What was loaded.
+    ///
+    /// # Panics
+    /// When the snapshot is not complete.
+    #[must_use]
+    pub fn into_state(self) -> (Header, State) {
+        assert!(self.complete, "only a complete snapshot is a state");
+        (self.header.expect("a complete one has a header"), self.state)
+    }
+}
+
+/// The header of a snapshot file whose chunks are all as they were written; what its rows say is not looked at.
+///
+/// # Errors
+/// When something is damaged or missing.
+pub fn check(file: &Bytes, group: GroupId, index: Index) -> Result<Header, Malformed> {
+    let mut offset = 0usize;
+    let mut header = None;
+    loop {
+        let frame = file.get(offset..).and_then(|rest| rest.first_chunk::<FRAME>());
+        let Some(&[l0, l1, l2, l3, c0, c1, c2, c3, kind]) = frame else {
+            return Err(Malformed("a snapshot ends without its footer"));
+        };
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let Some(payload) = file.get(offset + FRAME..).and_then(|rest| rest.get(..length)) else {
+            return Err(Malformed("a snapshot ends within a chunk"));
+        };
+        if checksum(kind, payload, (group, index, offset as u64)) != u32::from_le_bytes([c0, c1, c2, c3]) {
+            return Err(Malformed("a chunk of a snapshot is damaged"));
+        }
+        match (kind, header) {
+            (HEADER, None) => {
+                header = Some(Header::from_wire(file.slice(offset + FRAME..offset + FRAME + length))?)
+            }
+            (ROWS, Some(found)) => header = Some(found),
+            (FOOTER, Some(found)) => return Ok(found),
+            _ => return Err(Malformed("a chunk of a snapshot is not where it belongs")),
+        }
+        offset += FRAME + length;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! A group's replicated state: the system group's, or a partition's.
+//!
+//! Charter: what every group does with its state whatever it is: apply, read, digest, and show or load its rows for
+//! snapshots. Which commands mean what is decided in `system.rs` and `partition.rs`.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use quorate_protocol::id::GroupId;
+use quorate_protocol::peer::Work;
+use quorate_protocol::reply::Reply;
+use quorate_protocol::wire::{Malformed, Wire};
+
+use crate::journal::Meta;
+use crate::memory::Memory;
+use crate::outcome::{Asker, Ctx, Outcomes};
+use crate::partition::Partition;
+use crate::system::System;
+use crate::table::Rows;
+
+/// See the top of the file.
+pub enum State {
+    /// Of group 0.
+    System(Box<System>),
+    /// Of any other group.
+    Partition(Box<Partition>),
+}
+
+impl State {
+    /// The state before a group's first entry.
+    #[must_use]
+    pub fn new(group: GroupId, meta: &Meta) -> Self {
+        if group == GroupId::SYSTEM {
+            Self::System(Box::new(System::new(meta)))
+        } else {
+            Self::Partition(Box::default())
+        }
+    }
+
+    /// A state without any row, to be loaded from a snapshot.
+    #[must_use]
+    pub fn empty(group: GroupId, meta: &Meta) -> Self {
+        let mut state = Self::new(group, meta);
+        state.tables().into_iter().for_each(Rows::clear);
+        state
+    }
+
+    /// Switches deliberate bugs on.
+    #[cfg(feature = "faults")]
+    pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
+        match self {
+            Self::System(system) => system.set_faults(faults),
+            Self::Partition(partition) => partition.set_faults(faults),
+        }
+    }
+
+    /// The digest of all rows.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        match self {
+            Self::System(system) => system.digest(),
+            Self::Partition(partition) => partition.digest(),
+        }
+    }
+
+    /// What client sessions have been answered here.
+    pub fn memory(&mut self) -> &mut Memory {
+        match self {
+            Self::System(system) => &mut system.memory,
+            Self::Partition(partition) => &mut partition.memory,
+        }
+    }
+
+    /// Ends what group time has ended.
+    pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+        match self {
+            Self::System(system) => system.expire(ctx, out),
+            Self::Partition(partition) => partition.expire(ctx, out),
+        }
+    }
+
+    /// Applies a command.
+    pub fn apply(&mut self, ctx: &Ctx, asker: &Asker, work: Work, out: &mut Outcomes) {
+        match self {
+            Self::System(system) => system.apply(ctx, asker, work, out),
+            Self::Partition(partition) => partition.apply(ctx, asker, work, out),
+        }
+    }
+
+    /// Answers a read.
+    #[must_use]
+    pub fn read(&self, time: u64, work: &Work) -> Reply {
+        match self {
+            Self::System(system) => system.read(time, work),
+            Self::Partition(partition) => partition.read(time, work),
+        }
+    }
+
+    /// The earliest group time at which something may end.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        match self {
+            Self::System(system) => system.next_deadline(),
+            Self::Partition(partition) => partition.next_deadline(),
+        }
+    }
+
+    fn tables(&mut self) -> Vec<&mut dyn Rows> {
+        match self {
+            Self::System(system) => system.tables(),
+            Self::Partition(partition) => partition.tables(),
+        }
+    }
+
+    /// Begins a walk over all rows as they are now.
+    pub fn begin_walk(&mut self) {
+        self.tables().into_iter().for_each(Rows::begin_walk);
+    }
+
+    /// Gives a walk up.
+    pub fn end_walk(&mut self) {
+        self.tables().into_iter().for_each(Rows::end_walk);
+    }
+
+    /// Shows the next rows of the walk, in sections of one table each: the table's number (u64), the number of rows
+    /// (u64), the rows. `from` is the table to go on with, counted from 0, and moves on; false when all is shown.
+    pub fn show(&mut self, from: &mut usize, target: usize, out: &mut Vec<u8>) -> (u64, bool) {
+        let mut shown = 0;
+        let mut tables = self.tables();
+        while let Some(table) = tables.get_mut(*from) {
+            if out.len() >= target {
+                return (shown, true);
+            }
+            table.id().put(out);
+            let count_at = out.len();
+            0u64.put(out);
+            let (rows, goes_on) = table.show(target, out);
+            out[count_at..count_at + 8].copy_from_slice(&rows.to_le_bytes());
+            shown += rows;
+            if goes_on {
+                return (shown, true);
+            }
+            *from += 1;
+        }
+        (shown, false)
+    }
+
+    /// Loads sections of rows, as `show` has written them; returns the number of rows.
+    ///
+    /// # Errors
+    /// When the bytes are none.
+    pub fn load(&mut self, mut sections: Bytes) -> Result<u64, Malformed> {
+        let input = &mut sections;
+        let mut loaded = 0;
+        while !input.is_empty() {
+            let (table, rows) = (u64::take(input)?, u64::take(input)?);
+            for _ in 0..rows {
+                match self {
+                    Self::System(system) => system.load(table, input)?,
+                    Self::Partition(partition) => partition.load(table, input)?,
+                }
+            }
+            loaded += rows;
+        }
+        Ok(loaded)
+    }
+}

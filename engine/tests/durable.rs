@@ -1,0 +1,201 @@
+//! Snapshots, compaction, replacement of replicas, on a perfect network.
+
+mod town;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use quorate_engine::journal::{Conf, File, Standing};
+use quorate_engine::ring::Ring;
+use quorate_protocol::id::{GroupId, NodeId};
+use quorate_protocol::op::{MemberAdd, MemberOp, Op, Pub};
+use quorate_protocol::reply::Reply;
+use town::{Town, get, set};
+
+/// Overwrites keys, publishes, and lets time pass in between.
+fn work(town: &mut Town, node: u64, from: u64, rounds: u64) {
+    for n in from..from + rounds {
+        let value = format!("{n}{}", "v".repeat(2000));
+        let message = Pub {
+            topic: Bytes::from(format!("topic{}", n % 20)),
+            body: Bytes::from(value.clone()),
+            dedupe: None,
+            delay: 0,
+        };
+        let ops = vec![set(&format!("key{}", n % 50), &value), Op::Pub(message)];
+        town.ask_next(node, ops);
+        town.run(1);
+    }
+    town.run(5);
+}
+
+fn log_bytes(town: &Town, node: u64) -> usize {
+    town.disks[&NodeId(node)].rows.keys().map(|group| town.engine(node).log_bytes(*group)).sum()
+}
+
+#[test]
+fn a_log_that_grows_is_replaced_by_snapshots_and_a_restart_finds_the_same_state() {
+    let mut town = Town::with_floor(3, 64 << 10);
+    town.run(30);
+    work(&mut town, 1, 1, 300);
+    town.run_until("all agree", |town| town.agree(&[1, 2, 3]));
+    for node in 1..=3 {
+        let disk = &town.disks[&NodeId(node)];
+        let snapshots = disk.rows.values().filter(|row| row.snapshot.0 > 0).count();
+        assert!(snapshots > 10, "most groups of node {node} have taken snapshots, not {snapshots}");
+        assert!(log_bytes(&town, node) < 900_000, "{} bytes of log are kept", log_bytes(&town, node));
+    }
+    let before = town.engine(2).report();
+    town.start(2);
+    for (before, after) in before.iter().zip(town.engine(2).report()) {
+        assert!(after.applied > 0 || before.applied < 20, "{after:?} starts from a snapshot");
+    }
+    town.run_until("node 2 has caught up", |town| town.agree(&[1, 2, 3]));
+    town.ask_next(2, vec![get("key1")]);
+    town.run(5);
+    let (_, last) = town.replies_of(2).pop().expect("an answer");
+    assert!(matches!(&last, Reply::Bulk(value) if value.starts_with(b"251v")), "{last:?}");
+}
+
+#[test]
+fn a_node_that_was_away_for_long_fetches_snapshots() {
+    let mut town = Town::with_floor(3, 64 << 10);
+    town.run(30);
+    work(&mut town, 1, 1, 30);
+    town.cut_off.insert(NodeId(3));
+    town.run(60);
+    let behind = town.engine(3).report();
+    // The rest keeps no more for it than its bounds allow.
+    work(&mut town, 1, 31, 400);
+    town.cut_off.clear();
+    town.run_until("node 3 has caught up", |town| town.agree(&[1, 2, 3]));
+    let leapt = behind.iter().filter(|old| {
+        let row = &town.disks[&NodeId(3)].rows[&old.group];
+        row.snapshot.0 > old.applied && old.group != GroupId::SYSTEM
+    });
+    assert!(leapt.count() > 5, "most groups were too far behind for their logs");
+    town.start(3);
+    town.run_until("node 3 has restarted", |town| town.agree(&[1, 2, 3]));
+}
+
+#[test]
+fn a_replica_that_has_lost_what_it_acknowledged_is_replaced() {
+    let mut town = Town::with_floor(3, 64 << 10);
+    town.run(30);
+    work(&mut town, 1, 1, 200);
+    let disk = town.disks.get_mut(&NodeId(2)).expect("a disk");
+    disk.entries.clear();
+    disk.files.retain(|file, _| !matches!(file, File::Snapshot(..)));
+    for row in disk.rows.values_mut() {
+        row.standing = Standing::Lost;
+        row.snapshot = (0, 0);
+    }
+    town.start(2);
+    assert!(town.engine(2).report().is_empty(), "it acts for no group");
+    town.run_until("all groups are back", |town| {
+        town.engine(2).report().len() == 17 && town.agree(&[1, 2, 3])
+    });
+    town.run_until("its replicas vote again", |town| {
+        town.disks[&NodeId(2)].rows.values().all(|row| {
+            row.standing == Standing::Whole
+                && row.incarnation > 0
+                && row.conf.outgoing.is_empty()
+                && row
+                    .conf
+                    .voters
+                    .iter()
+                    .any(|voter| voter.node == NodeId(2) && voter.incarnation == row.incarnation)
+        })
+    });
+    // It carries a majority: node 3 may go.
+    town.cut_off.insert(NodeId(3));
+    town.run(100);
+    work(&mut town, 1, 1000, 5);
+    assert!(
+        town.replies_of(1).iter().filter(|(id, _)| *id >= 10_000).all(|(_, reply)| reply.failure().is_none())
+    );
+    assert!(town.agree(&[1, 2]));
+}
+
+#[test]
+fn leadership_returns_to_where_it_belongs_and_leaves_a_node_that_stops() {
+    let mut town = Town::new(3);
+    town.run(30);
+    let leads = |town: &Town, node: u64| {
+        town.engine(node).report().iter().filter(|report| report.leader == Some(NodeId(node))).count()
+    };
+    let spread: Vec<usize> = (1..=3).map(|node| leads(&town, node)).collect();
+    assert!(spread.iter().all(|&n| n > 0), "{spread:?}");
+    town.post(1, quorate_engine::effect::Input::Resign);
+    town.run_until("node 1 leads nothing", |town| leads(town, 1) == 0);
+    assert!(town.engine(1).is_idle());
+    town.run(200);
+    assert_eq!(leads(&town, 1), 0, "and nobody hands it anything");
+    town.start(1);
+    town.run_until("leaders are where they were", |town| {
+        (1..=3).map(|node| leads(town, node)).collect::<Vec<_>>() == spread
+    });
+}
+
+fn change(town: &mut Town, op: MemberOp) {
+    let id = town.ask_next(1, vec![Op::Member(op)]);
+    town.run(10);
+    let (_, reply) = town.replies_of(1).into_iter().find(|(other, _)| *other == id).expect("an answer");
+    assert_eq!(reply, Reply::OK);
+}
+
+/// The nodes with a replica of each group, as their leaders see it.
+fn places(town: &Town) -> BTreeMap<GroupId, BTreeSet<NodeId>> {
+    let rows = town.disks.values().flat_map(|disk| &disk.rows);
+    let mut newest: BTreeMap<GroupId, &Conf> = BTreeMap::new();
+    for (&group, row) in rows.filter(|(_, row)| row.standing == Standing::Whole) {
+        let known = newest.entry(group).or_insert(&row.conf);
+        if row.conf.index > known.index {
+            *known = &row.conf;
+        }
+    }
+    let nodes = |conf: &Conf| conf.replicas().into_iter().map(|replica| replica.node).collect();
+    newest.into_iter().map(|(group, conf)| (group, nodes(conf))).collect()
+}
+
+#[test]
+fn a_cluster_grows_and_shrinks_under_load_and_moves_only_what_it_must() {
+    let mut town = Town::with_floor(3, 64 << 10);
+    town.run(30);
+    work(&mut town, 1, 1, 200);
+    let three = places(&town);
+    for node in [4, 5] {
+        let add = MemberAdd { node: NodeId(node), peer_address: format!("peer{node}:7412") };
+        change(&mut town, MemberOp::Add(add));
+        town.start(node);
+    }
+    let ring = Ring::new((1..=5).map(NodeId));
+    let want: BTreeMap<GroupId, BTreeSet<NodeId>> =
+        (0..=16).map(GroupId).map(|group| (group, ring.voters(group).into_iter().collect())).collect();
+    let mut round = 0;
+    while places(&town) != want {
+        round += 1;
+        work(&mut town, 1, 1000 + round * 10, 3);
+        assert!(round < 300, "the groups move: {:?}", places(&town));
+    }
+    let moved = want.iter().filter(|(group, nodes)| three[group] != **nodes).count();
+    assert!((8..=17).contains(&moved), "{moved} of 17 groups got a new node");
+    town.run_until("all agree", |town| town.agree(&[1, 2, 3, 4, 5]));
+    let held = |town: &Town, node: u64| town.engine(node).report().len();
+    assert!((4..17).contains(&held(&town, 4)) && (4..17).contains(&held(&town, 5)));
+
+    for node in [4, 5] {
+        change(&mut town, MemberOp::Remove(NodeId(node)));
+    }
+    round = 0;
+    while places(&town) != three {
+        round += 1;
+        work(&mut town, 1, 5000 + round * 10, 3);
+        assert!(round < 300, "the groups move back: {:?}", places(&town));
+    }
+    assert_eq!((held(&town, 4), held(&town, 5)), (0, 0), "nothing is left on them");
+    town.run_until("all agree", |town| town.agree(&[1, 2, 3]));
+    let replies = town.replies_of(1);
+    let refused: Vec<_> = replies.iter().filter(|(_, reply)| reply.failure().is_some()).collect();
+    assert!(refused.is_empty(), "nothing was refused meanwhile: {refused:?}");
+}

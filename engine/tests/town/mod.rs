@@ -1,0 +1,260 @@
+//! A cluster of engines on a perfect network, with disks that keep everything. Faults belong to the simulator.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use quorate_engine::effect::{Effect, Input, Now, Request, Side, TICK, Want};
+use quorate_engine::engine::{Config, Engine};
+use quorate_engine::journal::{Entry, File, Io, Meta, RESET, Recovered, Row};
+use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
+use quorate_protocol::op::{Expiry, Op, Set, When};
+use quorate_protocol::peer::{SnapshotFrame, SnapshotPiece};
+use quorate_protocol::reply::Reply;
+
+/// What a node has on its disk.
+#[derive(Default, Clone)]
+pub(crate) struct Disk {
+    pub(crate) rows: BTreeMap<GroupId, Row>,
+    pub(crate) entries: BTreeMap<GroupId, Vec<Entry>>,
+    pub(crate) files: BTreeMap<File, Vec<u8>>,
+}
+
+impl Disk {
+    fn keep(&mut self, rows: Vec<(GroupId, Row)>, entries: Vec<Entry>) {
+        self.rows.extend(rows);
+        for entry in entries {
+            let log = self.entries.entry(entry.group).or_default();
+            if entry.kind == RESET {
+                log.clear();
+                continue;
+            }
+            log.retain(|kept| kept.index < entry.index);
+            log.push(entry);
+        }
+    }
+
+    fn perform(&mut self, ios: Vec<Io>) {
+        for io in ios {
+            match io {
+                Io::Write { file, offset, bytes } => {
+                    let content = self.files.entry(file).or_default();
+                    let (start, end) = (
+                        usize::try_from(offset).expect("it fits the memory"),
+                        usize::try_from(offset).expect("it fits the memory") + bytes.len(),
+                    );
+                    content.resize(content.len().max(end), 0);
+                    content[start..end].copy_from_slice(&bytes);
+                }
+                Io::Remove { file } => drop(self.files.remove(&file)),
+                Io::Create { .. } | Io::Sync { .. } => {}
+            }
+        }
+    }
+
+    /// As a journal reads it back.
+    pub(crate) fn recover(&self, meta: Meta) -> Recovered {
+        let mut entries = self.entries.clone();
+        let mut snapshots = BTreeMap::new();
+        for (&group, row) in &self.rows {
+            if let Some(log) = entries.get_mut(&group) {
+                log.retain(|entry| entry.index > row.snapshot.0);
+            }
+            if row.snapshot.0 > 0 {
+                let file = &self.files[&File::Snapshot(group, row.snapshot.0)];
+                snapshots.insert(group, Bytes::from(file.clone()));
+            }
+        }
+        Recovered { meta, rows: self.rows.clone(), snapshots, entries }
+    }
+}
+
+pub(crate) struct Town {
+    pub(crate) now: Now,
+    pub(crate) nodes: BTreeMap<NodeId, Engine>,
+    pub(crate) disks: BTreeMap<NodeId, Disk>,
+    /// Nobody hears them, and they hear nobody.
+    pub(crate) cut_off: BTreeSet<NodeId>,
+    pub(crate) log_floor: u64,
+    inbox: VecDeque<(NodeId, Input)>,
+    pub(crate) replies: Vec<(NodeId, u64, u64, Reply)>,
+    founders: Vec<(NodeId, String)>,
+    boots: u64,
+    /// Node → the next free request number on its connection.
+    asked: BTreeMap<u64, u64>,
+}
+
+pub(crate) fn meta(node: u64, founders: &[(NodeId, String)]) -> Meta {
+    Meta {
+        cluster: ClusterId(1),
+        node: NodeId(node),
+        identity: Identity(u128::from(node)),
+        boot: Boot(1),
+        partitions: 16,
+        founders: founders.to_vec(),
+    }
+}
+
+impl Town {
+    pub(crate) fn new(n: u64) -> Self {
+        Self::with_floor(n, 64 << 20)
+    }
+
+    /// `log_floor`: see `Config`.
+    pub(crate) fn with_floor(n: u64, log_floor: u64) -> Self {
+        let mut this = Self {
+            now: Now { mono: 1_000_000, wall: 0 },
+            nodes: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            cut_off: BTreeSet::new(),
+            log_floor,
+            inbox: VecDeque::new(),
+            replies: Vec::new(),
+            founders: (1..=n).map(|id| (NodeId(id), format!("peer{id}"))).collect(),
+            boots: 0,
+            asked: BTreeMap::new(),
+        };
+        (1..=n).for_each(|id| this.start(id));
+        this
+    }
+
+    /// Starts a node, or starts it again, from what is on its disk.
+    pub(crate) fn start(&mut self, id: u64) {
+        let node = NodeId(id);
+        self.boots += 1;
+        self.inbox.retain(|(to, _)| *to != node);
+        let meta = Meta { boot: Boot(self.boots), ..meta(id, &self.founders) };
+        let recovered = self.disks.entry(node).or_default().recover(meta);
+        let mut config = Config::new(7, format!("client{id}"));
+        config.log_floor = self.log_floor;
+        self.nodes.insert(node, Engine::new(self.now, config, recovered));
+        let others: Vec<NodeId> = self.nodes.keys().copied().filter(|other| *other != node).collect();
+        for other in others {
+            self.connect(node, other);
+            self.connect(other, node);
+        }
+        self.inbox.push_back((node, Input::Connected { conn: 1, ordered: true }));
+    }
+
+    fn connect(&mut self, from: NodeId, to: NodeId) {
+        for side in [Side::Opener, Side::Reached] {
+            self.inbox.push_back((from, Input::LinkUp { peer: to, side }));
+        }
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, input: Input) {
+        if !self.cut_off.contains(&from) && !self.cut_off.contains(&to) {
+            self.inbox.push_back((to, input));
+        }
+    }
+
+    fn step(&mut self, node: NodeId, input: Input) {
+        let mut fx = Vec::new();
+        let Some(engine) = self.nodes.get_mut(&node) else { return };
+        engine.step(self.now, input, &mut fx);
+        engine.step(self.now, Input::EndOfTurn, &mut fx);
+        while engine.has_more() {
+            engine.step(self.now, Input::EndOfTurn, &mut fx);
+        }
+        fx.into_iter().for_each(|effect| self.perform(node, effect));
+    }
+
+    fn perform(&mut self, node: NodeId, effect: Effect) {
+        let disk = self.disks.get_mut(&node).expect("every node has one");
+        match effect {
+            Effect::Persist(persist) => {
+                disk.keep(persist.rows, persist.entries);
+                self.inbox.push_back((node, Input::Persisted(persist.seq)));
+            }
+            Effect::Background { number, ios } => {
+                disk.perform(ios);
+                self.inbox.push_back((node, Input::BackgroundDone(number)));
+            }
+            Effect::SendPiece { to, at, length } => {
+                let file = disk.files.get(&File::Snapshot(at.group, at.index));
+                let start = usize::try_from(at.offset).expect("it fits the memory");
+                let rest = file.and_then(|file| file.get(start..)).unwrap_or(&[]);
+                let bytes = Bytes::copy_from_slice(
+                    &rest[..rest.len().min(usize::try_from(length).expect("it fits the memory"))],
+                );
+                let frame = SnapshotFrame::Piece(SnapshotPiece { at, bytes });
+                self.send(node, to, Input::Snapshot { from: node, frame });
+            }
+            Effect::Snapshot { to, frame } => self.send(node, to, Input::Snapshot { from: node, frame }),
+            Effect::Raft { to, frame } => self.send(node, to, Input::Raft { from: node, frame }),
+            Effect::Link { peer, side, frame } => {
+                let other = if side == Side::Opener { Side::Reached } else { Side::Opener };
+                self.send(node, peer, Input::Link { peer: node, side: other, frame });
+            }
+            Effect::Reply { conn, request, reply } => self.replies.push((node, conn, request, reply)),
+            Effect::Push { .. } | Effect::Close { .. } | Effect::Members(_) | Effect::Log(..) => {}
+        }
+    }
+
+    pub(crate) fn run(&mut self, ticks: u64) {
+        for _ in 0..ticks {
+            while let Some((node, input)) = self.inbox.pop_front() {
+                self.step(node, input);
+            }
+            self.now.mono += TICK;
+            let ids: Vec<_> = self.nodes.keys().copied().collect();
+            self.inbox.extend(ids.into_iter().map(|id| (id, Input::Tick)));
+        }
+    }
+
+    /// Runs until something holds.
+    pub(crate) fn run_until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        for _ in 0..5000 {
+            if holds(self) {
+                return;
+            }
+            self.run(1);
+        }
+        panic!("{what}: not after 100 seconds");
+    }
+
+    pub(crate) fn post(&mut self, node: u64, input: Input) {
+        self.inbox.push_back((NodeId(node), input));
+    }
+
+    pub(crate) fn ask(&mut self, node: u64, first: u64, ops: Vec<Op>) {
+        let request = |(id, op)| Request { id, want: Want::Op(op), client: None, after: None };
+        let requests = (first..).zip(ops).map(request).collect();
+        self.inbox.push_back((NodeId(node), Input::Requests { conn: 1, requests }));
+    }
+
+    /// Asks under the next free numbers; returns the first.
+    pub(crate) fn ask_next(&mut self, node: u64, ops: Vec<Op>) -> u64 {
+        let next = self.asked.entry(node).or_insert(1);
+        let first = *next;
+        *next += ops.len() as u64;
+        self.ask(node, first, ops);
+        first
+    }
+
+    pub(crate) fn replies_of(&self, node: u64) -> Vec<(u64, Reply)> {
+        self.replies.iter().filter(|r| r.0 == NodeId(node)).map(|r| (r.2, r.3.clone())).collect()
+    }
+
+    /// Whether all replicas of all groups on these nodes have applied the same, and digests are equal.
+    pub(crate) fn agree(&self, nodes: &[u64]) -> bool {
+        let mut seen: BTreeMap<GroupId, (u64, u64)> = BTreeMap::new();
+        nodes.iter().flat_map(|id| self.nodes[&NodeId(*id)].report()).all(|report| {
+            let here = (report.applied, report.digest);
+            *seen.entry(report.group).or_insert(here) == here
+        })
+    }
+
+    pub(crate) fn engine(&self, node: u64) -> &Engine {
+        &self.nodes[&NodeId(node)]
+    }
+}
+
+pub(crate) fn set(key: &str, value: &str) -> Op {
+    let (key, value) = (Bytes::copy_from_slice(key.as_bytes()), Bytes::copy_from_slice(value.as_bytes()));
+    Op::Set(Set { key, value, when: When::Always, expiry: Expiry::Never, get: false })
+}
+
+pub(crate) fn get(key: &str) -> Op {
+    Op::Get(Bytes::copy_from_slice(key.as_bytes()))
+}
