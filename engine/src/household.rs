@@ -61,6 +61,9 @@ pub struct Household {
     /// Closed connections of which a group refused to hear, to be told again.
     untold: Vec<(GroupId, ConnId)>,
     untold_at: u64,
+    renouncing: bool,
+    /// The life that began when the node's former replicas were renounced.
+    renounced: Option<u32>,
 }
 
 impl Household {
@@ -78,6 +81,8 @@ impl Household {
             parcels_at: 0,
             untold: Vec::new(),
             untold_at: 0,
+            renouncing: false,
+            renounced: None,
         }
     }
 
@@ -132,6 +137,14 @@ impl Household {
         }
     }
 
+    /// Renounces all replicas that the node had and knows nothing of; the life that begins, once it is decided.
+    pub fn renounce(&mut self, now: u64, gateway: &mut Gateway) -> Option<u32> {
+        if self.renounced.is_none() && !core::mem::replace(&mut self.renouncing, true) {
+            gateway.run_errand(now, GroupId::SYSTEM, Work::Renounce(self.me.node), Errand::Renounce);
+        }
+        self.renounced.take()
+    }
+
     /// Introduces client sessions to groups where requests wait for it.
     pub fn introduce(&mut self, now: u64, gateway: &mut Gateway) {
         if now < self.introduce_at {
@@ -177,6 +190,10 @@ impl Household {
             Errand::Renew(session) => self.session_renewed(now, session, sent, number, gateway),
             // Whoever leads the system group then looks again.
             Errand::Forget(_) => {}
+            Errand::Renounce => {
+                self.renouncing = false;
+                self.renounced = number.and_then(|life| u32::try_from(life).ok());
+            }
             Errand::Close(group, conn) => {
                 if reply.failure().is_some() {
                     self.untold.push((group, conn));

@@ -64,6 +64,8 @@ wire_struct! {
         pub peer_address: String,
         /// What is to become of it.
         pub standing: MemberStanding,
+        /// Rises when the node comes back with nothing. Replicas of former lives are void.
+        pub life: u32,
     }
 }
 
@@ -101,7 +103,10 @@ impl Members {
     pub fn new(founders: &[(NodeId, String)]) -> Self {
         let mut rows = Table::new(206);
         for (node, address) in founders {
-            rows.insert(*node, MemberRow { peer_address: address.clone(), standing: MemberStanding::Active });
+            rows.insert(
+                *node,
+                MemberRow { peer_address: address.clone(), standing: MemberStanding::Active, life: 0 },
+            );
         }
         Self { rows, retired: Table::new(208) }
     }
@@ -173,7 +178,7 @@ impl Members {
     pub fn decide(&mut self, op: MemberOp) -> Result<(), String> {
         use MemberStanding::{Active, Draining, Gone, Leaving};
         let (node, wanted) = match op {
-            MemberOp::Add(add) => return self.add(add),
+            MemberOp::Add(add) | MemberOp::Join(add) => return self.add(add),
             MemberOp::Drain(node) => (node, Draining),
             MemberOp::Remove(node) => (node, Leaving),
             MemberOp::Cancel(node) => (node, Active),
@@ -232,8 +237,23 @@ impl Members {
                 "this cluster has had {NODES_EVER_MAX} nodes; give the id of one that was removed"
             ));
         }
-        self.rows.insert(node, MemberRow { peer_address, standing: MemberStanding::Active });
+        let life = self.rows.get(&node).map_or(0, |row| row.life + 1);
+        self.rows.insert(node, MemberRow { peer_address, standing: MemberStanding::Active, life });
         Ok(())
+    }
+
+    /// Begins a new life of a node, whose former replicas are void.
+    pub fn renounce(&mut self, node: NodeId) -> Option<u32> {
+        self.rows.change(&node, |row| {
+            row.life += 1;
+            row.life
+        })
+    }
+
+    /// Which life of its id a node has.
+    #[must_use]
+    pub fn life(&self, node: NodeId) -> u32 {
+        self.rows.get(&node).map_or(0, |row| row.life)
     }
 
     /// Forgets a leaving node, and retires its data directory; whether it was leaving.

@@ -92,6 +92,26 @@ pub fn identities(log: &[Entry]) -> BTreeMap<NodeId, Identity> {
     found
 }
 
+/// Where a recovered log of the system group says that nodes were added: whom to dial before anything of the log is
+/// known to be committed. The founders may all be gone by then.
+#[must_use]
+pub fn addresses(log: &[Entry]) -> BTreeMap<NodeId, String> {
+    let mut found = BTreeMap::new();
+    for entry in log.iter().filter(|entry| !entry.data.is_empty()) {
+        let commands = Batch::read(entry.data.clone()).map(|batch| batch.commands).unwrap_or_default();
+        for logged in commands {
+            match logged.work {
+                Work::Op(Op::Member(MemberOp::Add(add) | MemberOp::Join(add))) => {
+                    _ = found.insert(add.node, add.peer_address)
+                }
+                Work::Forget(node) => _ = found.remove(&node),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
 impl System {
     /// The state of a cluster that was founded so.
     #[must_use]
@@ -259,6 +279,10 @@ impl System {
             Work::OpenClient => self.open_client(ctx, asker, out),
             Work::Taken(receipt) => self.taken(asker, receipt, out),
             Work::Forget(node) => self.forget(ctx, asker, node, out),
+            Work::Renounce(node) => {
+                let life = self.members.renounce(node);
+                answer(out, *asker, life.map_or(Reply::Nil, |life| Reply::int(u64::from(life))));
+            }
             Work::SeeClient(_) | Work::Introduce(_) | Work::Take(_) => {
                 answer(out, *asker, Reply::error(Code::Err, "this is not the system group's work"));
             }
@@ -284,9 +308,11 @@ impl System {
     }
 
     fn change_members(&mut self, asker: &Asker, op: MemberOp, out: &mut Outcomes) {
-        let reply = match self.members.decide(op) {
-            Ok(()) => Reply::OK,
-            Err(why) => Reply::error(Code::Err, why),
+        let joins = if let MemberOp::Join(add) = &op { Some(add.node) } else { None };
+        let reply = match (self.members.decide(op), joins) {
+            (Ok(()), None) => Reply::OK,
+            (Ok(()), Some(node)) => Reply::int(u64::from(self.members.life(node))),
+            (Err(why), _) => Reply::error(Code::Err, why),
         };
         self.members_changed = true;
         answer(out, *asker, reply);

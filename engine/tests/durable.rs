@@ -5,11 +5,12 @@ mod town;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use quorate_engine::effect::Input;
 use quorate_engine::journal::{Conf, File, Standing};
 use quorate_engine::ring::Ring;
 use quorate_protocol::id::{GroupId, NodeId};
 use quorate_protocol::op::{MemberAdd, MemberOp, Op, Pub};
-use quorate_protocol::reply::Reply;
+use quorate_protocol::reply::{Code, Reply};
 use town::{Town, get, set};
 
 /// Overwrites keys, publishes, and lets time pass in between.
@@ -126,7 +127,7 @@ fn leadership_returns_to_where_it_belongs_and_leaves_a_node_that_stops() {
     };
     let spread: Vec<usize> = (1..=3).map(|node| leads(&town, node)).collect();
     assert!(spread.iter().all(|&n| n > 0), "{spread:?}");
-    town.post(1, quorate_engine::effect::Input::Resign);
+    town.post(1, Input::Resign);
     town.run_until("node 1 leads nothing", |town| leads(town, 1) == 0);
     assert!(town.engine(1).is_idle());
     town.run(200);
@@ -198,4 +199,65 @@ fn a_cluster_grows_and_shrinks_under_load_and_moves_only_what_it_must() {
     let replies = town.replies_of(1);
     let refused: Vec<_> = replies.iter().filter(|(_, reply)| reply.failure().is_some()).collect();
     assert!(refused.is_empty(), "nothing was refused meanwhile: {refused:?}");
+}
+
+fn led(town: &Town, node: u64) -> usize {
+    town.engine(node).report().iter().filter(|report| report.leader == Some(NodeId(node))).count()
+}
+
+#[test]
+fn a_node_without_room_leaves_writing_to_others_and_comes_back_by_itself() {
+    let mut town = Town::with_floor(3, 64 << 10);
+    town.run(30);
+    town.post(1, Input::Room(false));
+    town.run_until("it leads nothing", |town| led(town, 1) == 0);
+    let before = town.engine(1).report();
+    work(&mut town, 1, 1, 50);
+    assert!(town.replies_of(1).iter().all(|(_, reply)| reply.failure().is_none()), "its clients are served");
+    town.run(50);
+    // New leaders' first entries hold no command, and are written.
+    let reports = town.engine(1).report();
+    let grown = reports.iter().zip(&before).filter(|(now, before)| now.applied > before.applied + 1);
+    assert_eq!(grown.count(), 0, "it writes no commands");
+    let (_, read) = {
+        town.ask_next(1, vec![get("key1")]);
+        town.run(5);
+        town.replies_of(1).pop().expect("an answer")
+    };
+    assert!(matches!(read, Reply::Bulk(_)), "it serves reads: {read:?}");
+    // Its vote counts: without it the other one has no majority.
+    let other = (2..=3).max_by_key(|&node| led(&town, node)).expect("one of two");
+    town.cut_off.insert(NodeId(other));
+    let left = 5 - other;
+    town.run_until("the one that is left leads with its vote", |town| led(town, left) == 17);
+    town.cut_off.clear();
+    town.post(1, Input::Room(true));
+    town.run_until("all agree", |town| town.agree(&[1, 2, 3]));
+}
+
+#[test]
+fn with_no_room_anywhere_writes_are_refused_and_reads_are_served() {
+    let mut town = Town::new(3);
+    town.run(30);
+    work(&mut town, 1, 1, 5);
+    (1..=3).for_each(|node| town.post(node, Input::Room(false)));
+    town.run(20);
+    let first = town.ask_next(2, vec![set("key1", "v"), get("key1")]);
+    town.run(10);
+    let replies = town.replies_of(2);
+    let of = |id: u64| &replies.iter().find(|(other, _)| *other == id).expect("an answer").1;
+    let refusal = of(first).failure().expect("a refusal");
+    assert!(refusal.code == Code::Busy && refusal.text.contains("disk"), "{refusal:?}");
+    assert!(
+        matches!(of(first + 1), Reply::Error(failure) if failure.code == Code::TryAgain),
+        "behind a refusal nothing goes on"
+    );
+    let second = town.ask_next(3, vec![get("key1")]);
+    town.run(5);
+    assert!(matches!(town.replies_of(3).iter().find(|(id, _)| *id == second), Some((_, Reply::Bulk(_)))));
+    (1..=3).for_each(|node| town.post(node, Input::Room(true)));
+    town.run(5);
+    town.ask_next(1, vec![set("key1", "again")]);
+    town.run(20);
+    assert_eq!(town.replies_of(1).pop().map(|(_, reply)| reply), Some(Reply::OK));
 }

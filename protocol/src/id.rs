@@ -20,8 +20,39 @@ wire_struct! {
     pub struct Replica {
         /// The node that holds it.
         pub node: NodeId,
-        /// Rises with every replica that a group has had; the founders' are 0.
+        /// Which life of its node it belongs to (see `members`), and below `SERIAL_BITS` a number that rises with every
+        /// replica that the group has been given. The founders' are 0.
         pub incarnation: u32,
+    }
+}
+
+/// Bits that number the replicas of a group.
+const SERIAL_BITS: u32 = 20;
+
+impl Replica {
+    /// The replica of this number of a group, in a life of its node.
+    ///
+    /// # Panics
+    /// After 2^20 replicas of one group, or 2^12 lives of a node.
+    #[must_use]
+    pub fn new(node: NodeId, life: u32, serial: u32) -> Self {
+        assert!(
+            serial < 1 << SERIAL_BITS && life < 1 << (32 - SERIAL_BITS),
+            "lives and replicas fit one number"
+        );
+        Self { node, incarnation: life << SERIAL_BITS | serial }
+    }
+
+    /// The life of its node.
+    #[must_use]
+    pub fn life(&self) -> u32 {
+        self.incarnation >> SERIAL_BITS
+    }
+
+    /// Its number among the replicas of its group.
+    #[must_use]
+    pub fn serial(&self) -> u32 {
+        self.incarnation & ((1 << SERIAL_BITS) - 1)
     }
 }
 

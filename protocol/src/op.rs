@@ -251,6 +251,8 @@ wire_enum! {
         Remove(node: NodeId) = 3,
         /// CANCEL: a node that was to give its share away keeps it.
         Cancel(node: NodeId) = 4,
+        /// As ADD, asked by the node itself with an empty directory; answers which of its lives this is.
+        Join(op: MemberAdd) = 5,
     }
 }
 

@@ -118,6 +118,8 @@ wire_struct! {
         pub founders: Vec<(NodeId, String)>,
         /// Its nodes by now, as far as the member knows them, and where to reach them.
         pub members: Vec<(NodeId, String)>,
+        /// Which life of its id the node begins: replicas of former ones are void.
+        pub life: u32,
     }
 }
 
@@ -197,7 +199,7 @@ wire_struct! {
         pub group: GroupId,
         /// The leader's term.
         pub term: Term,
-        /// The incarnation of the group's next replica: the list below knows of those before it.
+        /// The serial number of the group's next replica: the list below knows of those before it.
         pub next: u32,
         /// The group's replicas. Empty: not said this time.
         pub replicas: Vec<Replica>,
@@ -371,6 +373,8 @@ wire_enum! {
         /// Group 0: no other group's configuration names this leaving node any more, so that it can be forgotten;
         /// answers 1, or 0 when the node is not leaving.
         Forget(node: NodeId) = 10,
+        /// Group 0: the node cannot say which replicas it had; all of them are void. Answers which of its lives begins.
+        Renounce(node: NodeId) = 11,
     }
 }
 

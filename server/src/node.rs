@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use quorate_engine::effect::Input;
 use quorate_engine::engine::{Config as EngineConfig, Engine};
-use quorate_engine::system::identities;
+use quorate_engine::system::{addresses, identities};
 use quorate_protocol::id::{ClusterId, GroupId, NodeId};
 use quorate_protocol::peer::Join;
 use tokio::net::TcpListener;
@@ -40,8 +40,9 @@ pub fn run(config: &Config) -> Result<(), String> {
     let (dir, recovered, journal) =
         DataDir::open(&config.data_dir, &founding).map_err(|error| error.to_string())?;
     let shared = Arc::<Shared>::default();
-    let logged = recovered.entries.get(&GroupId::SYSTEM).map(|log| identities(log)).unwrap_or_default();
-    shared.book.begin(recovered.meta.founders.iter().cloned().chain(members), logged);
+    let log = recovered.entries.get(&GroupId::SYSTEM).map(Vec::as_slice).unwrap_or_default();
+    let founders = recovered.meta.founders.iter().cloned();
+    shared.book.begin(founders.chain(addresses(log)).chain(members), identities(log));
     let me = peers::Me {
         meta: recovered.meta.clone(),
         client_address: config.advertise.clone(),

@@ -354,3 +354,17 @@ fn a_single_node_keeps_everything_over_kill_9() {
         node.wait().expect("the process is ours");
     }
 }
+
+/// Whoever is told to stop hands its groups over first, so that nobody waits for an election.
+#[test]
+fn a_leader_that_is_told_to_stop_hands_its_groups_over() {
+    let mut cluster = Cluster::start(3);
+    let leader = cluster.leader(1);
+    assert!(cluster.log(leader).contains("this node leads groups"));
+    assert_eq!(cluster.stop(leader), Some(0));
+    let log = cluster.log(leader);
+    let last = log.lines().rfind(|line| line.contains("this node leads")).expect("it has led");
+    assert!(last.contains("leads no group"), "{log}");
+    let other = leader % 3 + 1;
+    assert_eq!(cluster.client(other).ask("LOCK db").parse::<u64>().map(drop), Ok(()));
+}

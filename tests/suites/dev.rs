@@ -100,12 +100,23 @@ fn three_nodes_show_themselves_and_keep_their_data_over_ctrl_c() {
     assert_eq!(others.code, Some(1));
     assert_eq!(others.err.lines().count(), 1, "{}", others.err);
     assert!(others.err.contains(&format!("port {base} is taken")) && others.err.contains("--base-port"));
-    let free = base_port(3);
-    let same = run(&mut command(3, free, &data), "");
-    assert_eq!(same.code, Some(1));
-    assert_eq!(same.err.lines().count(), 1, "{}", same.err);
-    assert!(same.err.contains("node 1 has ended"), "{}", same.err);
     assert_eq!(dev.end(Signal::TERM), Some(0));
+    let refused = |nodes, base, data: &Path, words: &[&str]| {
+        let ran = run(&mut command(nodes, base, data), "");
+        assert_eq!((ran.code, ran.err.lines().count()), (Some(1), 1), "{}", ran.err);
+        for word in words {
+            assert!(ran.err.contains(word), "'{word}' is missing: {}", ran.err);
+        }
+    };
+    let join = format!("--node-id 4 --join 127.0.0.1:{}", base + 1);
+    refused(5, base, &data, &["holds a cluster of 3 nodes, not 5", "--nodes 3", &join, "--data-dir"]);
+    refused(1, base, &data, &["holds a cluster of 3 nodes, not 1", "--nodes 3"]);
+    let free = base_port(3);
+    refused(3, free, &data, &[&format!("whose first port is {base}, not {free}"), "--base-port"]);
+    let spoilt = scratch.path().join("spoilt");
+    fs::create_dir_all(&spoilt).expect("it can be made");
+    fs::write(spoilt.join("node1"), "not a directory").expect("it can be written");
+    refused(3, free, &spoilt, &["node 1 has ended", "Not a directory", "node1.log"]);
 }
 
 #[test]

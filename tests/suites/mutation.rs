@@ -212,7 +212,8 @@ fn greetings() -> [Greeting; 2] {
 
 fn welcomes() -> [Welcome; 4] {
     let nodes = vec![(NodeId(1), "127.0.0.1:7412".to_owned()), (NodeId(2), "127.0.0.1:7422".to_owned())];
-    let joined = Joined { cluster: ClusterId(1), partitions: 16, founders: nodes.clone(), members: nodes };
+    let joined =
+        Joined { cluster: ClusterId(1), partitions: 16, founders: nodes.clone(), members: nodes, life: 2 };
     [
         Welcome::Yes(hello()),
         Welcome::No("because".into()),

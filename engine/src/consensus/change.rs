@@ -115,8 +115,7 @@ impl Conf {
                 conf.outgoing.clone_from(&self.voters);
                 conf.voters.clone_from(&target.voters);
                 conf.learners.clone_from(&target.learners);
-                let highest =
-                    target.voters.iter().chain(&target.learners).map(|replica| replica.incarnation).max();
+                let highest = target.voters.iter().chain(&target.learners).map(Replica::serial).max();
                 conf.next = conf.next.max(highest.unwrap_or(0) + 1);
             }
         }

@@ -198,9 +198,6 @@ impl Consensus {
 
     /// Lets a tick pass.
     pub fn tick(&mut self) {
-        if self.passive && !self.leads() {
-            return;
-        }
         self.raw.tick();
         self.set_timeout();
     }
@@ -210,7 +207,8 @@ impl Consensus {
         self.preferred = preferred;
     }
 
-    /// A passive replica follows and votes, but does not stand for election by itself.
+    /// A passive replica follows and votes, but asks nobody for a vote, unless leadership is handed to it. (It lets its
+    /// election timeout pass all the same: until then raft has it refuse its vote to others.)
     pub fn set_passive(&mut self, passive: bool) {
         self.passive = passive;
     }
@@ -467,7 +465,7 @@ impl Consensus {
         let kind = message.get_msg_type();
         assert!(kind != MessageType::MsgPropose, "no proposal leaves a follower");
         let campaign = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-        if campaign && now < self.promise_until && message.context != FORCED {
+        if campaign && (self.passive || now < self.promise_until) && message.context != FORCED {
             return;
         }
         let harmless = kind == MessageType::MsgHeartbeatResponse && self.hard_on_its_way.is_empty();

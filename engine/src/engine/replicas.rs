@@ -198,7 +198,7 @@ impl Engine {
             let consensus = group.consensus();
             let me = consensus.me();
             let removed =
-                led.term >= consensus.term() && led.next > me.incarnation && !led.replicas.contains(&me);
+                led.term >= consensus.term() && led.next > me.serial() && !led.replicas.contains(&me);
             if removed {
                 let row = self.drop_replica(id).expect("it was just seen");
                 let row = Row { standing: Standing::Absent, snapshot: (0, 0), ..row };
@@ -253,20 +253,48 @@ impl Engine {
             return;
         }
         self.forget_members(mono);
+        self.renounce_unknown(mono);
         let reluctant = self.is_reluctant();
         let mut may_make_way = self.replicas.ticks.is_multiple_of(MAKE_WAY_TICKS);
+        let lives = self.lives();
         for id in (0..=self.meta.partitions).map(GroupId) {
             let Some(wanted) = self.wanted(id) else { continue };
             let Some(group) = self.groups.get_mut(&id) else { continue };
             group.set_ambition(wanted.voters.first() == Some(&self.me), reluctant);
             group.compact();
             let (lost, shy) = (&self.replicas.lost, &self.replicas.reluctant);
-            let changed = group.balance(&wanted, |replica| lost.contains(&(id, replica)));
+            let life = |node: NodeId| lives.get(&node).copied().unwrap_or(0);
+            let is_lost =
+                |replica: Replica| replica.life() < life(replica.node) || lost.contains(&(id, replica));
+            let changed = group.balance(&wanted, is_lost, life);
             if reluctant {
                 group.hand_over(|node| shy.contains(&node));
             } else if !changed && may_make_way {
                 may_make_way = !group.make_way(mono, &wanted, |node| shy.contains(&node));
             }
+        }
+    }
+
+    /// Which life each member is in.
+    fn lives(&self) -> BTreeMap<NodeId, u32> {
+        let Some(system) = self.groups.get(&GroupId::SYSTEM).and_then(Group::system) else {
+            return BTreeMap::new();
+        };
+        system.present().map(|(node, row)| (node, row.life)).collect()
+    }
+
+    /// A node that cannot say which replicas it had (their rows are unreadable) renounces them all.
+    fn renounce_unknown(&mut self, mono: u64) {
+        let unknown = |row: &Row| row.standing == Standing::Lost && row.incarnation == u32::MAX;
+        if !self.replicas.idle.values().any(unknown) {
+            return;
+        }
+        let Some(life) = self.household.renounce(mono, &mut self.gateway) else { return };
+        for (id, row) in self.replicas.idle.iter_mut().filter(|(_, row)| unknown(row)) {
+            // All that is below belongs to former lives.
+            row.standing = Standing::Absent;
+            row.incarnation = Replica::new(self.me, life, 0).incarnation;
+            self.replicas.rows.push((*id, row.clone()));
         }
     }
 

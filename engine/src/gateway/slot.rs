@@ -28,6 +28,8 @@ pub enum Errand {
     Introduce(ClientId, GroupId),
     /// Forgets a member that has given its share away.
     Forget(NodeId),
+    /// Makes all former replicas of this node void.
+    Renounce,
 }
 
 #[derive(Debug)]

@@ -299,10 +299,11 @@ impl Group {
         if let State::System(system) = &mut self.state { Some(system) } else { None }
     }
 
-    /// Whether a message would have this replica write commands.
+    /// Whether a message would have this replica write what clients have brought.
     #[must_use]
     pub fn would_write(&self, message: &RaftMessage) -> bool {
-        message.entries.iter().any(|entry| entry.kind == COMMANDS && !entry.data.is_empty())
+        message.kind == SNAPSHOT
+            || message.entries.iter().any(|entry| entry.kind == COMMANDS && !entry.data.is_empty())
     }
 
     /// Gives up what waits here, and tells it: the end of a replica.

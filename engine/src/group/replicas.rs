@@ -30,23 +30,33 @@ fn nodes(replicas: &[Replica]) -> impl Iterator<Item = NodeId> {
 }
 
 impl Group {
-    /// Makes the next step towards the targets; `lost` says whether a replica is known to have lost what it
-    /// acknowledged. Whether a step was made.
-    pub fn balance(&mut self, targets: &Targets, lost: impl Fn(Replica) -> bool) -> bool {
+    /// Makes the next step towards the targets. `lost` says whether a replica is known to have lost what it
+    /// acknowledged, `life` which life a node is in. Whether a step was made.
+    pub fn balance(
+        &mut self,
+        targets: &Targets,
+        lost: impl Fn(Replica) -> bool,
+        life: impl Fn(NodeId) -> u32,
+    ) -> bool {
         if self.leading().is_none() || !self.consensus.may_change() {
             return false;
         }
         let step = if self.consensus.conf().is_joint() {
             Some(Change::Leave)
         } else {
-            self.next_step(targets, lost).map(Change::To)
+            self.next_step(targets, lost, life).map(Change::To)
         };
         let Some(step) = step else { return false };
         self.consensus.propose_change(&step);
         true
     }
 
-    fn next_step(&self, targets: &Targets, lost: impl Fn(Replica) -> bool) -> Option<Target> {
+    fn next_step(
+        &self,
+        targets: &Targets,
+        lost: impl Fn(Replica) -> bool,
+        life: impl Fn(NodeId) -> u32,
+    ) -> Option<Target> {
         let conf = self.consensus.conf();
         let me = self.consensus.me();
         let whole = |replicas: &[Replica]| -> Vec<Replica> {
@@ -60,7 +70,7 @@ impl Group {
         let missing: Vec<NodeId> =
             targets.voters.iter().chain(&targets.learners).copied().filter(|node| !held(node)).collect();
         if !missing.is_empty() {
-            let new = missing.into_iter().map(|node| Replica { node, incarnation: conf.next });
+            let new = missing.into_iter().map(|node| Replica::new(node, life(node), conf.next));
             return Some(Target { voters, learners: learners.into_iter().chain(new).collect() });
         }
         self.towards(targets, conf, me)

@@ -80,7 +80,7 @@ wire_struct! {
         pub outgoing: Vec<Replica>,
         /// Replicas that follow without a vote.
         pub learners: Vec<Replica>,
-        /// The incarnation of the next replica.
+        /// The serial number of the next replica.
         pub next: u32,
     }
 }

@@ -51,7 +51,11 @@ impl Book {
 
     /// What the system group says.
     pub fn learn(&self, members: Vec<Member>) {
-        self.rows.lock().members = members.into_iter().map(|member| (member.node, member)).collect();
+        let mut rows = self.rows.lock();
+        rows.members = members.into_iter().map(|member| (member.node, member)).collect();
+        let Rows { members, heard, .. } = &mut *rows;
+        heard.retain(|node, _| !members.contains_key(node));
+        drop(rows);
         self.news.notify_waiters();
     }
 
@@ -66,6 +70,12 @@ impl Book {
         self.news.notified()
     }
 
+    /// Whether a node was a member and is none any more.
+    #[must_use]
+    pub fn is_removed(&self, node: NodeId) -> bool {
+        self.rows.lock().members.get(&node).is_some_and(|member| member.removed)
+    }
+
     /// Why a node with this data directory is not let in.
     #[must_use]
     pub fn objection(&self, node: NodeId, identity: Identity) -> Option<String> {
@@ -77,8 +87,13 @@ impl Book {
                  bring it back under its id"
             ));
         }
-        let retired = rows.members.get(&node).is_some_and(|member| member.retired.contains(&identity));
-        if retired || rows.identity(node).is_some_and(|known| known != identity) {
+        if rows.members.get(&node).is_some_and(|member| member.retired.contains(&identity)) {
+            return Some(format!(
+                "the data directory of node {id} belongs to a member that was removed; start the node with an empty \
+                 one and --join"
+            ));
+        }
+        if rows.identity(node).is_some_and(|known| known != identity) {
             return Some(known_otherwise(node));
         }
         let known = rows.members.contains_key(&node) || rows.heard.contains_key(&node);
@@ -113,9 +128,7 @@ impl Book {
         let rows = self.rows.lock();
         let mut addresses = rows.heard.clone();
         for member in rows.members.values() {
-            if member.removed {
-                addresses.remove(&member.node);
-            } else if !member.peer_address.is_empty() {
+            if !member.removed {
                 addresses.insert(member.node, member.peer_address.clone());
             }
         }
@@ -181,7 +194,9 @@ mod tests {
             book.objection(NodeId(2), Identity(9)).is_none(),
             "it was added anew: any directory is its first"
         );
-        assert!(book.objection(NodeId(2), Identity(99)).is_some(), "but none of its former life");
+        let retired = book.objection(NodeId(2), Identity(99));
+        assert!(retired.is_some_and(|why| why.contains("that was removed")), "but none of its former life");
+        assert!(book.is_removed(NodeId(1)) && !book.is_removed(NodeId(2)));
         assert!(book.objection(NodeId(1), Identity(1)).is_some_and(|why| why.contains("has been removed")));
         book.meet(NodeId(4), "d:3");
         assert_eq!(dialled(&book)[1], (4, "d:2".into()), "hearsay is heard no more");

@@ -24,8 +24,15 @@ pub(super) const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Dura
 /// Dials every other node that is known, for as long as the process lives.
 pub async fn dial_all(me: Me, shared: Arc<Shared>) {
     let mut dialled = BTreeMap::new();
+    let mut removed = false;
     loop {
         let news = shared.book.news();
+        if shared.book.is_removed(me.meta.node) && !std::mem::replace(&mut removed, true) {
+            tracing::warn!(
+                "this node has been removed from its cluster and serves nobody any more; stop it, or start it with an \
+                 empty data directory and --join to bring it back"
+            );
+        }
         let mut wanted = shared.book.addresses();
         wanted.remove(&me.meta.node);
         dialled.retain(|node, (address, _)| wanted.get(node) == Some(address));

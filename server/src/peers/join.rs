@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_engine::effect::{Input, Request, Want};
+use quorate_protocol::op::{MemberAdd, MemberOp, Op};
 use quorate_protocol::peer::{Greeting, Join, Joined, Opening, PEER_VERSION, Welcome};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Wire;
@@ -40,6 +41,7 @@ const ANSWER_MAX: usize = 64 << 10;
 /// With one line that says what to do.
 pub async fn ask(members: &[String], join: &Join) -> Result<Joined, String> {
     let since = clock::now().mono;
+    let mut said = String::new();
     loop {
         let mut last = String::new();
         for member in members {
@@ -59,7 +61,10 @@ pub async fn ask(members: &[String], join: &Join) -> Result<Joined, String> {
         if clock::now().mono > since + PATIENCE {
             return Err(last);
         }
-        tracing::info!("not let into the cluster yet: {last}");
+        if said != last {
+            tracing::info!("not let into the cluster yet: {last}");
+            said = last;
+        }
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -89,7 +94,7 @@ pub(super) async fn answer(join: &Join, me: &Me, shared: &Shared) -> Welcome {
         ));
     }
     match admit(shared, wish(join)).await {
-        Ok(()) => Welcome::Joined(joined(me, shared)),
+        Ok(life) => Welcome::Joined(joined(me, shared, life)),
         Err(refusal) => refusal,
     }
 }
@@ -103,7 +108,7 @@ async fn reach(address: &str) -> Result<(), String> {
     }
 }
 
-fn joined(me: &Me, shared: &Shared) -> Joined {
+fn joined(me: &Me, shared: &Shared, life: u32) -> Joined {
     let mut members = shared.book.addresses();
     members.insert(me.meta.node, me.peer_address.clone());
     Joined {
@@ -111,16 +116,18 @@ fn joined(me: &Me, shared: &Shared) -> Joined {
         partitions: me.meta.partitions,
         founders: me.meta.founders.clone(),
         members: members.into_iter().collect(),
+        life,
     }
 }
 
 /// What the cluster is to decide.
-fn wish(_: &Join) -> Want {
-    Want::Answered(Reply::error(Code::Err, "this release lets no node join"))
+fn wish(join: &Join) -> Want {
+    let add = MemberAdd { node: join.node, peer_address: join.peer_address.clone() };
+    Want::Op(Op::Member(MemberOp::Join(add)))
 }
 
-/// Lets the cluster decide, by a connection like a client's.
-async fn admit(shared: &Shared, want: Want) -> Result<(), Welcome> {
+/// Lets the cluster decide, by a connection like a client's; which life of its id the node begins.
+async fn admit(shared: &Shared, want: Want) -> Result<u32, Welcome> {
     let conn = shared.next_conn();
     let outlet = Arc::<Outlet>::default();
     shared.outlets.insert(conn, Arc::clone(&outlet));
@@ -131,8 +138,9 @@ async fn admit(shared: &Shared, want: Want) -> Result<(), Welcome> {
     shared.outlets.remove(conn);
     shared.mailbox.post(Input::Disconnected { conn }, 64);
     match decided {
+        Ok(Ok(Reply::Int(life))) => u32::try_from(life).map_err(|_| Welcome::No("too many lives".to_owned())),
         Ok(Ok(reply)) => match reply.failure() {
-            None => Ok(()),
+            None => Err(Welcome::Later("the cluster has not said which life this is".to_owned())),
             Some(failure) => Err(match failure.code {
                 Code::ClusterDown | Code::TryAgain | Code::Busy | Code::Loading | Code::InDoubt => {
                     Welcome::Later(failure.text.clone())

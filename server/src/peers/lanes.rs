@@ -22,7 +22,7 @@ use super::{LinkQueue, Queue, RaftQueue, SnapshotQueue};
 use crate::driver::Shared;
 
 /// How long a snapshot lane stays open with nothing to send.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
 
 /// A lane that was told to end.
 fn cut(node: NodeId, why: &str, shared: &Shared) {

@@ -3,7 +3,7 @@
 use quorate_engine::effect::{Input, Member};
 use quorate_engine::journal::{File, Meta};
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity};
-use quorate_protocol::peer::{Greeting, Join, Opening, SnapshotPiece, Welcome};
+use quorate_protocol::peer::{Greeting, Hello, Join, Lane, Opening, SnapshotPiece, Welcome};
 use quorate_protocol::wire::Wire;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -22,10 +22,12 @@ struct Node {
 impl Node {
     /// A node of cluster 7 that knows these others, at a port of its own.
     async fn start(node: u64, known: &[&Node]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has ports");
-        let address = listener.local_addr().expect("it is bound").to_string();
-        let founders: Vec<_> =
-            known.iter().map(|node| (node.me.meta.node, node.me.peer_address.clone())).collect();
+        let known = known.iter().map(|node| (node.me.meta.node, node.me.peer_address.clone()));
+        Self::start_knowing(node, known.collect()).await
+    }
+
+    async fn start_knowing(node: u64, founders: Vec<(NodeId, String)>) -> Self {
+        let (listener, address) = listen().await;
         let meta = Meta {
             cluster: ClusterId(7),
             node: NodeId(node),
@@ -77,6 +79,12 @@ impl Node {
     }
 }
 
+async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has ports");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    (listener, address)
+}
+
 async fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     for _ in 0..2000 {
         if let Some(found) = look() {
@@ -104,7 +112,7 @@ async fn a_node_that_is_not_known_is_let_in_and_dialled_back_until_it_is_removed
     one.shared.book.learn(vec![one.as_member(false), four.as_member(true)]);
     one.loses_link(4, Side::Opener).await;
     four.loses_link(1, Side::Opener).await;
-    let mut hello = four.me.hello(NodeId(1), quorate_protocol::peer::Lane::Raft);
+    let mut hello = four.me.hello(NodeId(1), Lane::Raft);
     let greet = async |hello| {
         let mut first = Vec::new();
         put_frame(&Greeting { version: 1, opening: Opening::Hello(hello) }, &mut first);
@@ -181,6 +189,35 @@ async fn snapshots_travel_in_a_lane_of_their_own() {
     })
     .await;
     std::fs::remove_dir_all(dir).expect("it is ours");
+}
+
+/// Accepts a lane in the name of node 2, whatever it is.
+async fn accept_lane(listener: &TcpListener) -> (Lane, TcpStream) {
+    let (mut stream, _) = listener.accept().await.expect("it listens");
+    let frame = read_frame(&mut stream, 4096).await.expect("a greeting comes");
+    let Ok(Greeting { opening: Opening::Hello(hello), .. }) = Greeting::from_wire(frame) else {
+        panic!("it opens no lane");
+    };
+    let me = Hello { node: hello.to, to: hello.node, identity: Identity(2), ..hello.clone() };
+    framing::write_frame(&mut stream, &Welcome::Yes(me)).await.expect("it is read");
+    (hello.lane, stream)
+}
+
+#[tokio::test]
+async fn a_snapshot_lane_is_opened_when_it_is_needed_and_closed_when_it_is_not() {
+    let (two, address) = listen().await;
+    let one = Node::start_knowing(1, vec![(NodeId(2), address)]).await;
+    let (first, second) = (accept_lane(&two).await, accept_lane(&two).await);
+    assert!([first.0, second.0].iter().all(|lane| *lane != Lane::Snapshot), "nothing is to be sent yet");
+    for offset in 0..2 {
+        let at = SnapshotAt { group: GroupId(1), index: 1, offset };
+        one.shared.peers.send_snapshot(NodeId(2), SnapshotFrame::Ask(at));
+        let (lane, mut stream) = accept_lane(&two).await;
+        assert_eq!(lane, Lane::Snapshot);
+        let frame = read_frame(&mut stream, 4096).await.expect("a frame comes");
+        assert_eq!(SnapshotFrame::from_wire(frame), Ok(SnapshotFrame::Ask(at)));
+        assert_eq!(read_frame(&mut stream, 4096).await, Err(framing::Unread::Silent), "it is closed");
+    }
 }
 
 #[tokio::test]
