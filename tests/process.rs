@@ -49,18 +49,29 @@ pub fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// When it cannot be built.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["build", "--quiet", "-p", "quorate-server", "--bin", "quorate-server"])
-            .current_dir(root)
-            .status();
-        assert!(status.is_ok_and(|status| status.success()), "the server's binary is built");
-        let test = std::env::current_exe().expect("a test has a file");
-        let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
-        profile.join("quorate-server")
-    })
+    BINARY.get_or_init(|| build("quorate-server", "quorate-server"))
+}
+
+/// The command line's binary, likewise.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn cli() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| build("quorate-client", "quorate"))
+}
+
+fn build(package: &str, program: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "-p", package, "--bin", program])
+        .current_dir(root)
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "{program} is built");
+    let test = std::env::current_exe().expect("a test has a file");
+    let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+    profile.join(program)
 }
 
 /// An empty directory that is gone after the test.
@@ -157,11 +168,20 @@ struct Node {
     admin: u16,
 }
 
+impl Node {
+    fn new() -> Self {
+        let [client, peer, admin] = free_ports();
+        Self { child: None, client, peer, admin }
+    }
+}
+
 /// A cluster of real processes.
 #[derive(Debug)]
 pub struct Cluster {
     scratch: Scratch,
     nodes: Vec<Node>,
+    /// How many of them founded it; the others join.
+    founders: usize,
 }
 
 impl Cluster {
@@ -171,14 +191,17 @@ impl Cluster {
     /// When it does not come up.
     #[must_use]
     pub fn start(n: usize) -> Self {
-        let node = |_| {
-            let [client, peer, admin] = free_ports();
-            Node { child: None, client, peer, admin }
-        };
-        let mut this = Self { scratch: Scratch::new(), nodes: (0..n).map(node).collect() };
+        let nodes = (0..n).map(|_| Node::new()).collect();
+        let mut this = Self { scratch: Scratch::new(), nodes, founders: n };
         (1..=n).for_each(|id| this.spawn(id));
         (1..=n).for_each(|id| this.wait_ready(id));
         this
+    }
+
+    /// Finds ports for one more node, which is not started: it joins when it is. Returns its id.
+    pub fn plan_node(&mut self) -> usize {
+        self.nodes.push(Node::new());
+        self.nodes.len()
     }
 
     fn node(&mut self, id: usize) -> &mut Node {
@@ -188,12 +211,19 @@ impl Cluster {
     /// The command that starts a node.
     #[must_use]
     pub fn command(&self, id: usize) -> Command {
+        let founders = self.nodes[..self.founders].iter();
         let spec: Vec<String> =
-            self.nodes.iter().zip(1..).map(|(node, id)| format!("{id}=127.0.0.1:{}", node.peer)).collect();
+            founders.clone().zip(1..).map(|(node, id)| format!("{id}=127.0.0.1:{}", node.peer)).collect();
+        let known: Vec<String> = founders.map(|node| format!("127.0.0.1:{}", node.peer)).collect();
         let address = |port: u16| format!("127.0.0.1:{port}");
         let node = &self.nodes[id - 1];
         let mut command = Command::new(binary());
-        command.args(["--node-id", &id.to_string(), "--initial-cluster", &spec.join(",")]);
+        command.args(["--node-id", &id.to_string()]);
+        if id > self.founders {
+            command.args(["--join", &known.join(",")]);
+        } else {
+            command.args(["--initial-cluster", &spec.join(",")]);
+        }
         command.args(["--listen", &address(node.client), "--peer-listen", &address(node.peer)]);
         command.args(["--admin-listen", &address(node.admin)]).arg("--data-dir").arg(self.data_dir(id));
         command

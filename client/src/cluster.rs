@@ -52,6 +52,8 @@ pub struct Member {
     pub client: String,
     /// Where other nodes connect.
     pub peer: String,
+    /// `active`, `draining`, `leaving` or `gone`; empty from a node that does not tell.
+    pub standing: String,
     /// How many groups it leads.
     pub leads: u64,
 }
@@ -63,8 +65,10 @@ pub struct PartitionInfo {
     pub partition: u64,
     /// The node that leads it, if known.
     pub leader: Option<u64>,
-    /// The nodes that hold it.
+    /// The nodes that hold it; empty when the node that was asked does not know.
     pub replicas: Vec<u64>,
+    /// The nodes that are to hold it, as the members are now; none from a node that does not tell.
+    pub target: Option<Vec<u64>>,
 }
 
 impl Client {
@@ -73,15 +77,7 @@ impl Client {
     /// # Errors
     /// As every call.
     pub async fn status(&self) -> Result<Status, Error> {
-        let mut fields = Fields::of(self.ask("STATUS", Vec::new(), Again::Read).await?)?;
-        Ok(Status {
-            node: number(fields.take("node"))?,
-            cluster: text(fields.take("cluster"))?,
-            boot: number(fields.take("boot"))?,
-            role: text(fields.take("role"))?,
-            has_session: text(fields.take("session"))? == "open",
-            groups: list(fields.take("groups"), group)?,
-        })
+        status(self.ask("STATUS", Vec::new(), Again::Read).await?)
     }
 
     /// LEADER: id and client address of the node that leads the system group, as far as the node knows.
@@ -104,15 +100,7 @@ impl Client {
     /// # Errors
     /// As every call.
     pub async fn members(&self) -> Result<Vec<Member>, Error> {
-        list(self.ask("MEMBERS", Vec::new(), Again::Read).await?, |row| {
-            let mut fields = Fields::of(row)?;
-            Ok(Member {
-                node: number(fields.take("node"))?,
-                client: text(fields.take("client"))?,
-                peer: text(fields.take("peer"))?,
-                leads: number(fields.take("leads"))?,
-            })
-        })
+        members(self.ask("MEMBERS", Vec::new(), Again::Read).await?)
     }
 
     /// PARTITIONS: who leads and who holds each partition.
@@ -120,15 +108,48 @@ impl Client {
     /// # Errors
     /// As every call.
     pub async fn partitions(&self) -> Result<Vec<PartitionInfo>, Error> {
-        list(self.ask("PARTITIONS", Vec::new(), Again::Read).await?, |row| {
-            let mut fields = Fields::of(row)?;
-            Ok(PartitionInfo {
-                partition: number(fields.take("partition"))?,
-                leader: maybe(fields.take("leader"), number)?,
-                replicas: list(fields.take("replicas"), number)?,
-            })
-        })
+        partitions(self.ask("PARTITIONS", Vec::new(), Again::Read).await?)
     }
+}
+
+/// Reads the answer of STATUS.
+pub(crate) fn status(reply: Reply) -> Result<Status, Error> {
+    let mut fields = Fields::of(reply)?;
+    Ok(Status {
+        node: number(fields.take("node"))?,
+        cluster: text(fields.take("cluster"))?,
+        boot: number(fields.take("boot"))?,
+        role: text(fields.take("role"))?,
+        has_session: text(fields.take("session"))? == "open",
+        groups: list(fields.take("groups"), group)?,
+    })
+}
+
+/// Reads the answer of MEMBERS.
+pub(crate) fn members(reply: Reply) -> Result<Vec<Member>, Error> {
+    list(reply, |row| {
+        let mut fields = Fields::of(row)?;
+        Ok(Member {
+            node: number(fields.take("node"))?,
+            client: text(fields.take("client"))?,
+            peer: text(fields.take("peer"))?,
+            standing: maybe(fields.take("standing"), text)?.unwrap_or_default(),
+            leads: number(fields.take("leads"))?,
+        })
+    })
+}
+
+/// Reads the answer of PARTITIONS.
+pub(crate) fn partitions(reply: Reply) -> Result<Vec<PartitionInfo>, Error> {
+    list(reply, |row| {
+        let mut fields = Fields::of(row)?;
+        Ok(PartitionInfo {
+            partition: number(fields.take("partition"))?,
+            leader: maybe(fields.take("leader"), number)?,
+            replicas: list(fields.take("replicas"), number)?,
+            target: maybe(fields.take("target"), |target| list(target, number))?,
+        })
+    })
 }
 
 fn group(row: Reply) -> Result<GroupStatus, Error> {

@@ -112,12 +112,12 @@ impl Engine {
 
     fn partitions(&self) -> Reply {
         let partition = |group: u16| {
-            let voters =
-                self.replicas_of(GroupId(group)).into_iter().map(|node| Reply::int(node.0)).collect();
+            let ids = |nodes: Vec<NodeId>| nodes.into_iter().map(|node| Reply::int(node.0)).collect();
             map([
                 ("partition", Reply::int(u64::from(group))),
                 ("leader", self.gateway.leader(GroupId(group)).map_or(Reply::Nil, |node| Reply::int(node.0))),
-                ("replicas", Reply::Array(voters)),
+                ("replicas", Reply::Array(ids(self.replicas_of(GroupId(group))))),
+                ("target", Reply::Array(ids(self.ring.voters(GroupId(group))))),
             ])
         };
         Reply::Array((1..=self.meta.partitions).map(partition).collect())
