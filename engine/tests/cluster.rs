@@ -42,6 +42,7 @@ impl Cluster {
                 rows: BTreeMap::new(),
                 snapshots: BTreeMap::new(),
                 entries: BTreeMap::new(),
+                damage: Vec::new(),
             };
             let config = Config::new(7, format!("client{id}"));
             (NodeId(id), Engine::new(now, config, recovered))
@@ -203,8 +204,13 @@ fn a_long_log_is_applied_in_parts() {
 
     let meta = meta(1, &[(NodeId(1), "peer1".into())]);
     let log = cluster.entries.clone();
-    let recovered =
-        Recovered { meta, rows: cluster.rows, snapshots: BTreeMap::new(), entries: cluster.entries };
+    let recovered = Recovered {
+        meta,
+        rows: cluster.rows,
+        snapshots: BTreeMap::new(),
+        entries: cluster.entries,
+        damage: Vec::new(),
+    };
     let mut engine = Engine::new(cluster.now, Config::new(7, "client1".into()), recovered);
     let mut fx = Vec::new();
     let (mut now, mut parts, mut inputs) = (cluster.now, 0, Vec::new());

@@ -46,6 +46,19 @@ impl Listener for DiskListener {
         self.0.mailbox.post_urgent(Input::Persisted(seq), 0);
     }
 
+    fn background_done(&self, number: u64) {
+        self.0.mailbox.post_urgent(Input::BackgroundDone(number), 0);
+    }
+
+    fn room(&self, has: bool) {
+        if has {
+            tracing::info!("the disk has room again");
+        } else {
+            tracing::warn!("the disk is full: nothing is written for clients until there is room again");
+        }
+        self.0.mailbox.post_urgent(Input::Room(has), 0);
+    }
+
     fn failed(&self, why: String) {
         stop_at_once(&why);
     }
@@ -93,7 +106,8 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
     for effect in fx.drain(..) {
         match effect {
             Effect::Persist(batch) => disk.submit(batch),
-            Effect::Background { .. } | Effect::Snapshot { .. } | Effect::SendPiece { .. } => {}
+            Effect::Background { number, ios } => disk.submit_background(number, ios),
+            Effect::Snapshot { .. } | Effect::SendPiece { .. } => {}
             Effect::Raft { to, frame } => shared.peers.send_raft(to, frame),
             Effect::Link { peer, side: Side::Opener, frame } => shared.peers.send_forward(peer, frame),
             Effect::Link { peer, side: Side::Reached, frame } => shared.peers.send_back(peer, frame),

@@ -75,6 +75,12 @@ impl Logs {
         Ok(())
     }
 
+    /// The chain up to an entry that somebody has written.
+    #[must_use]
+    pub fn chain_of(&self, group: GroupId, index: Index, term: Term) -> Chain {
+        self.known.get(&(group, index, term)).map_or(0, |&(chain, _)| chain)
+    }
+
     /// A node begins with what it has read.
     pub fn restarted(&mut self, node: usize, recovered: &Recovered) {
         self.logs[node].clear();
