@@ -11,7 +11,8 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use quorate_engine::effect::{Effect, Effects, Input, Now, Request, TICK, Want};
 use quorate_engine::engine::{Config, Engine};
 use quorate_engine::journal::{
-    COMMANDS, Contents, Entry, Io, Journal, Meta, Options, Persist, Recovered, SEGMENT_SIZE, found, recover,
+    COMMANDS, Contents, Entry, File, Io, Journal, Meta, Options, Persist, Recovered, SEGMENT_SIZE, found,
+    recover,
 };
 use quorate_protocol::command::{Command, parse};
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
@@ -35,6 +36,7 @@ impl Node {
             rows: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             entries: BTreeMap::new(),
+            damage: Vec::new(),
         };
         let engine = Engine::new(now, Config::new(1, String::new()), recovered);
         let mut this = Self { engine, now, fx: Effects::new(), next: 1, replies: 0 };
@@ -147,7 +149,7 @@ fn fresh_journal() -> Journal {
     found(&meta(), &mut ios);
     let mut file = Vec::new();
     for io in ios {
-        if let Io::Write { offset, bytes, .. } = io {
+        if let Io::Write { file: File::Meta, offset, bytes } = io {
             file.resize(usize::try_from(offset).expect("a small file"), 0);
             file.extend_from_slice(&bytes);
         }

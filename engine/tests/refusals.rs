@@ -38,8 +38,13 @@ impl Leader {
         let founders = vec![(NodeId(1), String::new())];
         let (cluster, node, identity, boot) = (ClusterId(1), NodeId(1), Identity(1), Boot(1));
         let meta = Meta { cluster, node, identity, boot, partitions: 16, founders };
-        let recovered =
-            Recovered { meta, rows: BTreeMap::new(), snapshots: BTreeMap::new(), entries: BTreeMap::new() };
+        let recovered = Recovered {
+            meta,
+            rows: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            damage: Vec::new(),
+        };
         let now = Now { mono: 1_000_000, wall: 0 };
         let engine = Engine::new(now, Config::new(1, String::new()), recovered);
         let mut this = Self { engine, now, unwritten: None, answers: Vec::new() };

@@ -10,6 +10,7 @@ use quorate_protocol::limits::{NODES_MAX, PARTITIONS};
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::check::CheckFlags;
 use crate::journal::Founding;
 
 /// The command line.
@@ -27,6 +28,8 @@ pub struct CommandLine {
 enum Mode {
     /// Start a whole cluster on this machine, to try things out.
     Dev(DevFlags),
+    /// Say what a data directory holds, and whether it is sound.
+    Check(CheckFlags),
 }
 
 /// What `quorate-server dev` takes.
@@ -150,6 +153,8 @@ pub enum Plan {
     Node(Box<Config>),
     /// A whole cluster for trying things out.
     Dev(DevFlags),
+    /// A look at a data directory.
+    Check(CheckFlags),
 }
 
 impl CommandLine {
@@ -168,6 +173,7 @@ impl CommandLine {
     pub fn plan(self) -> Result<Plan, String> {
         match self.command {
             Some(Mode::Dev(flags)) => Ok(Plan::Dev(flags)),
+            Some(Mode::Check(flags)) => Ok(Plan::Check(flags)),
             None => {
                 let file = self.node.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
                 Ok(Plan::Node(Box::new(self.node.or(file).check()?)))
@@ -389,7 +395,7 @@ mod tests {
             CommandLine::try_parse_from([&["quorate-server"], args].concat()).map_err(|e| one_line(&e))?;
         match line.plan()? {
             Plan::Node(config) => Ok(*config),
-            Plan::Dev(_) => Err("dev".into()),
+            Plan::Dev(_) | Plan::Check(_) => Err("no node".into()),
         }
     }
 

@@ -58,6 +58,19 @@ impl Listener for DiskListener {
         self.0.mailbox.post_urgent(Input::Persisted(seq), 0);
     }
 
+    fn background_done(&self, number: u64) {
+        self.0.mailbox.post_urgent(Input::BackgroundDone(number), 0);
+    }
+
+    fn room(&self, has: bool) {
+        if has {
+            tracing::info!("the disk has room again");
+        } else {
+            tracing::warn!("the disk is full: nothing is written for clients until there is room again");
+        }
+        self.0.mailbox.post_urgent(Input::Room(has), 0);
+    }
+
     fn failed(&self, why: String) {
         stop_at_once(&why);
     }
@@ -110,7 +123,7 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
     for effect in fx.drain(..) {
         match effect {
             Effect::Persist(batch) => disk.submit(batch),
-            Effect::Background { .. } => {}
+            Effect::Background { number, ios } => disk.submit_background(number, ios),
             Effect::Snapshot { to, frame } => shared.peers.send_snapshot(to, frame),
             Effect::SendPiece { to, at, length } => shared.peers.send_piece(to, at, length),
             Effect::Raft { to, frame } => shared.peers.send_raft(to, frame),

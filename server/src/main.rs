@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use quorate_server::config::{CommandLine, Config, LogFormat, Plan, one_line};
-use quorate_server::{dev, node};
+use quorate_server::{check, dev, node};
 use tracing_subscriber::filter::LevelFilter;
 
 /// The exit code of wrong settings; everything else that fails is 1.
@@ -26,6 +26,11 @@ fn main() -> ExitCode {
     };
     let result = match plan {
         Plan::Dev(flags) => dev::run(&flags),
+        Plan::Check(flags) => match check::run(&flags) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(text) => Err(text),
+        },
         Plan::Node(config) if config.print_config => {
             print_config(&config);
             Ok(())

@@ -6,8 +6,9 @@
 //!
 //! Invariant: what was synced is kept, unless a bit is flipped on purpose.
 //!
-//! Subtlety: a created segment may be a recycled file, full of what some segment held in a former life, both
-//! live and on the medium.
+//! Subtleties: a created segment may be a recycled file, full of what some segment held in a former life, both
+//! live and on the medium. A file that was taken away may be back when the machine was switched off, as long as no
+//! later name of its directory was synced.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +37,10 @@ pub struct Disk {
     files: BTreeMap<File, State>,
     /// What the last commit wrote, as long as nothing on the medium vouches for it.
     unvouched: Vec<(File, usize, usize)>,
+    /// Files that were taken away, and may come back.
+    removed: BTreeMap<File, State>,
+    /// What the last removed segment held: its file may be used again.
+    spare: Option<Vec<u8>>,
     rng: Rng,
 }
 
@@ -43,7 +48,7 @@ impl Disk {
     /// An empty disk.
     #[must_use]
     pub fn new(rng: Rng) -> Self {
-        Self { files: BTreeMap::new(), unvouched: Vec::new(), rng }
+        Self { files: BTreeMap::new(), unvouched: Vec::new(), removed: BTreeMap::new(), spare: None, rng }
     }
 
     /// Does one thing of a plan; a sync is done by the time it returns.
@@ -54,11 +59,19 @@ impl Disk {
             Io::Sync { file } => {
                 if let Some(state) = self.files.get_mut(file) {
                     state.unsynced.clear();
-                    state.named = true;
+                    if !std::mem::replace(&mut state.named, true) {
+                        // Its directory is synced, with all that it does not name any more.
+                        self.removed.retain(|other, _| is_snapshot(*other) != is_snapshot(*file));
+                    }
                 }
             }
             Io::Remove { file } => {
-                self.files.remove(file);
+                if let Some(state) = self.files.remove(file) {
+                    if matches!(file, File::Segment(_)) {
+                        self.spare = Some(state.live.clone());
+                    }
+                    self.removed.insert(*file, state);
+                }
             }
         }
     }
@@ -66,8 +79,13 @@ impl Disk {
     fn create(&mut self, file: File, size: u64) {
         let segments = self.files.iter().filter(|(name, _)| matches!(name, File::Segment(_)));
         let former: Vec<&State> = segments.map(|(_, state)| state).collect();
-        let recycled = !former.is_empty() && self.rng.chance(700);
-        let mut live = if recycled { former[self.rng.index(former.len())].live.clone() } else { Vec::new() };
+        let recycled = matches!(file, File::Segment(_)) && self.rng.chance(700);
+        let mut live = match self.spare.take().filter(|_| recycled) {
+            Some(spare) => spare,
+            None if recycled && !former.is_empty() => former[self.rng.index(former.len())].live.clone(),
+            None => Vec::new(),
+        };
+        self.removed.remove(&file);
         live.resize(usize::try_from(size).expect("segments are small"), 0);
         self.files.insert(file, State { live, unsynced: BTreeMap::new(), named: false });
     }
@@ -91,6 +109,11 @@ impl Disk {
     /// The machine is switched off.
     pub fn lose_power(&mut self) {
         let rng = &mut self.rng;
+        for (file, state) in std::mem::take(&mut self.removed) {
+            if rng.chance(300) {
+                self.files.entry(file).or_insert(state);
+            }
+        }
         self.files.retain(|_, state| state.named || rng.chance(500));
         for state in self.files.values_mut() {
             // Often nothing or all has reached the medium; the rest of the time, any part of it.
@@ -166,12 +189,21 @@ impl Disk {
             File::Segment(number) => Some((*number, Bytes::copy_from_slice(&state.live))),
             _ => None,
         };
+        let snapshot = |(name, state): (&File, &State)| match name {
+            File::Snapshot(group, index) => Some(((*group, *index), Bytes::copy_from_slice(&state.live))),
+            _ => None,
+        };
         Contents {
             meta: bytes(File::Meta),
             hard: bytes(File::Hard),
             segments: self.files.iter().filter_map(segment).collect(),
+            snapshots: self.files.iter().filter_map(snapshot).collect(),
         }
     }
+}
+
+fn is_snapshot(file: File) -> bool {
+    matches!(file, File::Snapshot(..))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use quorate_engine::effect::{Input, TICK};
 use quorate_engine::engine::Engine;
-use quorate_engine::journal::{File, Io, Journal, Persist, Recovered, found, read_meta, recover};
+use quorate_engine::journal::{File, Io, Journal, Persist, Recovered, Standing, found, read_meta, recover};
 use quorate_protocol::id::NodeId;
 
 use super::background::Background;
@@ -51,7 +51,7 @@ pub enum State {
     Starting,
     /// It runs.
     Up,
-    /// Its directory is damaged and was refused.
+    /// Its directory is damaged: it cannot prove any more that it has what it acknowledged.
     Ruined(String),
 }
 
@@ -315,8 +315,11 @@ impl World {
             plan.iter().for_each(|io| node.disk.perform(io));
             contents = node.disk.contents();
         }
-        let time = self.time;
         match recover(&contents, &options) {
+            Ok((recovered, ..)) if recovered.rows.values().any(|row| row.standing == Standing::Lost) => {
+                let damage: Vec<String> = recovered.damage.iter().map(ToString::to_string).collect();
+                self.ruin(at, damage.join("; "));
+            }
             Ok((recovered, journal, plan)) => {
                 node.state = State::Starting;
                 node.keeper = Some(Keeper {
@@ -327,27 +330,25 @@ impl World {
                     purpose: None,
                     commits: 0,
                 });
-                self.checks.recovered(time, at, &recovered);
+                self.checks.recovered(self.time, at, &recovered);
                 self.begin_plan(at, plan, Purpose::Start(Box::new(recovered)));
             }
-            Err(damage) => {
-                let flipped = self.checks.may_be_ruined(at);
-                let text = damage.to_string();
-                self.note(at, &[30], || format!("is ruined: {text}"));
-                if !flipped {
-                    self.fail(
-                        "journal",
-                        format!("node {} finds its undamaged directory damaged: {damage}", at + 1),
-                    );
-                }
-                self.nodes[at].state = State::Ruined(damage.to_string());
-            }
+            Err(damage) => self.ruin(at, damage.to_string()),
         }
+    }
+
+    /// A node has found damage in its directory, and must have a reason to.
+    fn ruin(&mut self, at: usize, damage: String) {
+        self.note(at, &[30], || format!("is ruined: {damage}"));
+        if !self.checks.may_be_ruined(at) {
+            self.fail("journal", format!("node {} finds its undamaged directory damaged: {damage}", at + 1));
+        }
+        self.nodes[at].state = State::Ruined(damage);
     }
 
     fn started(&mut self, at: usize, recovered: Recovered) {
         let boot = recovered.meta.boot.0;
-        self.checks.started(at, &recovered);
+        self.checks.started(self.time, at, &recovered);
         let now = self.nodes[at].clock.read(self.time);
         let config = self.plan.config(self.nodes[at].id);
         let engine = self.guard(at, || Engine::new(now, config, recovered));

@@ -163,7 +163,7 @@ fn unsafe_stands_in_one_file() {
 fn syncing_is_switched_off_in_one_place_that_nothing_shipped_can_reach() {
     let seams = lines_with(&["quorate_no_sync"], is_not_this);
     assert!(
-        seams.len() == 1 && seams[0].starts_with("server/src/journal/dir.rs:"),
+        seams.len() == 1 && seams[0].starts_with("server/src/journal/disk.rs:"),
         "one seam, which tests/power uses: {seams:?}"
     );
     let configurations = [".ci/run", ".cargo/config.toml", "server/Cargo.toml", "Dockerfile", "compose.yaml"];

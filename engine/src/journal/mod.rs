@@ -11,11 +11,17 @@
 //!   bytes below any such position are damage, above it a torn tail.
 //! - Segment numbers rise and are never used twice; a restart seals the segment that it found open, at the
 //!   recovered end, and goes on in the next.
-//! - Terms and votes reach the disk, in both copies, before the entries of the same commit.
+//! - Rows (terms and votes above all) reach the disk, in both copies, before the entries of the same commit.
+//! - A segment is removed when its entries, and all in the segments before it, lie at or below their groups'
+//!   snapshots, and only after the manifest says that it need not be there.
 
+mod inspect;
+mod manifest;
 pub mod record;
 mod recover;
+mod sound;
 pub mod twin;
+mod walk;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -26,8 +32,12 @@ use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, Index, NodeId, Re
 use quorate_protocol::wire::Wire;
 use quorate_protocol::{wire_enum, wire_struct};
 
+pub use inspect::{Inspection, SegmentReport, entries_at, inspect};
+pub use manifest::HardFile;
 pub use recover::{Contents, Damage, Options, read_meta, recover};
+pub use sound::is_sound;
 
+use manifest::Manifest;
 use record::{ALIGN, HEADER, Kind, Place, Record, size_of_body};
 
 /// An entry that holds a batch of commands (or nothing: a new leader's first).
@@ -161,6 +171,8 @@ pub struct Recovered {
     pub snapshots: BTreeMap<GroupId, Bytes>,
     /// Each group's log behind its snapshot (from index 1 without one), without holes.
     pub entries: BTreeMap<GroupId, Vec<Entry>>,
+    /// What could not be read, for the log. The groups that may have lost something by it are `Lost`.
+    pub damage: Vec<Damage>,
 }
 
 /// A file of a data directory.
@@ -168,7 +180,7 @@ pub struct Recovered {
 pub enum File {
     /// What the directory is.
     Meta,
-    /// Terms and votes.
+    /// The manifest: the groups' rows, and which segments must be there.
     Hard,
     /// A segment of the journal.
     Segment(u64),
@@ -213,7 +225,7 @@ pub enum Io {
         /// The file.
         file: File,
     },
-    /// Take a file away: it never held anything that was acted upon.
+    /// Take a file away, if it is there: nobody needs it any more, and it may come back after a crash.
     Remove {
         /// The file.
         file: File,
@@ -245,21 +257,10 @@ wire_struct! {
 /// Bytes of a marker record.
 const MARKER: u64 = (HEADER + 32) as u64;
 
-wire_struct! {
-    /// The contents of the file of terms and votes.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct HardFile {
-        /// The directory that it belongs to.
-        pub identity: Identity,
-        /// Every group that was ever held.
-        pub rows: Vec<(GroupId, Row)>,
-    }
-}
-
 /// Where the next record goes, and what is known of the disk. See the top of the file.
 #[derive(Debug)]
 pub struct Journal {
-    identity: Identity,
+    manifest: Manifest,
     segment_size: u64,
     /// The open segment, its size, and the end of its last record.
     segment: u64,
@@ -270,24 +271,16 @@ pub struct Journal {
     planned: (u64, u64),
     /// Whether a frontier would say something new.
     news: bool,
-    rows: BTreeMap<GroupId, Row>,
-    hard_number: u64,
 }
 
 impl Journal {
     /// Plans one commit for all batches. The shell does it all, in order, then says `done`.
     pub fn plan(&mut self, batches: &[Persist], out: &mut Vec<Io>) {
-        let mut changed = false;
-        for (group, row) in batches.iter().flat_map(|batch| &batch.rows) {
-            changed |= self.rows.insert(*group, row.clone()).as_ref() != Some(row);
-        }
-        if changed {
-            self.hard_number += 1;
-            let rows = self.rows.iter().map(|(&group, row)| (group, row.clone())).collect();
-            let contents = HardFile { identity: self.identity, rows };
-            twin::replace(File::Hard, self.hard_number, &contents.to_wire(), out);
-        }
-        let mut entries = batches.iter().flat_map(|batch| &batch.entries).peekable();
+        let mut removed = Vec::new();
+        let cuts = self.manifest.take(batches, (self.segment, self.end), out, &mut removed);
+        let entries = batches.iter().flat_map(|batch| &batch.entries).enumerate();
+        let mut entries =
+            entries.filter(|(at, entry)| cuts.keep(*at, entry)).map(|(_, entry)| entry).peekable();
         while entries.peek().is_some() {
             let first = size_of_body(entries.peek().expect("it was just seen").data.len()) as u64;
             if self.end.next_multiple_of(SECTOR) + MARKER + first + room_for_seal() > self.size {
@@ -302,6 +295,7 @@ impl Journal {
                     break;
                 }
                 record_of(entry).put(self.place(at), &mut bytes);
+                self.manifest.pins.note(self.segment, entry.group, entry.index, entry.kind);
                 entries.next();
             }
             self.write(offset, bytes, out);
@@ -310,6 +304,7 @@ impl Journal {
             out.push(Io::Sync { file: File::Segment(self.segment) });
             self.news = true;
         }
+        out.extend(removed.into_iter().map(|file| Io::Remove { file }));
     }
 
     /// Everything that was planned is done.
@@ -349,7 +344,7 @@ impl Journal {
     }
 
     fn place(&self, offset: u64) -> Place {
-        Place { identity: self.identity, segment: self.segment, offset }
+        Place { identity: self.manifest.meta.identity, segment: self.segment, offset }
     }
 
     fn mark(&self, kind: Kind, offset: u64, bytes: &mut Vec<u8>) {
@@ -387,6 +382,7 @@ impl Journal {
     /// Opens a segment behind the sealed one.
     fn open(&mut self, number: u64, first: u64, out: &mut Vec<Io>) {
         let (previous_segment, previous_end) = (self.segment, self.end);
+        self.manifest.pins.open(number);
         self.segment = number;
         self.end = 0;
         self.size =
@@ -427,6 +423,8 @@ fn record_of(entry: &Entry) -> Record {
 pub fn found(meta: &Meta, out: &mut Vec<Io>) {
     let unborn = Meta { boot: Boot(0), ..meta.clone() };
     twin::replace(File::Meta, 1, &unborn.to_wire(), out);
+    let contents = HardFile { meta: unborn, segments: (0, 0), rows: Vec::new(), since: Vec::new() };
+    twin::replace(File::Hard, 1, &contents.to_wire(), out);
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0..4     4..8    8..16    16..20   20..
-//!  "QTWN"   CRC32   number   length   contents, then zeros to 8 KiB; the second copy begins there
+//!  "QTWN"   CRC32   number   length   contents, then zeros to 64 KiB; the second copy begins there
 //! ```
 //!
 //! Invariant: what is acted upon is synced in both copies. `replace` writes and syncs the first copy, then the
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::{File, Io};
 
 /// Bytes of one copy.
-pub const COPY: u64 = 8192;
+pub const COPY: u64 = 64 << 10;
 const MAGIC: &[u8; 4] = b"QTWN";
 const HEADER: usize = 20;
 
@@ -38,7 +38,7 @@ pub struct Copy {
 /// nothing was ever acted upon.
 ///
 /// # Panics
-/// When the contents do not fit a copy, which the bound on partitions rules out.
+/// When the contents do not fit a copy, which the bounds on partitions and nodes rule out.
 pub fn replace(file: File, number: u64, contents: &[u8], out: &mut Vec<Io>) {
     let copy = encode(number, contents);
     for offset in [0, COPY] {

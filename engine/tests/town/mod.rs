@@ -65,7 +65,7 @@ impl Disk {
                 snapshots.insert(group, Bytes::from(file.clone()));
             }
         }
-        Recovered { meta, rows: self.rows.clone(), snapshots, entries }
+        Recovered { meta, rows: self.rows.clone(), snapshots, entries, damage: Vec::new() }
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! Invariants: batches become durable in the order in which they were submitted, and `durable` is told only
 //! after the sync. An error of the disk is told once, and nothing is done after it: a failed sync is never
-//! tried again, because the second one may say OK for bytes that are lost.
+//! tried again, because the second one may say OK for bytes that are lost. A full disk is no error: the commit waits,
+//! and all behind it.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +13,21 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use quorate_engine::journal::{Io, Journal, Persist};
 
-use super::dir::{DataDir, prepare};
+use super::background::{Background, RETRY, Room};
+use super::dir::DataDir;
+use super::disk::{is_full, prepare};
 
 /// The pause after which a frontier vouches for what was committed.
 const IDLE: Duration = Duration::from_millis(10);
 
 /// What the thread reports.
-pub trait Listener: Send + 'static {
+pub trait Listener: Send + Sync + 'static {
     /// All batches up to this number are on stable storage.
     fn durable(&self, seq: u64);
+    /// The background plan of this number is done, and all before it.
+    fn background_done(&self, number: u64);
+    /// Whether the disk has room, when that has changed; at the start it has.
+    fn room(&self, has: bool);
     /// The disk has failed; nothing more will become durable.
     fn failed(&self, why: String);
 }
@@ -37,21 +45,26 @@ type Shared = Arc<(Mutex<Queue>, Condvar)>;
 pub struct SyncThread {
     shared: Shared,
     thread: Option<std::thread::JoinHandle<()>>,
+    background: Background,
 }
 
 impl SyncThread {
-    /// Starts the thread, and another that zeroes segments ahead of need. The directory stays locked until
-    /// the thread ends.
+    /// Starts the thread, another that zeroes segments ahead of need, and one for what is written beside the commits.
+    /// The directory stays locked until the thread ends.
     ///
     /// # Panics
     /// When the operating system has no threads left.
     #[must_use]
     pub fn start(dir: DataDir, journal: Journal, listener: impl Listener) -> Self {
         let shared = Shared::default();
-        let worker = Worker { dir, journal, shared: Arc::clone(&shared), listener };
+        let listener = Arc::new(listener);
+        let room = Arc::new(Room::new(Arc::clone(&listener)));
+        let path = dir.path().to_owned();
+        let background = Background::start(path, Arc::clone(&listener), Arc::clone(&room));
+        let worker = Worker { dir, journal, shared: Arc::clone(&shared), listener, room };
         let builder = std::thread::Builder::new().name("journal".into());
         let thread = builder.spawn(move || worker.run()).expect("a thread at the start");
-        Self { shared, thread: Some(thread) }
+        Self { shared, thread: Some(thread), background }
     }
 
     /// Hands a batch over; never waits.
@@ -61,8 +74,14 @@ impl SyncThread {
         wake.notify_one();
     }
 
-    /// Makes durable what was handed over, and ends the thread.
+    /// Hands over what is to be done beside the commits; never waits.
+    pub fn submit_background(&self, number: u64, ios: Vec<Io>) {
+        self.background.submit(number, ios);
+    }
+
+    /// Makes durable what was handed over, and ends the threads. A disk without room is not waited for.
     pub fn close(mut self) {
+        self.background.close();
         let (queue, wake) = &*self.shared;
         queue.lock().closed = true;
         wake.notify_one();
@@ -77,7 +96,8 @@ struct Worker<L> {
     dir: DataDir,
     journal: Journal,
     shared: Shared,
-    listener: L,
+    listener: Arc<L>,
+    room: Arc<Room<L>>,
 }
 
 impl<L: Listener> Worker<L> {
@@ -97,7 +117,12 @@ impl<L: Listener> Worker<L> {
             } else {
                 self.journal.plan(&batches, &mut ios);
             }
-            if let Err(error) = self.dir.perform(&ios) {
+            if let Err(error) = self.perform(&ios) {
+                if is_full(&error) && self.shared.0.lock().closed {
+                    return tracing::warn!(
+                        "the disk is full to the end: what waited for room was answered to nobody"
+                    );
+                }
                 let path = self.dir.path().display();
                 return self.listener.failed(format!("the disk failed, so this node stops: {path}: {error}"));
             }
@@ -106,6 +131,17 @@ impl<L: Listener> Worker<L> {
                 self.listener.durable(last.seq);
             }
         }
+    }
+
+    fn perform(&mut self, ios: &[Io]) -> io::Result<()> {
+        let (room, shared) = (&self.room, &self.shared);
+        self.dir.perform(ios, &mut |wait| {
+            room.set(false);
+            if wait {
+                std::thread::sleep(RETRY);
+            }
+            !(wait && shared.0.lock().closed)
+        })
     }
 
     /// Waits for batches; empty ones mean a pause in which a frontier is due, `None` the end.

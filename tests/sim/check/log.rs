@@ -62,15 +62,22 @@ impl Logs {
     pub fn written(&mut self, node: usize, batch: &Persist) -> Verdict {
         for (group, row) in &batch.rows {
             let places = |replicas: &[Replica]| -> Vec<usize> {
-                replicas.iter().map(|replica| usize::try_from(replica.node.0 - 1).expect("few nodes")).collect()
+                replicas
+                    .iter()
+                    .map(|replica| usize::try_from(replica.node.0 - 1).expect("few nodes"))
+                    .collect()
             };
             let mut majorities = vec![places(&row.conf.voters)];
             if row.conf.is_joint() {
                 majorities.push(places(&row.conf.outgoing));
             }
-            let known = self.confs.entry(*group).or_default().entry(row.conf.index).or_insert(majorities.clone());
+            let known =
+                self.confs.entry(*group).or_default().entry(row.conf.index).or_insert(majorities.clone());
             if *known != majorities {
-                return Err(format!("replicas of group {} have made different configurations of entry {}", group.0, row.conf.index));
+                return Err(format!(
+                    "replicas of group {} have made different configurations of entry {}",
+                    group.0, row.conf.index
+                ));
             }
             if row.standing != Standing::Whole {
                 self.logs[node].remove(group);
@@ -108,11 +115,21 @@ impl Logs {
         let committed = self.committed.entry(group).or_default();
         let snapshot = usize::try_from(at.0).expect("logs are in memory");
         if snapshot > committed.len() || (snapshot > 0 && committed[snapshot - 1].0 != at.1) {
-            return Err(format!("node {} begins group {} with a snapshot at {at:?}, which nobody has applied", node + 1, group.0));
+            return Err(format!(
+                "node {} begins group {} with a snapshot at {at:?}, which nobody has applied",
+                node + 1,
+                group.0
+            ));
         }
         let rows = committed[..snapshot].iter();
         log.rows = rows.map(|&(term, chain)| Row { term, chain, data: Bytes::new() }).collect();
         Ok(())
+    }
+
+    /// The chain up to an entry that somebody has written.
+    #[must_use]
+    pub fn chain_of(&self, group: GroupId, index: Index, term: Term) -> Chain {
+        self.known.get(&(group, index, term)).map_or(0, |&(chain, _)| chain)
     }
 
     /// A node begins with what it has read.

@@ -90,7 +90,7 @@ impl Checks {
     pub fn submitted(&mut self, time: u64, node: usize, batch: &Persist) {
         let verdict = self.log.written(node, batch);
         self.judge("log matching", time, verdict);
-        self.journal[node].submitted(batch);
+        self.journal[node].submitted(batch, |group, index, term| self.log.chain_of(group, index, term));
     }
 
     /// A node's journal has everything up to a batch on stable storage.

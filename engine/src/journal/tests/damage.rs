@@ -1,0 +1,164 @@
+//! Directories to which something has happened: what is read is what was written, or its group is lost.
+
+use super::*;
+
+/// A small journal with a restart in its middle and one at its end, so that something vouches for every commit, with a
+/// snapshot, and frontiers behind the commits that leave room for them.
+fn settled() -> (Disk, Recovered) {
+    let mut disk = Disk::founded(3);
+    let mut writer = Writer::default();
+    for _ in 0..2 {
+        let (_, mut journal) = disk.start().unwrap();
+        for _ in 0..6 {
+            let mut ios = Vec::new();
+            journal.plan(&[writer.batch(&mut disk)], &mut ios);
+            journal.done();
+            journal.idle(&mut ios);
+            disk.perform(&ios);
+            journal.done();
+        }
+    }
+    disk.start().unwrap();
+    let before = disk.clone();
+    let (recovered, _) = disk.start().unwrap();
+    assert!(recovered.snapshots.len() == 1 && recovered.entries.len() > 1, "it has all kinds of files");
+    (before, recovered)
+}
+
+/// Starts on a directory that something has happened to: what is not lost is what it was, and what is lost stays so.
+fn start_on_damage(mut disk: Disk, expected: &Recovered, context: &str) -> Vec<GroupId> {
+    let (recovered, _) = disk.start().unwrap_or_else(|damage| panic!("{context}: {damage}"));
+    assert_eq!(recovered.meta, expected.meta, "{context}");
+    let lost = lost(&recovered);
+    assert_eq!(lost.is_empty(), recovered.damage.is_empty(), "{context}: {:?}", recovered.damage);
+    for group in expected.rows.keys().filter(|group| !lost.contains(group)) {
+        assert_eq!(recovered.rows[group], expected.rows[group], "{context}");
+        assert!(recovered.entries.get(group) == expected.entries.get(group), "{context}: {group:?}");
+        assert_eq!(recovered.snapshots.get(group), expected.snapshots.get(group), "{context}");
+    }
+    for group in &lost {
+        assert!(!recovered.entries.contains_key(group) && !recovered.snapshots.contains_key(group));
+    }
+    let (again, _) = disk.start().unwrap_or_else(|damage| panic!("{context}, again: {damage}"));
+    assert_eq!((again.rows, again.entries), (recovered.rows, recovered.entries), "{context}");
+    assert_eq!(again.damage, [], "{context}: it is told once");
+    lost
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_harmless_or_loses_a_group_and_never_changes_what_is_read() {
+    let (disk, expected) = settled();
+    let (mut harmful, mut harmless) = (0, 0);
+    for (file, bytes) in &disk.live {
+        for at in 0..bytes.len() {
+            // Every byte where records lie, samples of the empty rest.
+            if bytes[at..].iter().take(64).all(|&byte| byte == 0) && at % 37 != 0 {
+                continue;
+            }
+            let mut flipped = disk.clone();
+            flipped.live.get_mut(file).unwrap()[at] ^= 1 << (at % 8);
+            let lost = start_on_damage(flipped, &expected, &format!("{file:?} byte {at}"));
+            match file {
+                File::Meta | File::Hard => assert_eq!(lost, [], "{file:?} has two copies: byte {at}"),
+                File::Snapshot(group, _) => assert!(lost.iter().all(|other| other == group)),
+                File::Segment(_) => assert!(lost.is_empty() || lost.len() == expected.rows.len()),
+            }
+            if lost.is_empty() { harmless += 1 } else { harmful += 1 }
+        }
+    }
+    assert!(harmful > 1000 && harmless > 1000, "both happen: {harmful} and {harmless}");
+}
+
+#[test]
+fn zeroed_and_torn_sectors_are_harmless_or_lose_a_group() {
+    let (disk, expected) = settled();
+    for (file, bytes) in &disk.live {
+        for at in (0..bytes.len()).step_by(512) {
+            for (what, byte) in [("zeroed", 0), ("torn", 0xa5)] {
+                let mut spoiled = disk.clone();
+                let live = spoiled.live.get_mut(file).unwrap();
+                let from = if byte == 0 { at } else { at + 100 };
+                let end = (at + 512).min(live.len());
+                live.get_mut(from..end).unwrap_or_default().fill(byte);
+                start_on_damage(spoiled, &expected, &format!("{file:?} {what} at {at}"));
+            }
+        }
+        for keep in [0, 1, 511, 600, 4096, bytes.len() / 2, bytes.len().saturating_sub(1)] {
+            let mut cut = disk.clone();
+            cut.live.get_mut(file).unwrap().truncate(keep);
+            // What was cut off a segment's end may have been a torn tail: nothing in this file vouches for it.
+            let newest = Some(file) == disk.live.keys().rfind(|file| matches!(file, File::Segment(_)));
+            if newest {
+                cut.start().unwrap();
+            } else {
+                start_on_damage(cut, &expected, &format!("{file:?} cut at {keep}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_missing_or_foreign_file_loses_what_it_was_needed_for() {
+    let (disk, expected) = settled();
+    let all: Vec<GroupId> = (0..=expected.meta.partitions).map(GroupId).collect();
+    let held: Vec<GroupId> = expected.rows.keys().copied().collect();
+    let snapshot = *expected.snapshots.keys().next().unwrap();
+    let foreign = |disk: &mut Disk| {
+        let meta = Meta { identity: Identity(78), ..meta() };
+        let other = HardFile { meta, segments: (0, 0), rows: Vec::new(), since: Vec::new() };
+        let mut ios = Vec::new();
+        twin::replace(File::Hard, 1 << 40, &other.to_wire(), &mut ios);
+        disk.perform(&ios);
+    };
+    type Change<'a> = &'a dyn Fn(&mut Disk);
+    let last = *disk.live.keys().rfind(|file| matches!(file, File::Segment(_))).unwrap();
+    let first = *disk.live.keys().find(|file| matches!(file, File::Segment(_))).unwrap();
+    assert_ne!(first, last);
+    let index = expected.rows[&snapshot].snapshot.0;
+    let cases: [(&[GroupId], Change<'_>); 9] = [
+        (&[], &|disk| drop(disk.live.remove(&File::Meta))),
+        (&[], &|disk| disk.live.get_mut(&File::Meta).unwrap().fill(9)),
+        (&all, &|disk| drop(disk.live.remove(&File::Hard))),
+        (&all, &|disk| disk.live.get_mut(&File::Hard).unwrap().fill(7)),
+        (&all, &|disk| disk.live.get_mut(&File::Hard).unwrap().clear()),
+        (&all, &foreign),
+        (&held, &|disk| drop(disk.live.remove(&first))),
+        (&held, &|disk| drop(disk.live.remove(&last))),
+        (&[snapshot], &|disk| drop(disk.live.remove(&File::Snapshot(snapshot, index)))),
+    ];
+    for (number, (expected_loss, change)) in cases.into_iter().enumerate() {
+        let mut disk = disk.clone();
+        change(&mut disk);
+        assert_eq!(start_on_damage(disk, &expected, &format!("case {number}")), expected_loss, "{number}");
+    }
+    // What nobody knows of was perhaps acknowledged under any incarnation.
+    let mut unknown = disk.clone();
+    unknown.live.remove(&File::Hard);
+    let (recovered, journal) = unknown.start().unwrap();
+    assert!(recovered.rows.values().all(|row| row.incarnation == u32::MAX));
+    let File::Segment(number) = journal.next_segment().0 else { panic!("it is a segment") };
+    assert!(number > 1 << 24, "no number is used twice: {number}");
+    // Nobody knows whose it is.
+    let mut nobody = disk;
+    nobody.live.remove(&File::Hard);
+    nobody.live.remove(&File::Meta);
+    let text = nobody.start().map(|_| ()).unwrap_err().to_string();
+    assert!(text.contains("meta is damaged at offset 0: neither it nor its copy"), "{text}");
+}
+
+#[test]
+fn rows_that_are_older_than_the_log_lose_their_group() {
+    let mut disk = Disk::founded(1);
+    let (_, mut journal) = disk.start().unwrap();
+    disk.perform(&plan(&mut journal, vote(1, 1)));
+    disk.perform(&plan(&mut journal, entry(1)));
+    let old = disk.live[&File::Hard].clone();
+    disk.perform(&plan(&mut journal, vote(2, 1)));
+    let mut newer = entry(2);
+    newer.entries[0].term = 2;
+    disk.perform(&plan(&mut journal, newer));
+    disk.live.insert(File::Hard, old);
+    let (recovered, _) = disk.start().unwrap();
+    assert_eq!(lost(&recovered), [GroupId(0)]);
+    assert!(recovered.damage[0].what.contains("it is older than the log of group 0"));
+}

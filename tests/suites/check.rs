@@ -1,0 +1,79 @@
+//! `quorate-server check`: what it says of a directory that is sound, in use, damaged, or none.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use quorate_tests::process::{Cluster, Ran, Scratch, binary, run};
+
+fn check(dir: &Path, more: &[&str]) -> Ran {
+    run(Command::new(binary()).arg("check").arg(dir).args(more), "")
+}
+
+#[test]
+fn a_directory_says_what_it_is_and_whether_it_is_sound() {
+    let mut cluster = Cluster::start(1);
+    let data = cluster.data_dir(1);
+    let mut client = cluster.client(1);
+    assert_eq!(client.ask("SET a-certain-key a-certain-value"), "OK");
+
+    // A node that runs is looked at, and goes on.
+    let ran = check(&data, &[]);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
+    assert!(ran.out.starts_with("in use by process "), "{}", ran.out);
+    assert_eq!(client.ask("SET a-certain-key another-value"), "OK");
+    drop(client);
+    cluster.stop(1);
+
+    let ran = check(&data, &[]);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
+    for words in ["node 1, identity ", ", boot 1\n", "group 0: ", "segment 1: open at ", "no damage"] {
+        assert!(ran.out.contains(words), "'{words}' is missing: {}", ran.out);
+    }
+    let line = ran.out.lines().find(|line| line.contains("segment 1: ")).expect("it is there");
+    assert!(line.ends_with(" bytes alive, 0 dead"), "{line}");
+
+    // One of the first entries of some group is the client's.
+    let explained: String =
+        (1..=4).map(|index| check(&data, &["--explain", &index.to_string()]).out).collect();
+    assert!(explained.contains("a-certain-key") && explained.contains("commands"), "{explained}");
+    let ran = check(&data, &["--explain", "1", "--group", "0"]);
+    let entries = |out: &str| out.lines().filter(|line| line.starts_with("entry 1 of group ")).count();
+    assert!(entries(&ran.out) == 1 && ran.out.contains("of group 0: term"), "{}", ran.out);
+    let ran = check(&data, &["--explain", "123456789"]);
+    assert!(ran.out.contains("no segment holds an entry 123456789"), "{}", ran.out);
+}
+
+#[test]
+fn damage_is_named_and_nothing_is_written() {
+    let mut cluster = Cluster::start(1);
+    let data = cluster.data_dir(1);
+    assert_eq!(cluster.client(1).ask("SET k v"), "OK");
+    cluster.stop(1);
+    let path = data.join("journal/00000000000000000001.seg");
+    let mut bytes = fs::read(&path).expect("it is there");
+    bytes[20] ^= 1;
+    fs::write(&path, &bytes).expect("it is ours");
+    for _ in 0..2 {
+        let ran = check(&data, &[]);
+        assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
+        let damage = "DAMAGE: journal/00000000000000000001.seg is damaged at offset 0";
+        assert!(ran.out.contains(damage) && ran.out.contains(": lost, incarnation 0"), "{}", ran.out);
+    }
+    assert!(fs::read(&path).expect("it is there") == bytes, "it is left as it was found");
+    for file in ["meta", "hardstate"] {
+        fs::write(data.join(file), [0; 9]).expect("it is ours");
+    }
+    let ran = check(&data, &[]);
+    assert!(ran.code == Some(1) && ran.err.contains("meta is damaged at offset 0"), "{}", ran.err);
+}
+
+#[test]
+fn what_is_no_data_directory_is_said_so() {
+    let scratch = Scratch::new();
+    let ran = check(&scratch.path().join("nowhere"), &[]);
+    assert!(ran.code == Some(1) && ran.err.contains("there is no such directory"), "{}", ran.err);
+    fs::create_dir_all(scratch.path()).expect("it can be made");
+    let ran = check(scratch.path(), &[]);
+    assert!(ran.code == Some(1) && ran.err.contains("no node has founded it"), "{}", ran.err);
+}
