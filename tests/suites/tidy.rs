@@ -129,8 +129,8 @@ fn subsystems_do_not_know_each_other() {
         let words: Vec<&str> = others.iter().map(String::as_str).collect();
         none(&format!("{room} keeps to itself"), &lines_with(&words, inside));
     }
-    let raft = |source: &Source| source.is_in("engine/src/") && source.name != "engine/src/consensus.rs";
-    none("raft's types stop at consensus.rs", &lines_with(&["raft::"], raft));
+    let raft = |source: &Source| source.is_in("engine/src/") && !source.is_in("engine/src/consensus/");
+    none("raft's types stop in consensus", &lines_with(&["raft::"], raft));
     none("protocol knows nobody", &lines_with(&["quorate_"], |source| source.is_in("protocol/src/")));
     none(
         "the client knows the protocol only",
@@ -157,6 +157,20 @@ fn unsafe_stands_in_one_file() {
     let hits =
         lines_with(&["unsafe "], |source| is_not_this(source) && source.name != "server/src/journal/mmap.rs");
     none("unsafe code", &hits);
+}
+
+#[test]
+fn syncing_is_switched_off_in_one_place_that_nothing_shipped_can_reach() {
+    let seams = lines_with(&["quorate_no_sync"], is_not_this);
+    assert!(
+        seams.len() == 1 && seams[0].starts_with("server/src/journal/dir.rs:"),
+        "one seam, which tests/power uses: {seams:?}"
+    );
+    let configurations = [".ci/run", ".cargo/config.toml", "server/Cargo.toml", "Dockerfile", "compose.yaml"];
+    for name in configurations {
+        let text = fs::read_to_string(root().join(name)).unwrap_or_default();
+        assert!(!text.contains("no_sync"), "{name} switches syncing off");
+    }
 }
 
 #[test]

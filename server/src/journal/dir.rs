@@ -323,6 +323,9 @@ impl Disk {
     }
 
     fn sync(&mut self, name: Name) -> io::Result<()> {
+        if cfg!(quorate_no_sync) {
+            return Ok(()); // Loses what was acknowledged: only tests/power builds it, to see it caught.
+        }
         self.file(name)?.sync_data()?;
         if !self.named.contains(&name) {
             let path = self.path.join(name.path());

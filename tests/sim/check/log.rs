@@ -10,8 +10,8 @@ use bytes::Bytes;
 use quorate_engine::batch::Batch;
 use quorate_engine::consensus::Role;
 use quorate_engine::engine::GroupReport;
-use quorate_engine::journal::{Entry, Recovered};
-use quorate_protocol::id::{GroupId, Index, LogPos, Term};
+use quorate_engine::journal::{Persist, RESET, Recovered, Standing};
+use quorate_protocol::id::{GroupId, Index, LogPos, Replica, Term};
 
 use super::Verdict;
 use super::journal::{Chain, Truth, chain};
@@ -41,20 +41,46 @@ pub struct Logs {
     committed: BTreeMap<GroupId, Vec<(Term, Chain)>>,
     /// What every entry is, with all before it.
     known: BTreeMap<(GroupId, Index, Term), (Chain, usize)>,
-    voters: BTreeMap<GroupId, Vec<usize>>,
+    /// Every configuration that some replica has applied, by the entry that made it.
+    confs: BTreeMap<GroupId, BTreeMap<Index, Majorities>>,
 }
+
+/// The sets of nodes of each of which a majority has to have an entry: voters, and the voters before while a change is
+/// under way.
+type Majorities = Vec<Vec<usize>>;
 
 impl Logs {
     /// Empty logs.
     #[must_use]
     pub fn new(nodes: usize, voters: BTreeMap<GroupId, Vec<usize>>) -> Self {
         let logs = (0..nodes).map(|_| BTreeMap::new()).collect();
-        Self { logs, committed: BTreeMap::new(), known: BTreeMap::new(), voters }
+        let confs = voters.into_iter().map(|(group, voters)| (group, [(0, vec![voters])].into())).collect();
+        Self { logs, committed: BTreeMap::new(), known: BTreeMap::new(), confs }
     }
 
-    /// A node writes entries.
-    pub fn written(&mut self, node: usize, entries: &[Entry]) -> Verdict {
-        for entry in entries {
+    /// A node hands a batch to its journal.
+    pub fn written(&mut self, node: usize, batch: &Persist) -> Verdict {
+        for (group, row) in &batch.rows {
+            let places = |replicas: &[Replica]| -> Vec<usize> {
+                replicas.iter().map(|replica| usize::try_from(replica.node.0 - 1).expect("few nodes")).collect()
+            };
+            let mut majorities = vec![places(&row.conf.voters)];
+            if row.conf.is_joint() {
+                majorities.push(places(&row.conf.outgoing));
+            }
+            let known = self.confs.entry(*group).or_default().entry(row.conf.index).or_insert(majorities.clone());
+            if *known != majorities {
+                return Err(format!("replicas of group {} have made different configurations of entry {}", group.0, row.conf.index));
+            }
+            if row.standing != Standing::Whole {
+                self.logs[node].remove(group);
+            }
+        }
+        for entry in &batch.entries {
+            if entry.kind == RESET {
+                self.begin_anew(node, entry.group, (entry.index, entry.term))?;
+                continue;
+            }
             let log = self.logs[node].entry(entry.group).or_default();
             log.rows.truncate(place_of(entry.index));
             let chain = chain(log.rows.last().map_or(0, |row| row.chain), entry);
@@ -75,16 +101,32 @@ impl Logs {
         Ok(())
     }
 
+    /// A node's log begins anew behind a snapshot: of something that was applied before.
+    fn begin_anew(&mut self, node: usize, group: GroupId, at: (Index, Term)) -> Verdict {
+        let log = self.logs[node].entry(group).or_default();
+        *log = Log { led: log.led, ..Log::default() };
+        let committed = self.committed.entry(group).or_default();
+        let snapshot = usize::try_from(at.0).expect("logs are in memory");
+        if snapshot > committed.len() || (snapshot > 0 && committed[snapshot - 1].0 != at.1) {
+            return Err(format!("node {} begins group {} with a snapshot at {at:?}, which nobody has applied", node + 1, group.0));
+        }
+        let rows = committed[..snapshot].iter();
+        log.rows = rows.map(|&(term, chain)| Row { term, chain, data: Bytes::new() }).collect();
+        Ok(())
+    }
+
     /// A node begins with what it has read.
-    pub fn restarted(&mut self, node: usize, recovered: &Recovered) {
+    pub fn restarted(&mut self, node: usize, recovered: &Recovered) -> Verdict {
         self.logs[node].clear();
-        for (&group, entries) in &recovered.entries {
+        for (&group, row) in recovered.rows.iter().filter(|(_, row)| row.standing == Standing::Whole) {
+            self.begin_anew(node, group, row.snapshot)?;
             let log = self.logs[node].entry(group).or_default();
-            for entry in entries {
+            for entry in recovered.entries.get(&group).into_iter().flatten() {
                 let chain = chain(log.rows.last().map_or(0, |row| row.chain), entry);
                 log.rows.push(Row { term: entry.term, chain, data: entry.data.clone() });
             }
         }
+        Ok(())
     }
 
     /// A leader's log holds all that was committed in earlier terms.
@@ -141,14 +183,18 @@ impl Logs {
                 continue;
             }
             committed.push((row.term, row.chain));
-            let voters = &self.voters[&group];
-            let durable = voters.iter().filter(|&&voter| disks[voter].has(group, index, row.chain)).count();
-            if durable * 2 <= voters.len() {
+            // The leader counted by the newest configuration that it had applied: this one, or the one before.
+            let confs = self.confs[&group].range(..=index).rev().take(2);
+            let has = |voter: &&usize| disks[**voter].has(group, index, row.chain);
+            let decided = |(_, majorities): (&Index, &Majorities)| {
+                majorities.iter().all(|voters| voters.iter().filter(has).count() * 2 > voters.len())
+            };
+            if !confs.into_iter().any(decided) {
                 return Err(format!(
-                    "node {} applied entry {index} of group {}, which was durable on {durable} of {} voters",
+                    "node {} applied entry {index} of group {}, which was durable on no majority of {:?}",
                     node + 1,
                     group.0,
-                    voters.len()
+                    self.confs[&group].range(..=index).next_back()
                 ));
             }
             note(group, index, &row.data, time, history);

@@ -88,7 +88,7 @@ impl Checks {
 
     /// A node hands a batch to its journal.
     pub fn submitted(&mut self, time: u64, node: usize, batch: &Persist) {
-        let verdict = self.log.written(node, &batch.entries);
+        let verdict = self.log.written(node, batch);
         self.judge("log matching", time, verdict);
         self.journal[node].submitted(batch);
     }
@@ -105,9 +105,10 @@ impl Checks {
     }
 
     /// A node goes on from what it has read.
-    pub fn started(&mut self, node: usize, recovered: &Recovered) {
+    pub fn started(&mut self, time: u64, node: usize, recovered: &Recovered) {
         self.journal[node].started();
-        self.log.restarted(node, recovered);
+        let verdict = self.log.restarted(node, recovered);
+        self.judge("log matching", time, verdict);
     }
 
     /// A connection has ended at one of its ends.
