@@ -265,5 +265,14 @@ fn members_come_and_go_and_progress_is_shown() {
     assert!(ran.out.ends_with("node 4 is removed; its process can be stopped\n"), "{ran:?}");
     assert_eq!(row(&cluster), None);
     fails(&cluster, &["member", "drain", &name], 1, "MEMBER ADD 4 host:peerport");
+
+    // A node that will never come back gives its share away like any other.
+    cluster.kill(3);
+    let shown = said(&cluster, &["member", "remove", "3", "--wait"]);
+    assert!(shown.ends_with("node 3 is removed; its process can be stopped\n"), "{shown}");
+    assert_eq!(said(&cluster, &["members"]).lines().count(), 1 + 2);
+    fails(&cluster, &["member", "--wait", "remove", "2"], 2, "--wait");
+    said(&cluster, &["member", "remove", "2", "--wait"]);
+    fails(&cluster, &["member", "remove", "1"], 1, "node 1 is the last active node");
     assert_eq!(said(&cluster, &["SET", "k", "v"]), "OK\n");
 }

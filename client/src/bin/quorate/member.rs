@@ -136,41 +136,34 @@ fn heard(row: &Member, standing: &str) -> bool {
 async fn watch(cluster: &mut Cluster, screen: &Screen, wish: &Wish, node: u64) {
     let mut concerned = Concerned::default();
     let mut said = String::new();
-    let mut tell = |line: String| {
+    let mut tell = |text: String, moved: usize, of: usize, done: bool| {
+        let progress = json!({ "node": node, "moved": moved, "of": of, "done": done }).to_string();
+        let line = if screen.is_json() { progress } else { format!("node {node}: {text}") };
         if said != line {
-            if !screen.is_json() {
-                screen.line(&line);
-            }
+            screen.line(&line);
             said = line;
         }
     };
     let without = wish.leaves().then_some(node);
     loop {
-        let stage = match cluster.view(without).await {
-            Ok(view) => concerned.stage(&view, node, wish.standing),
-            Err(error) => {
-                tell(format!("node {node}: waiting for a node that answers ({error})"));
-                Stage::Unheard
-            }
-        };
+        let view = cluster.view(without).await;
+        let stage = view.as_ref().map(|view| concerned.stage(view, node, wish.standing));
         let of = concerned.0.len();
         match stage {
-            Stage::Unheard => {}
-            Stage::Absent => {
-                tell(format!("node {node}: waiting for it; start it with --join and an empty data directory"))
+            Err(error) => tell(format!("waiting for a node that answers ({error})"), 0, of, false),
+            Ok(Stage::Unheard) => {}
+            Ok(Stage::Absent) => {
+                tell(
+                    "waiting for it; start it with --join and an empty data directory".to_owned(),
+                    0,
+                    of,
+                    false,
+                );
             }
-            Stage::Moved(moved) => {
-                if screen.is_json() {
-                    let line = json!({ "node": node, "moved": moved, "of": of, "done": false });
-                    screen.value(&line);
-                }
-                tell(format!("node {node}: {moved} of {of} groups moved"));
-            }
-            Stage::Done => {
-                if screen.is_json() {
-                    screen.value(&json!({ "node": node, "moved": of, "of": of, "done": true }));
-                } else {
-                    tell(format!("node {node}: {of} of {of} groups moved"));
+            Ok(Stage::Moved(moved)) => tell(format!("{moved} of {of} groups moved"), moved, of, false),
+            Ok(Stage::Done) => {
+                tell(format!("{of} of {of} groups moved"), of, of, true);
+                if !screen.is_json() {
                     screen.line(&format!("node {node} {}", wish.done));
                 }
                 return;
