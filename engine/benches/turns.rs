@@ -146,7 +146,7 @@ fn turns(c: &mut Criterion) {
 /// The journal of a directory that has just been founded.
 fn fresh_journal() -> Journal {
     let mut ios = Vec::new();
-    found(&meta(), &mut ios);
+    found(&meta(), 0, &mut ios);
     let mut file = Vec::new();
     for io in ios {
         if let Io::Write { file: File::Meta, offset, bytes } = io {

@@ -7,14 +7,16 @@
 //! - At least one member is active, so every group has somebody to be held by.
 //! - A node that is not active holds no partition in the end. It stays a learner of the system group until it is gone,
 //!   so it knows how far its own leaving has come, and its clients can still work.
+//! - A node is forgotten only when its session is over: until then its clients count on their locks. A closing node
+//!   gets no more of its lease, and closes their connections when it hears so.
 //! - The data directory of a node that is gone never comes back, whatever id it shows.
 //!
 //! ```text
-//!        ADD              DRAIN                REMOVE              Work::Forget
-//!  (none) ───► Active ◄──────────► Draining ──────────► Leaving ───────────────► Gone
-//!                ▲ ▲     CANCEL                            │                      │
-//!                │ └──────────────── CANCEL ───────────────┘                      │
-//!                └───────────────────────────── ADD ──────────────────────────────┘
+//!        ADD              DRAIN              REMOVE           Forget        Forget, and its session is over
+//!  (none) ───► Active ◄──────────► Draining ────────► Leaving ───────► Closing ───────► Gone
+//!                ▲ ▲     CANCEL                          │                │              │
+//!                │ └──────────────── CANCEL ─────────────┴────────────────┘              │
+//!                └───────────────────────────── ADD ─────────────────────────────────────┘
 //! ```
 
 use alloc::format;
@@ -40,10 +42,18 @@ wire_enum! {
         Leaving = 2,
         /// It is no member any more.
         Gone = 3,
+        /// It holds nothing any more, and its session is running out.
+        Closing = 4,
     }
 }
 
 impl MemberStanding {
+    /// Whether it is to be forgotten.
+    #[must_use]
+    pub fn is_leaving(self) -> bool {
+        matches!(self, Self::Leaving | Self::Closing)
+    }
+
     /// The word that MEMBERS shows.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -51,6 +61,7 @@ impl MemberStanding {
             Self::Active => "active",
             Self::Draining => "draining",
             Self::Leaving => "leaving",
+            Self::Closing => "closing",
             Self::Gone => "gone",
         }
     }
@@ -162,6 +173,9 @@ impl Members {
                 "node {id} was removed from this cluster; send MEMBER ADD {id} host:peerport and start it with an \
                  empty data directory"
             )),
+            Some(MemberStanding::Closing) => Some(format!(
+                "node {id} holds nothing any more and is being removed; send MEMBER CANCEL {id} if it is to stay"
+            )),
             Some(_) => self.retired.iter().any(|(_, row)| row.identity == identity).then(|| {
                 format!(
                     "the data directory of node {id} belongs to a member that was removed; start the node with an \
@@ -176,7 +190,7 @@ impl Members {
     /// # Errors
     /// When the cluster cannot be changed so; nothing is changed then.
     pub fn decide(&mut self, op: MemberOp) -> Result<(), String> {
-        use MemberStanding::{Active, Draining, Gone, Leaving};
+        use MemberStanding::{Active, Closing, Draining, Gone, Leaving};
         let (node, wanted) = match op {
             MemberOp::Add(add) | MemberOp::Join(add) => return self.add(add),
             MemberOp::Drain(node) => (node, Draining),
@@ -186,11 +200,11 @@ impl Members {
         let id = node.0;
         match (self.standing(node), wanted) {
             (None, _) => Err(format!("node {id} is no member of this cluster; MEMBERS lists them")),
-            (Some(Gone), Leaving) => Ok(()),
+            (Some(Gone | Closing), Leaving) => Ok(()),
             (Some(Gone), _) => {
                 Err(format!("node {id} was removed; MEMBER ADD {id} host:peerport makes it a member again"))
             }
-            (Some(Leaving), Draining) => Err(format!(
+            (Some(Leaving | Closing), Draining) => Err(format!(
                 "node {id} is being removed; send MEMBER CANCEL {id} first if it is to stay a member"
             )),
             (Some(Active), Draining | Leaving) if self.with(Active).count() == 1 => Err(format!(
@@ -256,9 +270,16 @@ impl Members {
         self.rows.get(&node).map_or(0, |row| row.life)
     }
 
+    /// Gives a leaving node no more of its session's lease.
+    pub fn close(&mut self, node: NodeId) {
+        if self.standing(node) == Some(MemberStanding::Leaving) {
+            self.rows.change(&node, |row| row.standing = MemberStanding::Closing);
+        }
+    }
+
     /// Forgets a leaving node, and retires its data directory; whether it was leaving.
     pub fn forget(&mut self, serial: u64, node: NodeId, identity: Option<Identity>) -> bool {
-        if self.standing(node) != Some(MemberStanding::Leaving) {
+        if !self.standing(node).is_some_and(MemberStanding::is_leaving) {
             return false;
         }
         self.rows.change(&node, |row| row.standing = MemberStanding::Gone);

@@ -245,5 +245,36 @@ impl Loader {
     }
 }
 
+/// The header of a snapshot file whose chunks are all as they were written; what its rows say is not looked at.
+///
+/// # Errors
+/// When something is damaged or missing.
+pub fn check(file: &Bytes, group: GroupId, index: Index) -> Result<Header, Malformed> {
+    let mut offset = 0usize;
+    let mut header = None;
+    loop {
+        let frame = file.get(offset..).and_then(|rest| rest.first_chunk::<FRAME>());
+        let Some(&[l0, l1, l2, l3, c0, c1, c2, c3, kind]) = frame else {
+            return Err(Malformed("a snapshot ends without its footer"));
+        };
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let Some(payload) = file.get(offset + FRAME..).and_then(|rest| rest.get(..length)) else {
+            return Err(Malformed("a snapshot ends within a chunk"));
+        };
+        if checksum(kind, payload, (group, index, offset as u64)) != u32::from_le_bytes([c0, c1, c2, c3]) {
+            return Err(Malformed("a chunk of a snapshot is damaged"));
+        }
+        match (kind, header) {
+            (HEADER, None) => {
+                header = Some(Header::from_wire(file.slice(offset + FRAME..offset + FRAME + length))?)
+            }
+            (ROWS, Some(found)) => header = Some(found),
+            (FOOTER, Some(found)) => return Ok(found),
+            _ => return Err(Malformed("a chunk of a snapshot is not where it belongs")),
+        }
+        offset += FRAME + length;
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -320,6 +320,11 @@ impl System {
 
     /// Ends what there still is of a node that has given its share away and leaves.
     fn forget(&mut self, ctx: &Ctx, asker: &Asker, node: NodeId, out: &mut Outcomes) {
+        if self.nodes.get(&node).is_some_and(|row| row.session != SessionId(0)) {
+            self.members.close(node);
+            self.members_changed = true;
+            return answer(out, *asker, Reply::Int(0));
+        }
         let identity = self.nodes.get(&node).map(|row| row.identity);
         let leaves = self.members.forget(ctx.at.serial(), node, identity);
         if leaves {
@@ -389,9 +394,14 @@ impl System {
     }
 
     fn renew(&mut self, ctx: &Ctx, asker: &Asker, renewal: &Renewal, out: &mut Outcomes) {
-        let live = self.nodes.get(&renewal.node).is_some_and(|row| row.session == renewal.session);
+        let mut live = self.nodes.get(&renewal.node).is_some_and(|row| row.session == renewal.session);
         if live && renewal.session.0 != 0 {
-            self.nodes.change(&renewal.node, |row| row.deadline = ctx.time + SESSION_LEASE);
+            if self.members.standing(renewal.node) == Some(MemberStanding::Closing) {
+                // What it was granted it keeps; it must not count on more.
+                live = false;
+            } else {
+                self.nodes.change(&renewal.node, |row| row.deadline = ctx.time + SESSION_LEASE);
+            }
             for client in &renewal.clients {
                 self.clients.change(client, |deadline| *deadline = ctx.time + CLIENT_LEASE);
             }
@@ -486,6 +496,12 @@ impl System {
         self.members.with(MemberStanding::Active).collect()
     }
 
+    /// What is to become of a node; none if it was never a member.
+    #[must_use]
+    pub fn standing(&self, node: NodeId) -> Option<MemberStanding> {
+        self.members.standing(node)
+    }
+
     /// The members.
     pub fn present(&self) -> impl Iterator<Item = (NodeId, &MemberRow)> {
         self.members.present()
@@ -494,7 +510,8 @@ impl System {
     /// The nodes that are to be forgotten once they hold nothing.
     #[must_use]
     pub fn leaving(&self) -> Vec<NodeId> {
-        self.members.with(MemberStanding::Leaving).collect()
+        let leaving = self.members.iter().filter(|(_, row)| row.standing.is_leaving());
+        leaving.map(|(node, _)| node).collect()
     }
 
     /// Who is to hold a group; `ring` is that of `ring_nodes`.
@@ -582,10 +599,16 @@ mod tests {
         let renewal = || Work::Renew(Renewal { node: NodeId(3), session: SessionId(3), clients: Vec::new() });
         assert_eq!(apply(&mut system, 8, conn, renewal()), Reply::Int(1), "a leaving node is still at work");
         assert_eq!((system.level(), system.parcels().len()), (1, 0));
-        assert_eq!(apply(&mut system, 9, conn, Work::Forget(NodeId(3))), Reply::Int(1));
+        let forget = |system: &mut System, at| apply(system, at, conn, Work::Forget(NodeId(3)));
+        assert_eq!(forget(&mut system, 9), Reply::Int(0), "its clients count on its session");
+        assert_eq!(apply(&mut system, 10, conn, renewal()), Reply::Int(0), "which gets no more of its lease");
+        assert_refused(&open(&mut system, 10, 3, 8, 2), "is being removed");
+        let over = Ctx { at: LogPos { index: 0, offset: 10 }, time: 8 + SESSION_LEASE };
+        assert_eq!(system.next_deadline(), Some(1 + SESSION_LEASE), "the others are not renewed here");
+        system.expire(&over, &mut Outcomes::new());
+        assert_eq!(forget(&mut system, 11), Reply::Int(1));
         assert_eq!(system.level(), 2, "the old release is gone");
-        assert_eq!(apply(&mut system, 10, conn, renewal()), Reply::Int(0), "its session is over");
-        assert_eq!(system.parcels()[0].1.items, [Item::NodeEnded((NodeId(3), SessionId(3)))]);
+        assert!(system.parcels()[0].1.items.contains(&Item::NodeEnded((NodeId(3), SessionId(3)))));
         assert_refused(&open(&mut system, 11, 3, 8, 2), "was removed from this cluster");
         let removed = |members: &[Member]| members.iter().map(|member| member.removed).collect::<Vec<_>>();
         assert_eq!(removed(&system.take_members().expect("news")), [false, false, true]);

@@ -30,7 +30,7 @@ impl Listener for Ears {
 
 fn founding() -> Founding {
     let founders = vec![(NodeId(1), "a:1".to_owned())];
-    Founding { cluster: ClusterId(9), node: NodeId(1), partitions: 16, founders }
+    Founding { cluster: ClusterId(9), node: NodeId(1), partitions: 16, founders, life: 0 }
 }
 
 /// Writes entries of this size, in commits of a MiB.

@@ -337,6 +337,7 @@ impl Config {
             node: self.node,
             partitions: PARTITIONS,
             founders: founders.to_vec(),
+            life: 0,
         }
     }
 

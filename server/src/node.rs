@@ -111,13 +111,15 @@ async fn founding(config: &Config) -> Result<(Founding, Vec<(NodeId, String)>), 
                 node: config.node,
                 partitions: meta.partitions,
                 founders: meta.founders,
+                life: 0,
             };
             return Ok((founding, Vec::new()));
         }
         // Whoever opens it says what is wrong with it.
         Err(_) => {
             let founders = Vec::new();
-            let founding = Founding { cluster: ClusterId(0), node: config.node, partitions: 0, founders };
+            let founding =
+                Founding { cluster: ClusterId(0), node: config.node, partitions: 0, founders, life: 0 };
             return Ok((founding, Vec::new()));
         }
     }
@@ -136,6 +138,7 @@ async fn founding(config: &Config) -> Result<(Founding, Vec<(NodeId, String)>), 
         node: config.node,
         partitions: joined.partitions,
         founders: joined.founders,
+        life: joined.life,
     };
     Ok((founding, joined.members))
 }

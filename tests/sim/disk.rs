@@ -51,6 +51,14 @@ impl Disk {
         Self { files: BTreeMap::new(), unvouched: Vec::new(), removed: BTreeMap::new(), spare: None, rng }
     }
 
+    /// It is replaced by an empty one.
+    pub fn empty(&mut self) {
+        self.files.clear();
+        self.removed.clear();
+        self.unvouched.clear();
+        self.spare = None;
+    }
+
     /// Does one thing of a plan; a sync is done by the time it returns.
     pub fn perform(&mut self, io: &Io) {
         match io {

@@ -3,6 +3,8 @@
 //! Invariant: at most one node's directory is ever at the mercy of a flipped bit, so that a majority of every
 //! group can come back.
 
+use quorate_engine::effect::Input;
+
 use super::network::Quality;
 use super::world::{Event, World};
 
@@ -18,6 +20,10 @@ pub enum Fault {
     Heal,
     /// Frames travel well again.
     Calm,
+    /// A node's disk has room again.
+    Room(usize),
+    /// A node that was told to stop ends.
+    Stopped(usize),
 }
 
 impl World {
@@ -36,6 +42,12 @@ impl World {
         match fault {
             Fault::Heal => self.network.blocked.iter_mut().for_each(|row| row.fill(false)),
             Fault::Calm => self.network.quality = Quality::GOOD,
+            Fault::Room(at) => self.post(at, Input::Room(true)),
+            Fault::Stopped(at) => {
+                self.crash(at, false, false);
+                let back = self.time + 1000 + self.fault_rng.below(2_000_000);
+                self.schedule(back, Event::Start { node: at });
+            }
             Fault::Next => {
                 self.something_goes_wrong();
                 let pause = self.fault_rng.below(2 * self.plan.fault_every);
@@ -46,7 +58,7 @@ impl World {
 
     fn something_goes_wrong(&mut self) {
         let at = self.fault_rng.index(self.nodes.len());
-        match self.fault_rng.below(16) {
+        match self.fault_rng.below(20) {
             0..=3 if self.plan.crashes => self.crash_and_restart(at),
             4 if self.plan.crashes => {
                 for at in 0..self.nodes.len() {
@@ -62,20 +74,49 @@ impl World {
             }
             14 if self.plan.disconnects => self.cut_some_client(),
             15 => self.nodes[at].clock.jump(&mut self.fault_rng),
+            16 if self.plan.wipes => self.lose_disk(at),
+            17 if self.plan.full_disks => self.fill_disk(at),
+            18 if self.plan.stops => self.stop(at),
             _ => {}
         }
     }
 
     fn crash_and_restart(&mut self, at: usize) {
         let power = self.fault_rng.chance(600);
-        let only_victim = (0..self.nodes.len()).all(|other| other == at || !self.checks.may_be_ruined(other));
-        let flip = self.plan.flips && self.nodes.len() > 2 && only_victim && self.fault_rng.chance(300);
+        let flip = self.plan.flips && self.plan.nodes > 2 && self.is_victim(at) && self.fault_rng.chance(300);
         if self.crash(at, power, flip).is_some() {
             self.checks.flipped(at);
         }
         let longest = self.fault_rng.pick(&[20_000, 300_000, 2_000_000, 15_000_000]);
         let back = self.time + 1000 + self.fault_rng.below(longest);
         self.schedule(back, Event::Start { node: at });
+    }
+
+    /// Whether a node may lose what it has: no other one has.
+    fn is_victim(&self, at: usize) -> bool {
+        (0..self.nodes.len()).all(|other| other == at || !self.checks.may_be_ruined(other))
+    }
+
+    fn lose_disk(&mut self, at: usize) {
+        if self.is_victim(at) && self.nodes[at].is_up() {
+            self.checks.flipped(at);
+            self.wipe(at);
+        }
+    }
+
+    fn fill_disk(&mut self, at: usize) {
+        self.note(at, &[52], || "has a full disk".into());
+        self.post(at, Input::Room(false));
+        let until = self.time + self.fault_rng.below(3_000_000);
+        self.schedule(until, Event::Fault(Fault::Room(at)));
+    }
+
+    /// Stops a node as an operator does it: leadership is handed over first.
+    fn stop(&mut self, at: usize) {
+        self.note(at, &[53], || "is told to stop".into());
+        self.post(at, Input::Resign);
+        let until = self.time + self.fault_rng.below(1_000_000);
+        self.schedule(until, Event::Fault(Fault::Stopped(at)));
     }
 
     fn pause(&mut self, at: usize) {
@@ -136,6 +177,7 @@ impl World {
         for at in 0..self.nodes.len() {
             self.nodes[at].paused_until = 0;
             self.nodes[at].slow_until = 0;
+            self.post(at, Input::Room(true));
             let soon = self.time + 1000;
             self.schedule(soon, Event::Start { node: at });
         }

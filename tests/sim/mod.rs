@@ -13,6 +13,7 @@ pub mod clock;
 pub mod disk;
 pub mod faults;
 pub mod history;
+pub mod members;
 pub mod network;
 pub mod node;
 pub mod plan;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use quorate_engine::effect::{Input, TICK};
 use quorate_engine::engine::Engine;
-use quorate_engine::journal::{File, Io, Journal, Persist, Recovered, Standing, found, read_meta, recover};
+use quorate_engine::journal::{File, Io, Journal, Persist, Recovered, found, read_meta, recover};
 use quorate_protocol::id::NodeId;
 
 use super::background::Background;
@@ -76,6 +76,10 @@ pub struct Node {
     work: Vec<Input>,
     turn_at: Option<u64>,
     next_tick: u64,
+    /// The life that it has as a member; none: it is not let in yet.
+    pub member: Option<u32>,
+    /// Rises with every data directory that it has had.
+    pub directories: u64,
     /// Frozen until then.
     pub paused_until: u64,
     /// Its syncs are slow until then.
@@ -90,7 +94,7 @@ pub struct Node {
 impl Node {
     /// A node with an empty disk that does not run yet.
     #[must_use]
-    pub fn new(id: NodeId, seed: u64) -> Self {
+    pub fn new(id: NodeId, seed: u64, member: Option<u32>) -> Self {
         let mut rng = Rng::new(seed, 100 + id.0);
         Self {
             id,
@@ -105,6 +109,8 @@ impl Node {
             work: Vec::new(),
             turn_at: None,
             next_tick: 0,
+            member,
+            directories: 0,
             paused_until: 0,
             slow_until: 0,
             accepted: 0,
@@ -303,23 +309,20 @@ impl World {
         if self.nodes[at].state != State::Down {
             return;
         }
+        let Some(life) = self.nodes[at].member else { return };
         let options = self.plan.journal_options();
-        let founding = self.plan.meta(self.nodes[at].id);
+        let founding = self.plan.meta(self.nodes[at].id, self.nodes[at].directories);
         let node = &mut self.nodes[at];
         node.life += 1;
         let mut contents = node.disk.contents();
         if matches!(read_meta(&contents), Ok(None)) {
             // Founding is repeated until both copies are synced: a crash in it leaves nothing that counts.
             let mut plan = Vec::new();
-            found(&founding, &mut plan);
+            found(&founding, life, &mut plan);
             plan.iter().for_each(|io| node.disk.perform(io));
             contents = node.disk.contents();
         }
         match recover(&contents, &options) {
-            Ok((recovered, ..)) if recovered.rows.values().any(|row| row.standing == Standing::Lost) => {
-                let damage: Vec<String> = recovered.damage.iter().map(ToString::to_string).collect();
-                self.ruin(at, damage.join("; "));
-            }
             Ok((recovered, journal, plan)) => {
                 node.state = State::Starting;
                 node.keeper = Some(Keeper {
@@ -330,20 +333,26 @@ impl World {
                     purpose: None,
                     commits: 0,
                 });
+                if !recovered.damage.is_empty() {
+                    let damage: Vec<String> = recovered.damage.iter().map(ToString::to_string).collect();
+                    self.damaged(at, &damage.join("; "));
+                }
                 self.checks.recovered(self.time, at, &recovered);
                 self.begin_plan(at, plan, Purpose::Start(Box::new(recovered)));
             }
-            Err(damage) => self.ruin(at, damage.to_string()),
+            Err(damage) => {
+                self.damaged(at, &damage.to_string());
+                self.nodes[at].state = State::Ruined(damage.to_string());
+            }
         }
     }
 
     /// A node has found damage in its directory, and must have a reason to.
-    fn ruin(&mut self, at: usize, damage: String) {
-        self.note(at, &[30], || format!("is ruined: {damage}"));
+    fn damaged(&mut self, at: usize, damage: &str) {
+        self.note(at, &[30], || format!("finds damage: {damage}"));
         if !self.checks.may_be_ruined(at) {
             self.fail("journal", format!("node {} finds its undamaged directory damaged: {damage}", at + 1));
         }
-        self.nodes[at].state = State::Ruined(damage);
     }
 
     fn started(&mut self, at: usize, recovered: Recovered) {

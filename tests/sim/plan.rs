@@ -55,6 +55,16 @@ pub struct Plan {
     pub slow_disks: bool,
     /// Client connections end for no reason.
     pub disconnects: bool,
+    /// Nodes that may join.
+    pub spares: u64,
+    /// Nodes join, leave, and drain.
+    pub membership: bool,
+    /// A node loses its disk.
+    pub wipes: bool,
+    /// Disks are full for a while.
+    pub full_disks: bool,
+    /// Nodes are stopped as an operator does it.
+    pub stops: bool,
     /// Clients.
     pub clients: usize,
     /// All of them want locks.
@@ -63,6 +73,8 @@ pub struct Plan {
     pub pipeline: usize,
     /// Bytes of a journal segment.
     segment: u64,
+    /// Bytes of log before a snapshot is taken.
+    log_floor: u64,
     /// Commands in flight above which a group says `-BUSY`, so that refusals happen at all.
     small_in_flight: Option<usize>,
     bug: Option<Bug>,
@@ -92,17 +104,37 @@ impl Plan {
             lossy: rng.chance(500),
             slow_disks: rng.chance(300),
             disconnects: rng.chance(600),
+            spares: 0,
+            membership: false,
+            wipes: false,
+            full_disks: false,
+            stops: false,
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
             only_locks: false,
             pipeline: rng.pick(&[1, 2, 4, 8]),
             segment: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
+            log_floor: 64 << 20,
             small_in_flight: rng.chance(300).then(|| rng.index(10) + 1),
             bug,
         };
+        if !settings.idle {
+            plan.live_long(&mut rng);
+        }
         if let Some(bug) = bug {
             bug.provoke(&mut plan);
         }
         plan
+    }
+
+    /// What a cluster goes through in a longer life.
+    fn live_long(&mut self, rng: &mut Rng) {
+        self.log_floor = rng.pick(&[8 << 10, 32 << 10, 200 << 10, 64 << 20]);
+        let several = self.nodes >= 3;
+        self.membership = several && rng.chance(350);
+        self.spares = if self.membership { rng.between(1..3) } else { 0 };
+        self.wipes = several && rng.chance(250);
+        self.full_disks = rng.chance(250);
+        self.stops = rng.chance(300);
     }
 
     /// Refusals are to happen.
@@ -124,6 +156,7 @@ impl Plan {
     #[must_use]
     pub fn config(&self, node: NodeId) -> Config {
         let mut config = Config::new(self.seed, format!("client-{}", node.0));
+        config.log_floor = self.log_floor;
         config.faults.small_in_flight = self.small_in_flight;
         if let Some(bug) = self.bug {
             bug.put_into_engine(&mut config.faults);
@@ -131,13 +164,13 @@ impl Plan {
         config
     }
 
-    /// What a node's empty directory is founded as.
+    /// What a node's empty directory, its first or a later one, is founded as.
     #[must_use]
-    pub fn meta(&self, node: NodeId) -> Meta {
+    pub fn meta(&self, node: NodeId, directory: u64) -> Meta {
         Meta {
             cluster: ClusterId(self.seed),
             node,
-            identity: Identity(u128::from(self.seed) << 64 | u128::from(node.0)),
+            identity: Identity(u128::from(self.seed) << 64 | u128::from(directory << 16 | node.0)),
             boot: Boot(0),
             partitions: self.partitions,
             founders: (1..=self.nodes).map(|id| (NodeId(id), format!("peer-{id}"))).collect(),

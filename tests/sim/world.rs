@@ -17,6 +17,7 @@ use quorate_protocol::wire::Wire;
 use super::check::Checks;
 use super::client::{Client, Conn, ForClient, ForServer};
 use super::faults::Fault;
+use super::members::{Operator, founders_life};
 use super::network::Network;
 use super::node::Node;
 use super::plan::Plan;
@@ -57,6 +58,8 @@ pub enum Event {
     Think { client: usize },
     /// A fault begins or ends.
     Fault(Fault),
+    /// The operator looks what to do next.
+    Operator,
 }
 
 struct Scheduled {
@@ -107,6 +110,8 @@ pub struct World {
     pub fault_rng: Rng,
     /// Chance of the clients.
     pub client_rng: Rng,
+    /// Who changes the members.
+    pub operator: Operator,
     /// Whether clients and faults have been stopped.
     pub resting: bool,
     events: BinaryHeap<Reverse<Scheduled>>,
@@ -118,10 +123,12 @@ impl World {
     #[must_use]
     pub fn new(plan: Plan, keep: usize) -> Self {
         let seed = plan.seed;
-        let count = usize::try_from(plan.nodes).expect("few nodes");
+        let count = usize::try_from(plan.nodes + plan.spares).expect("few nodes");
         let mut world = Self {
             time: 0,
-            nodes: (1..=plan.nodes).map(|id| Node::new(NodeId(id), seed)).collect(),
+            nodes: (1..=plan.nodes + plan.spares)
+                .map(|id| Node::new(NodeId(id), seed, founders_life(NodeId(id), plan.nodes)))
+                .collect(),
             network: Network::new(count, seed),
             clients: Vec::new(),
             conns: BTreeMap::new(),
@@ -129,6 +136,7 @@ impl World {
             trace: Trace::new(keep),
             fault_rng: Rng::new(seed, 4),
             client_rng: Rng::new(seed, 5),
+            operator: Operator::new(0),
             resting: false,
             events: BinaryHeap::new(),
             next_event: 0,
@@ -139,6 +147,8 @@ impl World {
             world.schedule(at, Event::Start { node });
         }
         world.add_clients();
+        world.operator = Operator::new(world.add_auditor());
+        world.plan_members();
         world.plan_faults();
         world
     }
@@ -181,6 +191,7 @@ impl World {
             Event::ToClient { conn, what } => self.to_client(conn, what),
             Event::Think { client } => self.think(client),
             Event::Fault(fault) => self.fault(fault),
+            Event::Operator => self.operate(),
         }
     }
 

@@ -252,7 +252,9 @@ impl Engine {
         if !self.replicas.ticks.is_multiple_of(LEADING_TICKS) {
             return;
         }
-        self.forget_members(mono);
+        if self.replicas.ticks.is_multiple_of(MAKE_WAY_TICKS) {
+            self.forget_members(mono);
+        }
         self.renounce_unknown(mono);
         let reluctant = self.is_reluctant();
         let mut may_make_way = self.replicas.ticks.is_multiple_of(MAKE_WAY_TICKS);

@@ -8,6 +8,7 @@ use quorate_protocol::reply::Reply;
 use super::{Engine, GroupReport};
 use crate::effect::NodeAsk;
 use crate::group::Group;
+use crate::members::MemberStanding;
 use crate::system::System;
 
 impl Engine {
@@ -24,6 +25,18 @@ impl Engine {
             digest: group.digest(),
         };
         self.groups.iter().map(report).collect()
+    }
+
+    /// Whether this node leads the system group.
+    #[must_use]
+    pub fn leads_system(&self) -> bool {
+        self.groups.get(&GroupId::SYSTEM).is_some_and(|group| group.leading().is_some())
+    }
+
+    /// What is to become of a member, as this node knows it.
+    #[must_use]
+    pub fn standing_of(&self, node: NodeId) -> Option<MemberStanding> {
+        self.groups.get(&GroupId::SYSTEM).and_then(Group::system)?.standing(node)
     }
 
     /// Bytes of log that a group keeps in memory.

@@ -19,7 +19,6 @@ mod inspect;
 mod manifest;
 pub mod record;
 mod recover;
-mod sound;
 pub mod twin;
 mod walk;
 
@@ -35,8 +34,8 @@ use quorate_protocol::{wire_enum, wire_struct};
 pub use inspect::{Inspection, SegmentReport, entries_at, inspect};
 pub use manifest::HardFile;
 pub use recover::{Contents, Damage, Options, read_meta, recover};
-pub use sound::is_sound;
 
+use crate::snapshot;
 use manifest::Manifest;
 use record::{ALIGN, HEADER, Kind, Place, Record, size_of_body};
 
@@ -419,11 +418,22 @@ fn record_of(entry: &Entry) -> Record {
     }
 }
 
-/// What is to be done to found an empty directory. Afterwards `recover` makes its first start.
-pub fn found(meta: &Meta, out: &mut Vec<Io>) {
+/// Whether the bytes of a snapshot file are those that were written; what the rows in it say is not looked at.
+#[must_use]
+pub fn is_sound(file: &Bytes, group: GroupId, index: Index) -> bool {
+    snapshot::check(file, group, index).is_ok_and(|header| (header.group, header.index) == (group, index))
+}
+
+/// What is to be done to found an empty directory, in a life of its node (0 is the first). Afterwards `recover` makes
+/// its first start.
+pub fn found(meta: &Meta, life: u32, out: &mut Vec<Io>) {
     let unborn = Meta { boot: Boot(0), ..meta.clone() };
+    // Replicas of former lives are not taken for ones of this life, whoever still speaks to them.
+    let before = Replica::new(meta.node, life, 0).incarnation;
+    let void = |group| (GroupId(group), Row { incarnation: before, ..Row::default() });
+    let rows = if life > 0 { (0..=meta.partitions).map(void).collect() } else { Vec::new() };
     twin::replace(File::Meta, 1, &unborn.to_wire(), out);
-    let contents = HardFile { meta: unborn, segments: (0, 0), rows: Vec::new(), since: Vec::new() };
+    let contents = HardFile { meta: unborn, segments: (0, 0), rows, since: Vec::new() };
     twin::replace(File::Hard, 1, &contents.to_wire(), out);
 }
 

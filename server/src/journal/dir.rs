@@ -32,6 +32,8 @@ pub struct Founding {
     pub partitions: u16,
     /// The nodes of the first configuration and their peer addresses.
     pub founders: Vec<(NodeId, String)>,
+    /// Which life of its id the node begins; see `quorate_engine::members`.
+    pub life: u32,
 }
 
 /// Why a data directory cannot be used; a sentence that says what to do.
@@ -102,7 +104,7 @@ impl DataDir {
             None => {
                 dir.name().map_err(failed)?;
                 let mut ios = Vec::new();
-                found(&founding.meta().map_err(failed)?, &mut ios);
+                found(&founding.meta().map_err(failed)?, founding.life, &mut ios);
                 dir.perform(&ios, &mut |wait| !wait).map_err(failed)?;
                 read = self::read(path, &dir.disk.maps, &BTreeSet::new()).map_err(failed)?;
             }

@@ -8,8 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use quorate_engine::journal::{Entry, File as Name, Hard, Io, Journal, Persist, Row, SEGMENT_SIZE, Standing};
+use quorate_engine::journal::{
+    Conf, Entry, File as Name, Hard, Io, Journal, Persist, Row, SEGMENT_SIZE, Standing,
+};
+use quorate_engine::snapshot::Header;
 use quorate_protocol::id::{Boot, ClusterId, GroupId, NodeId};
+
+use quorate_protocol::wire::Wire;
 
 use super::dir::nameable;
 use super::disk::{Disk, ZEROES, reserve_path, spare_places};
@@ -72,13 +77,13 @@ fn scratch(name: &str) -> Scratch {
 
 fn founding(node: u64) -> Founding {
     let founders = vec![(NodeId(1), "a:1".to_owned()), (NodeId(2), "b:2".to_owned())];
-    Founding { cluster: ClusterId(9), node: NodeId(node), partitions: 16, founders }
+    Founding { cluster: ClusterId(9), node: NodeId(node), partitions: 16, founders, life: 0 }
 }
 
 fn commit(dir: &mut DataDir, journal: &mut Journal, seq: u64) {
     let entry = Entry { group: GroupId(3), term: 1, index: seq, kind: 0, data: vec![7; 5000].into() };
     let hard = Hard { term: 1, ..Hard::default() };
-    let rows = vec![(GroupId(3), Row { hard, ..Row::default() })];
+    let rows = vec![(GroupId(3), Row { hard, standing: Standing::Whole, ..Row::default() })];
     let mut ios = Vec::new();
     journal.plan(&[Persist { seq, rows, entries: vec![entry] }], &mut ios);
     dir.perform(&ios, &mut |_| false).unwrap();
@@ -107,7 +112,7 @@ fn commits_behind_a_start_find_their_segment_zeroed() {
     let entry =
         |index, size| Entry { group: GroupId(3), term: 1, index, kind: 0, data: vec![7; size].into() };
     let hard = Hard { term: 1, ..Hard::default() };
-    let rows = vec![(GroupId(3), Row { hard, ..Row::default() })];
+    let rows = vec![(GroupId(3), Row { hard, standing: Standing::Whole, ..Row::default() })];
     thread.submit(Persist { seq: 1, rows, entries: vec![entry(1, ZEROES + ZEROES / 4)] });
     thread.close();
     let allocated = fs::metadata(scratch.0.join(Name::Segment(1).path())).unwrap().blocks() * 512;
@@ -250,14 +255,16 @@ fn a_freed_segment_is_written_again_unless_somebody_holds_its_bytes() {
 
 /// A snapshot that is sound and says nothing.
 fn snapshot_file(index: u64) -> Vec<u8> {
+    let group = GroupId(3);
+    let header = Header::new(group, (index, 1), 0, Conf::default()).to_wire();
     let mut out = Vec::new();
-    for kind in [1_u8, 3] {
-        let place =
-            [&GroupId(3).0.to_le_bytes()[..], &index.to_le_bytes(), &(out.len() as u64).to_le_bytes()];
-        let crc = crc32fast::hash(&[&[kind][..], &place.concat()].concat());
-        out.extend([0; 4]);
+    for (kind, payload) in [(1_u8, header), (3, vec![0; 16].into())] {
+        let place = [&group.0.to_le_bytes()[..], &index.to_le_bytes(), &(out.len() as u64).to_le_bytes()];
+        let crc = crc32fast::hash(&[&[kind][..], &payload, &place.concat()].concat());
+        out.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
         out.extend(crc.to_le_bytes());
         out.push(kind);
+        out.extend(&payload);
     }
     out
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use quorate_engine::journal::{Entry, Persist, RESET, Recovered, Row};
+use quorate_engine::journal::{Entry, Persist, RESET, Recovered, Row, Standing};
 use quorate_protocol::id::{GroupId, Index, Term};
 
 use super::Verdict;
@@ -79,6 +79,15 @@ impl Truth {
 
     /// The node has read its directory: compares.
     pub fn recovered(&mut self, recovered: &Recovered) -> Verdict {
+        for (&group, _) in recovered.rows.iter().filter(|(_, row)| row.standing == Standing::Lost) {
+            // Damage, for which there must be a reason: nothing is left to be compared.
+            self.logs.remove(&group);
+            self.rows.remove(&group);
+            for batch in &mut self.submitted {
+                batch.rows.retain(|(other, _)| *other != group);
+                batch.entries.retain(|entry| entry.group != group);
+            }
+        }
         self.check_rows(recovered)?;
         let mut expected = self.logs.clone();
         let mut cuts = BTreeMap::new();

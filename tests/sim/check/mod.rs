@@ -116,6 +116,11 @@ impl Checks {
         self.conn_ends.entry(conn).or_insert(time);
     }
 
+    /// A node has an empty disk.
+    pub fn emptied(&mut self, node: usize) {
+        self.journal[node] = journal::Truth::default();
+    }
+
     /// A bit was flipped on a node's disk.
     pub fn flipped(&mut self, node: usize) {
         self.flipped[node] = true;
