@@ -614,7 +614,9 @@ mod tests {
         assert_eq!(removed(&system.take_members().expect("news")), [false, false, true]);
 
         let add = MemberAdd { node: NodeId(3), peer_address: "host33:7412".into() };
-        assert_eq!(apply(&mut system, 12, conn, change(MemberOp::Add(add))), Reply::OK);
+        assert_eq!(open(&mut system, 12, 1, 8, 2), Reply::int(12));
+        let conn = ConnId::new(NodeId(1), SessionId(12), Boot(8), 1);
+        assert_eq!(apply(&mut system, 13, conn, change(MemberOp::Add(add))), Reply::OK);
         assert_refused(&open(&mut system, 13, 3, 8, 2), "belongs to a member that was removed");
         let members = system.take_members().expect("news");
         assert_eq!((members[2].identity, &members[2].retired), (None, &[Identity(3)].into()));

@@ -55,11 +55,8 @@ impl World {
 
     /// The operator looks what to do next.
     pub fn operate(&mut self) {
-        if self.resting {
-            return;
-        }
         self.empty_forgotten();
-        if self.has_answer() {
+        if !self.resting && self.has_answer() {
             self.ask_next_step();
         }
         let next = self.time + LOOK;

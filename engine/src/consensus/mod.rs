@@ -148,6 +148,9 @@ pub struct Consensus {
     conf: Conf,
     /// The snapshot that raft has taken, until it is handed out.
     installing: Option<Taken>,
+    /// A snapshot that is in place of the log and not durable yet: the progress that carries it, and its index. Until
+    /// raft may be told that it is applied, an election would look for entries that are gone.
+    settling: Option<(u64, Index)>,
 }
 
 impl Consensus {
@@ -187,6 +190,7 @@ impl Consensus {
             hard: setup.hard,
             conf: setup.conf,
             installing: None,
+            settling: None,
         };
         this.set_timeout();
         if setup.newborn && setup.preferred && this.conf.voters.contains(&this.me) {
@@ -198,6 +202,9 @@ impl Consensus {
 
     /// Lets a tick pass.
     pub fn tick(&mut self) {
+        if self.settling.is_some() {
+            return;
+        }
         self.raw.tick();
         self.set_timeout();
     }
@@ -229,6 +236,9 @@ impl Consensus {
         let kind = raw.get_msg_type();
         let asks_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         if asks_vote && now < self.promise_until && raw.context != FORCED {
+            return;
+        }
+        if kind == MessageType::MsgTimeoutNow && self.settling.is_some() {
             return;
         }
         let from = raw.from;
@@ -389,6 +399,9 @@ impl Consensus {
             self.hard_on_its_way.pop_front();
         }
         self.raw.on_persist_ready(number);
+        if let Some((_, index)) = self.settling.take_if(|(carrier, _)| *carrier <= number) {
+            self.raw.advance_apply_to(index);
+        }
         self.set_timeout();
     }
 
@@ -423,6 +436,7 @@ impl Consensus {
         if !ready.snapshot().is_empty() {
             let taken = self.installing.take().expect("a snapshot comes from `install`");
             progress.installed = Some(taken.at);
+            self.settling = Some((progress.number, taken.at.0));
             progress.row = true;
             self.conf = taken.conf.clone();
             self.raw.mut_store().restart(taken);
@@ -457,6 +471,11 @@ impl Consensus {
             self.conf = self.conf.after(entry.index, &change);
             assert!(self.conf.matches(&raw), "raft has made the same of the change");
             progress.row = true;
+        }
+        if self.leads() && !self.conf.voters.contains(&self.me) && !self.conf.outgoing.contains(&self.me) {
+            // Removed by a change that an earlier leader has begun and this one has only ended.
+            let term = self.term();
+            self.raw.raft.become_follower(term, 0);
         }
     }
 

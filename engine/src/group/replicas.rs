@@ -41,6 +41,12 @@ impl Group {
         if self.leading().is_none() || !self.consensus.may_change() {
             return false;
         }
+        let conf = self.consensus.conf();
+        if conf.is_joint() && !conf.voters.contains(&self.consensus.me()) {
+            let heirs = conf.voters.clone();
+            let heir = heirs.into_iter().max_by_key(|replica| self.consensus.matched(*replica));
+            return self.hand_to(heir);
+        }
         let step = if self.consensus.conf().is_joint() {
             Some(Change::Leave)
         } else {

@@ -30,6 +30,8 @@ pub struct Truth {
     logs: BTreeMap<GroupId, Chains>,
     rows: BTreeMap<GroupId, Row>,
     submitted: VecDeque<Persist>,
+    /// What was durable before the disk was lost or damaged: it counted while it was there.
+    former: BTreeMap<GroupId, Chains>,
     /// The chains behind which logs have begun anew.
     bases: BTreeMap<(GroupId, Index, Term), Chain>,
     /// What the present start has read; nothing relies on it before the start is done.
@@ -62,11 +64,19 @@ impl Truth {
         }
     }
 
-    /// Whether an entry with everything before it is durable here.
+    /// The disk is empty.
+    pub fn emptied(&mut self) {
+        *self = Self { former: std::mem::take(&mut self.logs), ..Self::default() };
+    }
+
+    /// Whether an entry with everything before it is durable here, or was.
     #[must_use]
     pub fn has(&self, group: GroupId, index: Index, chain: Chain) -> bool {
         let place = usize::try_from(index - 1).expect("logs are in memory");
-        self.logs.get(&group).and_then(|log| log.get(place)) == Some(&chain)
+        let has = |logs: &BTreeMap<GroupId, Chains>| {
+            logs.get(&group).and_then(|log| log.get(place)) == Some(&chain)
+        };
+        has(&self.logs) || has(&self.former)
     }
 
     /// The start is done: the node goes on from what it has read.
@@ -81,7 +91,7 @@ impl Truth {
     pub fn recovered(&mut self, recovered: &Recovered) -> Verdict {
         for (&group, _) in recovered.rows.iter().filter(|(_, row)| row.standing == Standing::Lost) {
             // Damage, for which there must be a reason: nothing is left to be compared.
-            self.logs.remove(&group);
+            self.former.extend(self.logs.remove_entry(&group));
             self.rows.remove(&group);
             for batch in &mut self.submitted {
                 batch.rows.retain(|(other, _)| *other != group);

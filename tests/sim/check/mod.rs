@@ -118,7 +118,7 @@ impl Checks {
 
     /// A node has an empty disk.
     pub fn emptied(&mut self, node: usize) {
-        self.journal[node] = journal::Truth::default();
+        self.journal[node].emptied();
     }
 
     /// A bit was flipped on a node's disk.
