@@ -7,7 +7,7 @@
 //! users run: without the deliberate bugs that this crate's own build of the engine carries.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -50,15 +50,21 @@ pub fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(other) = std::env::var_os("QUORATE_SERVER") {
+            return other.into();
+        }
+        let me = std::env::current_exe().expect("a program has a file");
+        let place = me.parent().expect("a file lies somewhere");
+        // target/PROFILE/PROGRAM or target/PROFILE/deps/TEST
+        let profile = if place.ends_with("deps") { place.parent().expect("the profile") } else { place };
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["build", "--quiet", "-p", "quorate-server", "--bin", "quorate-server"])
-            .current_dir(root)
-            .status();
-        assert!(status.is_ok_and(|status| status.success()), "the server's binary is built");
-        let test = std::env::current_exe().expect("a test has a file");
-        let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "-p", "quorate-server", "--bin", "quorate-server"]).current_dir(root);
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().is_ok_and(|status| status.success()), "the server's binary is built");
         profile.join("quorate-server")
     })
 }
@@ -152,9 +158,19 @@ pub fn run(command: &mut Command, input: &str) -> Ran {
 #[derive(Debug)]
 struct Node {
     child: Option<Child>,
+    place: Place,
     client: u16,
     peer: u16,
     admin: u16,
+}
+
+/// Where a node runs.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its network namespace; this process's own if there is none.
+    pub namespace: Option<String>,
 }
 
 /// A cluster of real processes.
@@ -171,11 +187,21 @@ impl Cluster {
     /// When it does not come up.
     #[must_use]
     pub fn start(n: usize) -> Self {
-        let node = |_| {
+        Self::start_at(vec![Place { ip: Ipv4Addr::LOCALHOST.into(), namespace: None }; n])
+    }
+
+    /// The same, with a node at each of these places.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_at(places: Vec<Place>) -> Self {
+        let n = places.len();
+        let node = |place| {
             let [client, peer, admin] = free_ports();
-            Node { child: None, client, peer, admin }
+            Node { child: None, place, client, peer, admin }
         };
-        let mut this = Self { scratch: Scratch::new(), nodes: (0..n).map(node).collect() };
+        let mut this = Self { scratch: Scratch::new(), nodes: places.into_iter().map(node).collect() };
         (1..=n).for_each(|id| this.spawn(id));
         (1..=n).for_each(|id| this.wait_ready(id));
         this
@@ -188,11 +214,23 @@ impl Cluster {
     /// The command that starts a node.
     #[must_use]
     pub fn command(&self, id: usize) -> Command {
-        let spec: Vec<String> =
-            self.nodes.iter().zip(1..).map(|(node, id)| format!("{id}=127.0.0.1:{}", node.peer)).collect();
-        let address = |port: u16| format!("127.0.0.1:{port}");
+        let spec: Vec<String> = self
+            .nodes
+            .iter()
+            .zip(1..)
+            .map(|(node, id)| format!("{id}={}:{}", node.place.ip, node.peer))
+            .collect();
         let node = &self.nodes[id - 1];
-        let mut command = Command::new(binary());
+        let address = |port: u16| format!("{}:{port}", node.place.ip);
+        let mut command = match &node.place.namespace {
+            None => Command::new(binary()),
+            // It becomes the server: the process is the same.
+            Some(namespace) => {
+                let mut ip = Command::new("ip");
+                ip.args(["netns", "exec", namespace]).arg(binary());
+                ip
+            }
+        };
         command.args(["--node-id", &id.to_string(), "--initial-cluster", &spec.join(",")]);
         command.args(["--listen", &address(node.client), "--peer-listen", &address(node.peer)]);
         command.args(["--admin-listen", &address(node.admin)]).arg("--data-dir").arg(self.data_dir(id));
@@ -224,14 +262,15 @@ impl Cluster {
             let mut client = Client::try_new(self.address(id))?;
             let status = client.try_ask("STATUS")?;
             let leader = client.try_ask("LEADER")?;
-            (status.contains("session: open") && leader.contains("127.0.0.1")).then_some(())
+            (status.contains("session: open") && leader.contains(':')).then_some(())
         });
     }
 
     /// Where a node's clients connect.
     #[must_use]
     pub fn address(&self, id: usize) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.nodes[id - 1].client))
+        let node = &self.nodes[id - 1];
+        SocketAddr::new(node.place.ip, node.client)
     }
 
     fn log_path(&self, id: usize) -> PathBuf {
