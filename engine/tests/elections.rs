@@ -64,7 +64,8 @@ impl Three {
             }
             for message in messages {
                 self.sent.push(message.clone());
-                let (from, to) = (message.from.node.0 as usize, message.to.node.0 as usize);
+                let place = |replica: Replica| usize::try_from(replica.node.0).expect("few nodes");
+                let (from, to) = (place(message.from), place(message.to));
                 if !self.dead.contains(&from) && !self.dead.contains(&to) {
                     self.replicas[to - 1].receive(self.now, message);
                 }

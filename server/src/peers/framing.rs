@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::queue::Queue;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, Room};
 
 /// Frames are gathered into writes of about this size.
 const WRITE_TARGET: usize = 256 << 10;
@@ -144,11 +144,11 @@ pub(super) async fn write_frames<T: Wire>(
     Ok(())
 }
 
-/// Reads frames until the connection ends or `hear` has had enough; says why if the bytes are no frames. A full
-/// mailbox stops the reading.
+/// Reads frames until the connection ends or `hear` has had enough; says why if the bytes are no frames. A mailbox
+/// without room for what comes stops the reading.
 pub(super) async fn read_frames(
     reader: &mut OwnedReadHalf,
-    mailbox: &Mailbox,
+    (mailbox, room): (&Mailbox, Room),
     mut hear: impl FnMut(Bytes) -> bool,
 ) -> Result<(), &'static str> {
     let mut buffer = BytesMut::new();
@@ -158,7 +158,7 @@ pub(super) async fn read_frames(
                 return Ok(());
             }
         }
-        mailbox.room().await;
+        mailbox.room(room).await;
         buffer.reserve(64 << 10);
         if !matches!(reader.read_buf(&mut buffer).await, Ok(1..)) {
             return Ok(());
