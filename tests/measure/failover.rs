@@ -11,7 +11,7 @@ use quorate_tests::process::{Client, Cluster, millis};
 use rustix::process::Signal;
 
 use crate::report;
-use crate::watch::{key_of, settle};
+use crate::watch::{self, key_of, settle};
 
 /// Pause between two writes before the signal, so that the writers do not load the machine.
 const PACE: Duration = Duration::from_millis(20);
@@ -51,17 +51,20 @@ pub(crate) fn measure(rounds: usize, freeze: bool) {
             for node in (1..=3).filter(|node| *node != victim) {
                 for &partition in &led {
                     let (client, fallen) = (cluster.client(node), &fallen);
-                    writers.push(scope.spawn(move || write(client, &key_of(partition), fallen)));
+                    let writer = scope.spawn(move || write(client, &key_of(partition), fallen));
+                    writers.push((partition, writer));
                 }
             }
             // At any point of a heartbeat's period.
             std::thread::park_timeout(Duration::from_millis(300 + 7 * round as u64 % 40));
+            // Leaders may have made way for preferred ones meanwhile.
+            let led = watch::leaders(&mut cluster.client(victim)).expect("it still lives");
             let at = millis();
             cluster.signal(victim, if freeze { Signal::STOP } else { Signal::KILL });
             fallen.store(at, Ordering::Release);
-            for writer in writers {
+            for (partition, writer) in writers {
                 let (ms, failures) = writer.join().expect("a writer ends");
-                took.push(ms);
+                took.extend((led.get(&partition) == Some(&victim)).then_some(ms));
                 refusals += failures;
             }
         });
