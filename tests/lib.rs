@@ -1,4 +1,5 @@
-//! What can go wrong: real clusters (`process`), simulated ones (`sim`), and the tools that the suites share.
+//! What can go wrong: real clusters (`process`), on networks that fail (`netns`), simulated ones (`sim`), and the tools that the suites share.
 
+pub mod netns;
 pub mod process;
 pub mod sim;

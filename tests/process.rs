@@ -7,7 +7,7 @@
 //! users run: without the deliberate bugs that this crate's own build of the engine carries.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -49,7 +49,10 @@ pub fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// When it cannot be built.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| build("quorate-server", "quorate-server"))
+    BINARY.get_or_init(|| match std::env::var_os("QUORATE_SERVER") {
+        Some(other) => other.into(),
+        None => build("quorate-server", "quorate-server"),
+    })
 }
 
 /// The command line's binary, likewise.
@@ -62,15 +65,18 @@ pub fn cli() -> &'static Path {
 }
 
 fn build(package: &str, program: &str) -> PathBuf {
+    let me = std::env::current_exe().expect("a program has a file");
+    let place = me.parent().expect("a file lies somewhere");
+    // target/PROFILE/PROGRAM or target/PROFILE/deps/TEST
+    let profile = if place.ends_with("deps") { place.parent().expect("the profile") } else { place };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "-p", package, "--bin", program])
-        .current_dir(root)
-        .status();
-    assert!(status.is_ok_and(|status| status.success()), "{program} is built");
-    let test = std::env::current_exe().expect("a test has a file");
-    let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "-p", package, "--bin", program]).current_dir(root);
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().is_ok_and(|status| status.success()), "{program} is built");
     profile.join(program)
 }
 
@@ -163,15 +169,31 @@ pub fn run(command: &mut Command, input: &str) -> Ran {
 #[derive(Debug)]
 struct Node {
     child: Option<Child>,
+    place: Place,
     client: u16,
     peer: u16,
     admin: u16,
 }
 
 impl Node {
-    fn new() -> Self {
+    fn at(place: Place) -> Self {
         let [client, peer, admin] = free_ports();
-        Self { child: None, client, peer, admin }
+        Self { child: None, place, client, peer, admin }
+    }
+}
+
+/// Where a node runs.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its network namespace; this process's own if there is none.
+    pub namespace: Option<String>,
+}
+
+impl Place {
+    fn here() -> Self {
+        Self { ip: Ipv4Addr::LOCALHOST.into(), namespace: None }
     }
 }
 
@@ -191,7 +213,17 @@ impl Cluster {
     /// When it does not come up.
     #[must_use]
     pub fn start(n: usize) -> Self {
-        let nodes = (0..n).map(|_| Node::new()).collect();
+        Self::start_at(vec![Place::here(); n])
+    }
+
+    /// The same, with a node at each of these places.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_at(places: Vec<Place>) -> Self {
+        let n = places.len();
+        let nodes = places.into_iter().map(Node::at).collect();
         let mut this = Self { scratch: Scratch::new(), nodes, founders: n };
         (1..=n).for_each(|id| this.spawn(id));
         (1..=n).for_each(|id| this.wait_ready(id));
@@ -200,7 +232,7 @@ impl Cluster {
 
     /// Finds ports for one more node, which is not started: it joins when it is. Returns its id.
     pub fn plan_node(&mut self) -> usize {
-        self.nodes.push(Node::new());
+        self.nodes.push(Node::at(Place::here()));
         self.nodes.len()
     }
 
@@ -212,12 +244,21 @@ impl Cluster {
     #[must_use]
     pub fn command(&self, id: usize) -> Command {
         let founders = self.nodes[..self.founders].iter();
+        let peer = |node: &Node| format!("{}:{}", node.place.ip, node.peer);
         let spec: Vec<String> =
-            founders.clone().zip(1..).map(|(node, id)| format!("{id}=127.0.0.1:{}", node.peer)).collect();
-        let known: Vec<String> = founders.map(|node| format!("127.0.0.1:{}", node.peer)).collect();
-        let address = |port: u16| format!("127.0.0.1:{port}");
+            founders.clone().zip(1..).map(|(node, id)| format!("{id}={}", peer(node))).collect();
+        let known: Vec<String> = founders.map(peer).collect();
         let node = &self.nodes[id - 1];
-        let mut command = Command::new(binary());
+        let address = |port: u16| format!("{}:{port}", node.place.ip);
+        let mut command = match &node.place.namespace {
+            None => Command::new(binary()),
+            // It becomes the server: the process is the same.
+            Some(namespace) => {
+                let mut ip = Command::new("ip");
+                ip.args(["netns", "exec", namespace]).arg(binary());
+                ip
+            }
+        };
         command.args(["--node-id", &id.to_string()]);
         if id > self.founders {
             command.args(["--join", &known.join(",")]);
@@ -254,14 +295,15 @@ impl Cluster {
             let mut client = Client::try_new(self.address(id))?;
             let status = client.try_ask("STATUS")?;
             let leader = client.try_ask("LEADER")?;
-            (status.contains("session: open") && leader.contains("127.0.0.1")).then_some(())
+            (status.contains("session: open") && leader.contains(':')).then_some(())
         });
     }
 
     /// Where a node's clients connect.
     #[must_use]
     pub fn address(&self, id: usize) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.nodes[id - 1].client))
+        let node = &self.nodes[id - 1];
+        SocketAddr::new(node.place.ip, node.client)
     }
 
     fn log_path(&self, id: usize) -> PathBuf {

@@ -23,7 +23,7 @@ use quorate_protocol::id::{GroupId, Index, NodeId, Term};
 use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
 use quorate_protocol::peer::{Answer, Forward, LinkFrame, RaftFrame, RaftMessage};
 
-use crate::consensus::{APPLY_BYTES, Role};
+use crate::consensus::{APPLY_BYTES, HEARTBEAT_TICKS, Role};
 use crate::effect::{Effect, Effects, Input, Level, Now, Request, Side, Want};
 use crate::gateway::Gateway;
 use crate::group::{Birth, Group, Told};
@@ -31,11 +31,13 @@ use crate::household::{Household, Me};
 use crate::journal::{Meta, Persist, Recovered};
 use crate::ring::Ring;
 use crate::system::System;
-use replicas::Replicas;
+use replicas::{Replicas, rank};
 use snapshots::{Background, LOG_FLOOR};
 
 /// How often a node tells all others which groups it leads; ticks.
-const LEADING_TICKS: u64 = 5;
+const LEADING_TICKS: u64 = 6;
+
+const _: () = assert!(LEADING_TICKS.is_multiple_of(HEARTBEAT_TICKS as u64), "it travels with heartbeats");
 
 /// Deliberate bugs, for the tests that show that the simulator's checkers see them.
 #[cfg(feature = "faults")]
@@ -131,6 +133,8 @@ pub struct Engine {
     withheld: VecDeque<Withheld>,
     next_seq: u64,
     ticks: u64,
+    /// Ticks since everybody was told what this node leads.
+    untold_ticks: u64,
     /// The groups that this node leads; `leading_changed` until the others are told.
     leading: BTreeMap<GroupId, Term>,
     leading_changed: bool,
@@ -161,8 +165,7 @@ impl Engine {
             let row = rows.get(&group).cloned();
             let entries = entries.remove(&group).unwrap_or_default();
             written += entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
-            let birth =
-                Birth { seed: config.seed, group, preferred: ring.voters(group).first() == Some(&meta.node) };
+            let birth = Birth { seed: config.seed, group, rank: rank(&ring.voters(group), meta.node) };
             let snapshot = snapshots.remove(&group).unwrap_or_default();
             let born = replicas.revive(now.mono, birth, row, (snapshot, entries), &meta);
             groups.extend(born.map(|born| (group, born)));
@@ -191,6 +194,7 @@ impl Engine {
             withheld: VecDeque::new(),
             next_seq: 1,
             ticks: 0,
+            untold_ticks: 0,
             leading: BTreeMap::new(),
             leading_changed: false,
             awake: (0..=meta.partitions).map(GroupId).collect(),
@@ -238,10 +242,12 @@ impl Engine {
 
     fn tick(&mut self, mono: u64, fx: &mut Effects) {
         self.ticks += 1;
+        self.untold_ticks += 1;
         let full = self.no_room();
+        let beat = self.ticks.is_multiple_of(HEARTBEAT_TICKS as u64);
         for group in self.groups.values_mut() {
             group.set_no_room(full);
-            group.tick(mono);
+            group.tick(mono, beat);
         }
         self.awake.extend(self.groups.keys());
         self.tend_replicas(mono);
@@ -474,6 +480,7 @@ impl Engine {
             let leader =
                 if consensus.leads() { group.leading().map(|_| self.me) } else { consensus.leader() };
             self.gateway.set_route(mono, id, leader, term);
+            self.gateway.set_applied(id, group.applied_term(), group.tells());
         }
         if let Some(members) =
             self.groups.get_mut(&GroupId::SYSTEM).and_then(Group::system_mut).and_then(System::take_members)
@@ -505,9 +512,9 @@ impl Engine {
         if changed {
             fx.push(Effect::Log(Level::Info, leads_line(&self.leading)));
         }
-        let due = self.ticks >= LEADING_TICKS;
+        let due = self.untold_ticks >= LEADING_TICKS;
         if due {
-            self.ticks = 0;
+            self.untold_ticks = 0;
         }
         changed || due
     }

@@ -120,3 +120,52 @@ fn a_read_that_one_partition_refuses_is_refused_and_a_write_is_in_doubt() {
         assert_eq!(failure.code, expected);
     }
 }
+
+/// The log here has left the old term behind without the request: it never took effect, and never will.
+#[test]
+fn what_a_former_leader_cannot_bring_to_effect_any_more_goes_to_the_next_one() {
+    let a = partition_of(b"a", 16);
+    let mut gateway = gateway(true);
+    gateway.hold_replica(a);
+    gateway.set_applied(a, 5, true);
+    gateway.requests(2, 1, vec![request(1, set("a")), request(2, set("a"))]);
+    assert_eq!(asked(&gateway.take_forwards(), a), [1, 2]);
+    gateway.answered(3, answer(1, a, Verdict::Reply(Reply::OK)));
+    gateway.set_route(4, a, Some(NODES[2]), 6);
+    gateway.end_turn(4);
+    assert!(gateway.take_forwards().is_empty(), "the old leader may have brought it into the log");
+    gateway.set_applied(a, 6, true);
+    gateway.end_turn(5);
+    assert_eq!(asked(&gateway.take_forwards(), a), [2]);
+    // What the old leader says of the first sending counts no more.
+    gateway.answered(6, answer(2, a, Verdict::Moved));
+    assert!(gateway.take_forwards().is_empty());
+    gateway.answered(7, Answer { sending: 2, ..answer(2, a, Verdict::Reply(Reply::OK)) });
+    assert_eq!(replies(&mut gateway), [(1, Reply::OK), (2, Reply::OK)]);
+}
+
+#[test]
+fn who_may_have_missed_the_outcome_sends_nothing_again() {
+    let a = partition_of(b"a", 16);
+    // No replica here; one that applies in silence what was in its log; one that leaps over a part of the log.
+    for case in 0..3 {
+        let mut gateway = gateway(true);
+        if case > 0 {
+            gateway.hold_replica(a);
+        }
+        gateway.set_applied(a, 5, case != 1);
+        gateway.requests(2, 1, vec![request(1, set("a"))]);
+        gateway.take_forwards();
+        if case == 2 {
+            gateway.skipped(a);
+        }
+        gateway.set_route(3, a, Some(NODES[2]), 6);
+        gateway.set_applied(a, 6, true);
+        gateway.end_turn(4);
+        gateway.tick(5_000_000);
+        assert!(gateway.take_forwards().is_empty(), "case {case}");
+        let answered = replies(&mut gateway);
+        let [(1, Reply::Error(failure))] = &answered[..] else { panic!("{answered:?}") };
+        assert_eq!(failure.code, Code::InDoubt, "case {case}");
+    }
+}

@@ -37,6 +37,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::answers::{Answered, Answerer};
 use crate::driver::Shared;
+use crate::mailbox::Room;
 use crate::outlet::{Out, Outlet};
 use crate::subscriptions::{Change, Subscriptions};
 
@@ -574,7 +575,7 @@ fn refusal(failure: Failure) -> Reply {
 
 /// Waits for room in the mailbox, then for bytes.
 async fn readable(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
-    shared.mailbox.room().await;
+    shared.mailbox.room(Room::Work).await;
     stream.readable().await
 }
 

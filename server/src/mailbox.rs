@@ -2,7 +2,8 @@
 //!
 //! Invariants: the urgent lane (Raft, the disk) is taken first. The work lane is bounded: whoever would
 //! overfill it waits for room before reading more from its socket, so a full mailbox pushes back on clients
-//! instead of refusing them. Order within a lane is kept.
+//! instead of refusing them. Order within a lane is kept. However much work there is, the urgent lane has room for
+//! heartbeats, and no turn is so long that they would wait for its end.
 
 use std::time::Duration;
 
@@ -13,6 +14,10 @@ use tokio::sync::Notify;
 
 /// Inputs of the work lane that one turn takes at the most, so that heartbeats never wait long.
 const TURN_MAX: usize = 2048;
+/// Requests of clients that end the taking: some 10 ms of work.
+const TURN_REQUESTS: usize = 4096;
+/// Bytes of the work lane that end the taking: they are copied into entries.
+const TURN_BYTES: usize = 16 << 20;
 
 #[derive(Debug, Default)]
 struct Lanes {
@@ -28,6 +33,43 @@ impl Lanes {
     fn are_full(&self) -> bool {
         self.requests >= MAILBOX_MAX || self.bytes + self.urgent_bytes >= MAILBOX_BYTES_MAX
     }
+
+    fn has_room(&self, what: Room) -> bool {
+        match what {
+            Room::Work => !self.are_full(),
+            Room::Urgent => self.urgent_bytes < MAILBOX_BYTES_MAX,
+        }
+    }
+
+    /// Takes work, oldest first, until a turn has enough.
+    fn take_work(&mut self, inputs: &mut Vec<Input>) {
+        let (mut requests, mut bytes) = (0, 0);
+        let enough = self.work.iter().take(TURN_MAX).position(|(input, weight)| {
+            let full = requests >= TURN_REQUESTS || bytes >= TURN_BYTES;
+            requests += requests_in(input);
+            bytes += weight;
+            full
+        });
+        let count = enough.unwrap_or(self.work.len().min(TURN_MAX));
+        for (input, weight) in self.work.drain(..count) {
+            self.requests -= requests_in(&input);
+            self.bytes -= weight;
+            inputs.push(input);
+        }
+    }
+}
+
+fn requests_in(input: &Input) -> usize {
+    if let Input::Requests { requests, .. } = input { requests.len() } else { 0 }
+}
+
+/// What there is to be room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// Work of clients and other nodes.
+    Work,
+    /// What must not wait behind it.
+    Urgent,
 }
 
 /// See the top of the file.
@@ -60,9 +102,7 @@ impl Mailbox {
     /// Posts client work; `weight` is what it holds in bytes.
     pub fn post(&self, input: Input, weight: usize) {
         let mut lanes = self.lanes.lock();
-        if let Input::Requests { requests, .. } = &input {
-            lanes.requests += requests.len();
-        }
+        lanes.requests += requests_in(&input);
         lanes.bytes += weight;
         lanes.work.push((input, weight));
         drop(lanes);
@@ -70,10 +110,10 @@ impl Mailbox {
     }
 
     /// Waits until there is room for more.
-    pub async fn room(&self) {
+    pub async fn room(&self, what: Room) {
         loop {
             let notified = self.room.notified();
-            if !self.is_full() {
+            if self.lanes.lock().has_room(what) {
                 return;
             }
             notified.await;
@@ -103,15 +143,7 @@ impl Mailbox {
         taken.inputs.append(&mut lanes.urgent);
         let was_full = lanes.are_full();
         lanes.urgent_bytes = 0;
-        let count = lanes.work.len().min(TURN_MAX);
-        let work: Vec<_> = lanes.work.drain(..count).collect();
-        for (input, weight) in work {
-            if let Input::Requests { requests, .. } = &input {
-                lanes.requests -= requests.len();
-            }
-            lanes.bytes -= weight;
-            taken.inputs.push(input);
-        }
+        lanes.take_work(&mut taken.inputs);
         drop(lanes);
         if was_full {
             self.room.notify_waiters();
@@ -121,6 +153,8 @@ impl Mailbox {
 
 #[cfg(test)]
 mod tests {
+    use quorate_engine::effect::{Request, Want};
+
     use super::*;
 
     #[test]
@@ -137,6 +171,38 @@ mod tests {
         assert_eq!(taken.inputs.len(), TURN_MAX + 1);
         mailbox.take(Duration::ZERO, &mut taken);
         assert!(matches!(taken.inputs[..], [Input::Disconnected { conn }] if conn == TURN_MAX as u64));
+    }
+
+    #[test]
+    fn a_turn_ends_where_heartbeats_would_wait_for_it() {
+        let mailbox = Mailbox::default();
+        let request = |id| Request { id, want: Want::OpenClient, client: None, after: None };
+        for conn in 0..5 {
+            let requests = (1..=TURN_REQUESTS as u64 / 2).map(request).collect();
+            mailbox.post(Input::Requests { conn, requests }, 1);
+        }
+        let mut taken = Taken::default();
+        for inputs in [2, 2, 1] {
+            mailbox.take(Duration::ZERO, &mut taken);
+            assert_eq!(taken.inputs.len(), inputs);
+        }
+        for conn in 0..3 {
+            mailbox.post(Input::Disconnected { conn }, TURN_BYTES);
+        }
+        mailbox.take(Duration::ZERO, &mut taken);
+        assert_eq!(taken.inputs.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn however_much_work_waits_there_is_room_for_heartbeats() {
+        let mailbox = Mailbox::default();
+        mailbox.post(Input::Disconnected { conn: 1 }, MAILBOX_BYTES_MAX);
+        mailbox.room(Room::Urgent).await;
+        let room = tokio::time::timeout(Duration::from_millis(1), mailbox.room(Room::Work));
+        assert!(room.await.is_err(), "there is none for work");
+        mailbox.post_urgent(Input::Tick, MAILBOX_BYTES_MAX);
+        let room = tokio::time::timeout(Duration::from_millis(1), mailbox.room(Room::Urgent));
+        assert!(room.await.is_err(), "the urgent lane has its bound too");
     }
 
     #[test]

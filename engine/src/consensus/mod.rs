@@ -13,12 +13,13 @@
 //!   acknowledged before starts with one election timeout; a brand-new directory is exempt.
 //! - **Changes of replicas**: a log holds at most one that is not applied, and an applied one is durable before
 //!   anything behind the next is written (see `hold_back_changes`).
-//! - Election timeouts are a pure function of (seed, node, group, term, role), set after every step and
-//!   tick, because raft draws its own from a thread-local generator.
+//! - Election timeouts are a pure function of (seed, node, group, term, role, rank), set after every step and
+//!   tick, because raft draws its own from a thread-local generator (see `patience.rs`).
 //! - Proposals are made by the leader only; a follower's raft never forwards one (asserted).
 
 pub mod change;
 mod log;
+mod patience;
 mod raw;
 
 use alloc::collections::VecDeque;
@@ -29,23 +30,15 @@ use quorate_protocol::peer::RaftMessage;
 use quorate_protocol::wire::Wire;
 use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, ReadOnlyOption, StateRole};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::effect::TICK;
 use crate::journal::{CONFIGURATION, Conf, Entry, Hard};
 use change::Change;
 use log::{Log, Taken, size_of_committed};
+use patience::{ELECTION_TICKS, ELECTION_TICKS_MAX};
+pub use patience::{ELECTION_TIMEOUT, HEARTBEAT_TICKS};
 pub use raw::{SNAPSHOT, is_of_leader};
 use raw::{from_raw, from_raw_entry, is_change, raw_id, replica_of, to_raw};
 
-/// Ticks between two heartbeats of a leader.
-const HEARTBEAT_TICKS: usize = 2;
-/// Ticks without a leader before a node may campaign; the shortest election timeout.
-const ELECTION_TICKS: usize = 12;
-/// The longest election timeout, exclusive.
-const ELECTION_TICKS_MAX: usize = 24;
-/// The shortest election timeout in microseconds; what a promise lasts.
-pub const ELECTION_TIMEOUT: u64 = ELECTION_TICKS as u64 * TICK;
 /// Bytes of entries in one append message.
 const APPEND_BYTES: u64 = 8 << 20;
 /// Append messages on their way to one follower.
@@ -94,8 +87,8 @@ pub struct Setup {
     pub me: Replica,
     /// The group.
     pub group: GroupId,
-    /// Whether it goes first in elections.
-    pub preferred: bool,
+    /// Its place in elections; 0 goes first.
+    pub rank: usize,
     /// Term and vote as recovered.
     pub hard: Hard,
     /// The newest configuration that was applied.
@@ -139,7 +132,7 @@ pub struct Consensus {
     me: Replica,
     group: GroupId,
     seed: u64,
-    preferred: bool,
+    rank: usize,
     passive: bool,
     promise_until: u64,
     /// Numbers of the progresses that carry a term or vote and are not durable yet.
@@ -183,7 +176,7 @@ impl Consensus {
             me: setup.me,
             group: setup.group,
             seed: setup.seed,
-            preferred: setup.preferred,
+            rank: setup.rank,
             passive: false,
             promise_until: if setup.newborn { 0 } else { now + ELECTION_TIMEOUT },
             hard_on_its_way: VecDeque::new(),
@@ -193,31 +186,11 @@ impl Consensus {
             settling: None,
         };
         this.set_timeout();
-        if setup.newborn && setup.preferred && this.conf.voters.contains(&this.me) {
+        if setup.newborn && setup.rank == 0 && this.conf.voters.contains(&this.me) {
             this.raw.campaign().expect("a fresh follower may campaign");
             this.set_timeout();
         }
         this
-    }
-
-    /// Lets a tick pass.
-    pub fn tick(&mut self) {
-        if self.settling.is_some() {
-            return;
-        }
-        self.raw.tick();
-        self.set_timeout();
-    }
-
-    /// Says whether this replica goes first in elections.
-    pub fn set_preferred(&mut self, preferred: bool) {
-        self.preferred = preferred;
-    }
-
-    /// A passive replica follows and votes, but asks nobody for a vote, unless leadership is handed to it. (It lets its
-    /// election timeout pass all the same: until then raft has it refuse its vote to others.)
-    pub fn set_passive(&mut self, passive: bool) {
-        self.passive = passive;
     }
 
     /// Takes a message of another replica. Messages that are not of this group's business are dropped; the offer of a
@@ -484,7 +457,7 @@ impl Consensus {
         let kind = message.get_msg_type();
         assert!(kind != MessageType::MsgPropose, "no proposal leaves a follower");
         let campaign = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-        if campaign && (self.passive || now < self.promise_until) && message.context != FORCED {
+        if campaign && (self.is_passive() || now < self.promise_until) && message.context != FORCED {
             return;
         }
         let harmless = kind == MessageType::MsgHeartbeatResponse && self.hard_on_its_way.is_empty();
@@ -494,21 +467,6 @@ impl Consensus {
         } else {
             progress.after_persist.push(message);
         }
-    }
-
-    fn set_timeout(&mut self) {
-        let role = self.role() as u64;
-        let mut key = [0; 32];
-        for (at, part) in [self.me.node.0, u64::from(self.group.0), self.term(), role].into_iter().enumerate()
-        {
-            key[8 * at..8 * at + 8].copy_from_slice(&part.to_le_bytes());
-        }
-        let spread = (ELECTION_TICKS_MAX - ELECTION_TICKS - 1) as u64;
-        let jitter = xxh3_64_with_seed(&key, self.seed) % spread;
-        // The preferred node goes first while it follows; as a candidate it backs off like everybody.
-        let ticks = if self.preferred && self.role() == Role::Follower { 0 } else { 1 + jitter };
-        let ticks = ELECTION_TICKS + usize::try_from(ticks).expect("a small number");
-        self.raw.raft.set_randomized_election_timeout(ticks);
     }
 
     /// This replica's role.

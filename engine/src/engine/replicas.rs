@@ -68,6 +68,12 @@ pub(super) fn founding(group: GroupId, meta: &Meta) -> Conf {
     )
 }
 
+/// A node's place among those that the ring wants for a group, the preferred leader first.
+#[must_use]
+pub(super) fn rank(voters: &[NodeId], node: NodeId) -> usize {
+    voters.iter().position(|voter| *voter == node).unwrap_or(voters.len())
+}
+
 impl Replicas {
     pub(super) fn new(meta: &Meta) -> Self {
         let peers = meta.founders.iter().map(|(node, _)| *node).filter(|node| *node != meta.node).collect();
@@ -164,7 +170,7 @@ impl Engine {
         }
         self.drop_replica(id);
         self.replicas.idle.remove(&id);
-        let birth = Birth { seed: self.seed, group: id, preferred: false };
+        let birth = Birth { seed: self.seed, group: id, rank: usize::MAX };
         let hard = Hard { term: message.term, vote: message.from };
         let conf = founding(id, &self.meta);
         #[cfg_attr(
@@ -262,7 +268,7 @@ impl Engine {
         for id in (0..=self.meta.partitions).map(GroupId) {
             let Some(wanted) = self.wanted(id) else { continue };
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            group.set_ambition(wanted.voters.first() == Some(&self.me), reluctant);
+            group.set_ambition(rank(&wanted.voters, self.me), reluctant);
             group.compact();
             let (lost, shy) = (&self.replicas.lost, &self.replicas.reluctant);
             let life = |node: NodeId| lives.get(&node).copied().unwrap_or(0);

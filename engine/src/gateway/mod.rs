@@ -11,7 +11,8 @@
 //! - Once a command is refused as never proposed, everything that the connection had sent behind it to the
 //!   same partition is refused too: here up to `Lane::refused_upto`, at the leader by `Forward::run`.
 //! - A barrier stands alone: it waits for all before it, and all behind it wait for it.
-//! - A write that may have been delivered is never sent again, unless it carries a client session.
+//! - A write that may have taken effect, or may still, is never sent again, unless it carries a client session.
+//!   One that was sent under a term which the log here has left behind, and whose outcome was not in it, never will.
 //!
 //! - A request that waits in the log (a LOCK, a FETCH) is not given up when its leader is gone, if this node
 //!   holds a replica: it hears the answer from the log itself.
@@ -47,6 +48,10 @@ struct Route {
     since: u64,
     /// The newest term whose leader said that it leads no more.
     moved: Term,
+    /// The term of what this node's own replica applied last.
+    applied: Term,
+    /// What that replica applies from now on is told to connections.
+    tells: bool,
 }
 
 /// A connection's dealings with one group.
@@ -97,6 +102,8 @@ pub struct Gateway {
     busy: BTreeSet<u64>,
     /// Something has changed that lets pending requests go.
     wake: bool,
+    /// A log has entered a new term.
+    overtaken: bool,
     next_own: u64,
     session: SessionId,
     introduced: BTreeSet<(ClientId, GroupId)>,
@@ -120,6 +127,7 @@ impl Gateway {
             links: [me].into(),
             busy: BTreeSet::new(),
             wake: false,
+            overtaken: false,
             next_own: 1,
             session: SessionId(0),
             introduced: BTreeSet::new(),
@@ -146,7 +154,7 @@ impl Gateway {
     pub fn skipped(&mut self, group: GroupId) {
         let parts =
             self.conns.values_mut().flat_map(|conn| conn.slots.values_mut()).flat_map(|slot| &mut slot.parts);
-        parts.filter(|part| part.group == group).for_each(|part| part.waits = false);
+        parts.filter(|part| part.group == group).for_each(|part| (part.waits, part.deaf) = (false, true));
     }
 
     /// Work to be sent to leaders.
@@ -247,6 +255,14 @@ impl Gateway {
         route.term = term;
         route.since = now;
         self.wake |= leader.is_some();
+    }
+
+    /// The term of what this node's replica of a group has applied last, and whether connections are told of all that it
+    /// applies from now on. What it has applied so far is told.
+    pub fn set_applied(&mut self, group: GroupId, term: Term, tells: bool) {
+        let route = &mut self.routes[group.slot()];
+        self.overtaken |= term > route.applied;
+        (route.applied, route.tells) = (term, tells);
     }
 
     /// The leader of a group, as far as this node knows.
@@ -449,6 +465,9 @@ impl Gateway {
 
     /// Sends what a change has set free.
     pub fn end_turn(&mut self, now: u64) {
+        if core::mem::take(&mut self.overtaken) {
+            self.take_back_overtaken(now);
+        }
         if core::mem::take(&mut self.wake) {
             let busy: Vec<u64> = self.busy.iter().copied().collect();
             for counter in busy {

@@ -16,7 +16,16 @@ const PARK: u64 = 600_000;
 /// How long a request may stay unanswered beyond its own patience before it is in doubt; microseconds.
 const ANSWER: u64 = 5_000_000;
 /// How long the former leader of a group may still answer once it leads no more; microseconds.
-const GRACE: u64 = 1_000_000;
+const GRACE: u64 = 400_000;
+
+/// What is known of a request whose waiting ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It may take effect, or have taken it.
+    Unknown,
+    /// It has none, and never will.
+    Void,
+}
 
 impl Gateway {
     /// A link to a node stands.
@@ -30,13 +39,13 @@ impl Gateway {
     pub fn link_down(&mut self, now: u64, peer: NodeId) {
         self.links.remove(&peer);
         let replicas = self.replicas.clone();
-        self.give_up(now, |_, part, to, _, _| to == peer && !hears(&replicas, part));
+        self.give_up(now, Fate::Unknown, |_, part, to, _, _| to == peer && !hears(&replicas, part));
     }
 
     /// Looks after requests that have waited long enough.
     pub fn tick(&mut self, now: u64) {
         let (routes, replicas) = (self.routes.clone(), self.replicas.clone());
-        self.give_up(now, |slot, part, _, term, at| {
+        self.give_up(now, Fate::Unknown, |slot, part, _, term, at| {
             let route = &routes[part.group.slot()];
             let elsewhere = (route.leader.is_none() || route.term > term) && !hears(&replicas, part);
             (elsewhere && now > route.since.max(at) + GRACE) || now > at + slot.patience + ANSWER
@@ -54,14 +63,26 @@ impl Gateway {
         }
     }
 
+    /// Takes back what former leaders can bring to no effect any more: the log has entered a newer term here, and all
+    /// that it held of the older one has been told.
+    pub(super) fn take_back_overtaken(&mut self, now: u64) {
+        let routes = self.routes.clone();
+        self.give_up(now, Fate::Void, |_, part, _, term, _| {
+            !part.deaf && !part.waits && term < routes[part.group.slot()].applied
+        });
+    }
+
     /// Ends the waiting of all sent parts that `over` names.
-    fn give_up(&mut self, now: u64, over: impl Fn(&Slot, &Part, NodeId, Term, u64) -> bool) {
+    fn give_up(&mut self, now: u64, fate: Fate, over: impl Fn(&Slot, &Part, NodeId, Term, u64) -> bool) {
         let busy: Vec<u64> = self.busy.iter().copied().collect();
         for counter in busy {
             let Some(conn) = self.conns.get_mut(&counter) else { continue };
             let mut changed = Vec::new();
             for (&id, slot) in &mut conn.slots {
-                let again = slot.client.is_some() || slot.read || matches!(slot.kind, Kind::Errand(_));
+                let again = fate == Fate::Void
+                    || slot.client.is_some()
+                    || slot.read
+                    || matches!(slot.kind, Kind::Errand(_));
                 let which: Vec<usize> = (0..slot.parts.len())
                     .filter(|&at| match slot.parts[at].state {
                         PartState::Sent { to, term, at: sent } => over(slot, &slot.parts[at], to, term, sent),
@@ -70,7 +91,7 @@ impl Gateway {
                     .collect();
                 for &at in &which {
                     let part = &mut slot.parts[at];
-                    part.maybe = true;
+                    part.maybe |= fate == Fate::Unknown;
                     part.state = if again { PartState::Parked } else { PartState::Done(in_doubt()) };
                     let lane = conn.lanes.get_mut(&part.group).expect("something was sent in it");
                     *if slot.read { &mut lane.reads } else { &mut lane.writes } -= 1;

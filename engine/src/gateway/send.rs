@@ -169,6 +169,7 @@ impl Gateway {
             }
             part.sending += 1;
             part.waits = false;
+            part.deaf = !(self.replicas.contains(&part.group) && route.tells);
             part.state = PartState::Sent { to, term: route.term, at: now };
             let ask = Ask {
                 request: id,

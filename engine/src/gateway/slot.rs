@@ -49,6 +49,8 @@ pub(super) struct Part {
     pub(super) maybe: bool,
     /// It is in the log and waits there.
     pub(super) waits: bool,
+    /// This node's own replica may have passed over what became of it.
+    pub(super) deaf: bool,
     pub(super) state: PartState,
 }
 
@@ -93,7 +95,7 @@ pub(super) fn is_sent(part: &Part) -> bool {
 }
 
 pub(super) fn part(group: GroupId, work: Work) -> Part {
-    Part { group, work, sending: 0, maybe: false, waits: false, state: PartState::Parked }
+    Part { group, work, sending: 0, maybe: false, waits: false, deaf: true, state: PartState::Parked }
 }
 
 pub(super) fn empty_slot() -> Slot {

@@ -81,8 +81,8 @@ pub struct Birth {
     pub seed: u64,
     /// The group.
     pub group: GroupId,
-    /// Whether it goes first in elections.
-    pub preferred: bool,
+    /// Its place in elections; 0 goes first.
+    pub rank: usize,
 }
 
 /// What a directory holds of a replica.
@@ -189,7 +189,7 @@ impl Group {
             seed: birth.seed,
             me: Replica { node: meta.node, incarnation: row.incarnation },
             group: birth.group,
-            preferred: birth.preferred,
+            rank: birth.rank,
             hard: row.hard,
             conf: row.conf.clone(),
             snapshot: row.snapshot,
@@ -217,7 +217,7 @@ impl Group {
             seed: birth.seed,
             me: Replica { node: meta.node, incarnation },
             group: birth.group,
-            preferred: birth.preferred,
+            rank: birth.rank,
             hard,
             conf: conf.clone(),
             snapshot: (0, 0),
@@ -282,6 +282,19 @@ impl Group {
         self.applied
     }
 
+    /// The term of the entry that was applied last.
+    #[must_use]
+    pub fn applied_term(&self) -> Term {
+        self.applied_term
+    }
+
+    /// Whether everything that is applied from now on is told to this node's connections: nothing of it was in the log
+    /// when the node started.
+    #[must_use]
+    pub fn tells(&self) -> bool {
+        self.applied >= self.replayed
+    }
+
     /// The digest of the applied state.
     #[must_use]
     pub fn digest(&self) -> u64 {
@@ -323,9 +336,9 @@ impl Group {
         core::mem::take(&mut self.told)
     }
 
-    /// Lets a tick pass.
-    pub fn tick(&mut self, now: u64) {
-        self.consensus.tick();
+    /// Lets a tick pass; `beat`: one of those at which leaders send heartbeats.
+    pub fn tick(&mut self, now: u64, beat: bool) {
+        self.consensus.tick(now, beat);
         self.retry_reads(now);
         self.watch_transfers(now);
     }

@@ -158,9 +158,9 @@ impl Group {
         self.consensus.conf().voters.len() > 1
     }
 
-    /// Says whether this replica goes first in elections, and whether it stands for election at all.
-    pub fn set_ambition(&mut self, preferred: bool, passive: bool) {
-        self.consensus.set_preferred(preferred);
+    /// Says which place this replica has in elections, and whether it stands for election at all.
+    pub fn set_ambition(&mut self, rank: usize, passive: bool) {
+        self.consensus.set_rank(rank);
         self.consensus.set_passive(passive);
     }
 }

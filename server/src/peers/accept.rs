@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::complaints::Kind;
 use super::dial::REDIAL;
-use super::framing::{Unread, read_frame, write_frame};
+use super::framing::{Unread, attend, read_frame, write_frame};
 use super::greet::{HELLO_MAX, Me};
 use super::lanes::{hear_raft, hear_snapshots, speak_link};
 use super::{HANDSHAKE, join};
@@ -48,7 +48,7 @@ enum Stranger {
 }
 
 async fn read_opening(stream: &mut TcpStream) -> Result<Opening, Stranger> {
-    stream.set_nodelay(true).map_err(|_| Stranger::Silent)?;
+    attend(stream).map_err(|_| Stranger::Silent)?;
     let frame = read_frame(stream, HELLO_MAX).await.map_err(|unread| match unread {
         Unread::Silent => Stranger::Silent,
         Unread::Garbage(why) => Stranger::Garbage(why),

@@ -3,18 +3,24 @@
 //! Invariant: nothing is reserved for a length before it was compared with its bound, and nothing behind the first
 //! frame is swallowed by whoever reads only that.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use quorate_protocol::limits::PEER_FRAME_MAX;
 use quorate_protocol::wire::Wire;
+use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::queue::Queue;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, Room};
 
 /// Frames are gathered into writes of about this size.
 const WRITE_TARGET: usize = 256 << 10;
+/// Milliseconds that bytes may stay unacknowledged, or unread in full buffers, before the other side counts as gone.
+/// A node with too much to do reads nothing for a while; it is not to be cut for that.
+const VANISHED_MS: u32 = 4000;
 /// What stands before a payload.
 const HEADER: usize = 8;
 
@@ -52,6 +58,19 @@ fn take_frame(buffer: &mut BytesMut, max: usize) -> Result<Option<Bytes>, &'stat
     }
     let payload = buffer.split_to(HEADER + length).split_off(HEADER).freeze();
     check(payload, crc).map(Some)
+}
+
+/// Sends small frames at once, and ends a connection whose other side has vanished without a word: the network
+/// is cut, or the machine is. Without that TCP would go on trying at longer and longer pauses, and be the last to find out
+/// that the network is well again.
+pub(super) fn attend(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_tcp_user_timeout(stream, VANISHED_MS)?;
+    // Also where this side only listens.
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
+    Ok(())
 }
 
 /// Writes one frame.
@@ -125,11 +144,11 @@ pub(super) async fn write_frames<T: Wire>(
     Ok(())
 }
 
-/// Reads frames until the connection ends or `hear` has had enough; says why if the bytes are no frames. A full
-/// mailbox stops the reading.
+/// Reads frames until the connection ends or `hear` has had enough; says why if the bytes are no frames. A mailbox
+/// without room for what comes stops the reading.
 pub(super) async fn read_frames(
     reader: &mut OwnedReadHalf,
-    mailbox: &Mailbox,
+    (mailbox, room): (&Mailbox, Room),
     mut hear: impl FnMut(Bytes) -> bool,
 ) -> Result<(), &'static str> {
     let mut buffer = BytesMut::new();
@@ -139,7 +158,7 @@ pub(super) async fn read_frames(
                 return Ok(());
             }
         }
-        mailbox.room().await;
+        mailbox.room(room).await;
         buffer.reserve(64 << 10);
         if !matches!(reader.read_buf(&mut buffer).await, Ok(1..)) {
             return Ok(());

@@ -1,16 +1,23 @@
 //! The first words between nodes: who one is, and whether the other is let in.
 
+use std::time::Duration;
+
 use quorate_engine::journal::Meta;
 use quorate_protocol::id::NodeId;
 use quorate_protocol::peer::{Greeting, Hello, Lane, Opening, PEER_VERSION, Welcome};
 use quorate_protocol::wire::Wire;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use super::framing::{read_frame, write_frame};
+use super::framing::{attend, read_frame, write_frame};
 use crate::driver::Shared;
 
 /// First words at the most; anything longer is no node.
 pub(super) const HELLO_MAX: usize = 4096;
+
+/// How long a connection may take: shorter than the pause after which TCP itself would ask a second time, so that a
+/// node which can be reached again is found again at once.
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// Who this node is, for handshakes.
 #[derive(Debug, Clone)]
@@ -87,8 +94,9 @@ pub(super) async fn open(
     shared: &Shared,
 ) -> Result<(TcpStream, Hello), String> {
     let failed = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect(address).await.map_err(failed)?;
-    stream.set_nodelay(true).map_err(failed)?;
+    let connected = timeout(CONNECT, TcpStream::connect(address)).await;
+    let mut stream = connected.map_err(|_| "it does not answer".to_owned())?.map_err(failed)?;
+    attend(&stream).map_err(failed)?;
     let opening = Opening::Hello(me.hello(node, lane));
     write_frame(&mut stream, &Greeting { version: PEER_VERSION, opening }).await.map_err(failed)?;
     let answer = read_frame(&mut stream, HELLO_MAX).await.map_err(|unread| unread.to_string())?;

@@ -20,6 +20,7 @@ use super::complaints::Kind;
 use super::framing::{read_frames, write_all, write_frames};
 use super::{LinkQueue, Queue, RaftQueue, SnapshotQueue};
 use crate::driver::Shared;
+use crate::mailbox::Room;
 
 /// How long a snapshot lane stays open with nothing to send.
 const IDLE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
@@ -35,13 +36,14 @@ async fn hear_frames<T: Wire>(
     reader: &mut OwnedReadHalf,
     node: NodeId,
     shared: &Shared,
+    room: Room,
     mut hear: impl FnMut(T, usize) -> bool,
 ) {
     let broken = |why: &dyn std::fmt::Display| {
         let line = format!("node {} sent a frame that cannot be read: {why}", node.0);
         shared.peers.complain(Kind::Frame, node, line);
     };
-    let end = read_frames(reader, &shared.mailbox, |frame| {
+    let end = read_frames(reader, (&shared.mailbox, room), |frame| {
         let weight = frame.len();
         match T::from_wire(frame) {
             Ok(frame) => hear(frame, weight),
@@ -91,7 +93,7 @@ pub(super) async fn hear_raft(
     until: impl Future<Output = String>,
 ) {
     let (mut reader, _writer) = stream.into_split();
-    let hear = hear_frames(&mut reader, node, shared, |frame: RaftFrame, weight| {
+    let hear = hear_frames(&mut reader, node, shared, Room::Urgent, |frame: RaftFrame, weight| {
         shared.mailbox.post_urgent(Input::Raft { from: node, frame }, weight);
         true
     });
@@ -133,7 +135,7 @@ pub(super) async fn hear_snapshots(
     until: impl Future<Output = String>,
 ) {
     let (mut reader, _writer) = stream.into_split();
-    let hear = hear_frames(&mut reader, node, shared, |frame: SnapshotFrame, weight| {
+    let hear = hear_frames(&mut reader, node, shared, Room::Work, |frame: SnapshotFrame, weight| {
         shared.mailbox.post(Input::Snapshot { from: node, frame }, weight);
         true
     });
@@ -161,7 +163,7 @@ pub(super) async fn speak_link(
         shared.mailbox.post(Input::LinkUp { peer, side }, 64);
     }
     let (mut reader, mut writer) = stream.into_split();
-    let hear = hear_frames(&mut reader, peer, shared, |frame: LinkFrame, weight| {
+    let hear = hear_frames(&mut reader, peer, shared, Room::Work, |frame: LinkFrame, weight| {
         let links = shared.peers.links.lock();
         let current = links.get(&(peer, side)).is_some_and(|current| Arc::ptr_eq(current, &queue));
         if current {
