@@ -10,6 +10,7 @@ use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 
 use super::bugs::Bug;
 use super::rng::Rng;
+use super::workload::Profile;
 
 /// What a run is asked to be.
 #[derive(Debug, Clone, Default)]
@@ -57,8 +58,8 @@ pub struct Plan {
     pub disconnects: bool,
     /// Clients.
     pub clients: usize,
-    /// All of them want locks.
-    pub only_locks: bool,
+    /// What all of them are for, if it is one thing.
+    pub only: Option<Profile>,
     /// Requests that a client lets wait at the most.
     pub pipeline: usize,
     /// Bytes of a journal segment.
@@ -93,7 +94,7 @@ impl Plan {
             slow_disks: rng.chance(300),
             disconnects: rng.chance(600),
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
-            only_locks: false,
+            only: None,
             pipeline: rng.pick(&[1, 2, 4, 8]),
             segment: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
             small_in_flight: rng.chance(300).then(|| rng.index(10) + 1),
