@@ -95,22 +95,17 @@ fn dead_letters_cross_partitions_once_over_changes_of_leaders_and_restarts() {
     assert_ne!(home(JOBS), home(DEAD), "it is about two partitions");
     let (mut town, ids) = deadly_town();
     assert_eq!(ids.len() as u64, LETTERS);
-    let mut restarts = 0;
-    for (round, some) in ids.chunks(10).enumerate() {
-        // Asked for, and perhaps under way, when a leader of either end starts again.
-        town.ask_next(1, some.iter().map(|id| nack(*id)).collect());
-        town.run(u64::try_from(round).expect("small") % 5);
+    for (round, some) in ids.chunks(5).enumerate() {
+        town.run_until("both ends are led", |town| {
+            leader(town, home(JOBS)).is_some() && leader(town, home(DEAD)).is_some()
+        });
         let struck = leader(&town, if round % 2 == 0 { home(JOBS) } else { home(DEAD) });
-        if let Some(node) = struck {
-            town.start(node);
-            restarts += 1;
-        }
-        town.run(round as u64 % 3);
-        if round % 4 == 3 {
-            town.run(150);
-        }
+        // Asked for, and somewhere on its way, when the leader of either end starts again.
+        town.ask_next(1, some.iter().map(|id| nack(*id)).collect());
+        town.run_some(4 + 6 * round);
+        town.start(struck.expect("it was just seen"));
+        town.run_some(3 * round);
     }
-    assert!(restarts > 5, "leaders were there to be struck, {restarts} times");
     town.run(700);
     for id in ids {
         answer(&mut town, 2, &nack(id));
