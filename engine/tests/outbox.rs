@@ -62,7 +62,8 @@ fn fetch(town: &mut Town, topic: &'static str) -> Vec<(u64, u32, Bytes)> {
     let row = |row: Reply| match row {
         Reply::Array(values) => match &values[..] {
             [Reply::Int(id), Reply::Int(attempt), Reply::Bulk(body)] => {
-                (u64::try_from(*id).unwrap(), u32::try_from(*attempt).unwrap(), body.clone())
+                let attempt = u32::try_from(*attempt).expect("a count");
+                (u64::try_from(*id).expect("an id"), attempt, body.clone())
             }
             other => panic!("{other:?}"),
         },
