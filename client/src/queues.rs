@@ -92,6 +92,7 @@ impl Message {
 pub struct TopicSettings {
     lease: Option<Duration>,
     max_deliver: Option<u32>,
+    dlq: Option<Bytes>,
 }
 
 impl TopicSettings {
@@ -102,10 +103,17 @@ impl TopicSettings {
         self
     }
 
-    /// Deliveries before a message is moved to `topic.dlq`.
+    /// Deliveries before a message is moved to the dead letters.
     #[must_use]
     pub fn max_deliver(mut self, deliveries: u32) -> Self {
         self.max_deliver = Some(deliveries);
+        self
+    }
+
+    /// The topic that later dead letters are moved to; `topic.dlq` is the default.
+    #[must_use]
+    pub fn dead_letters(mut self, topic: impl Into<Bytes>) -> Self {
+        self.dlq = Some(topic.into());
         self
     }
 }
@@ -119,6 +127,8 @@ pub struct TopicInfo {
     pub delayed: u64,
     /// Messages that are delivered and not acknowledged.
     pub unacknowledged: u64,
+    /// Dead messages that are on their way to a topic in another partition.
+    pub leaving: u64,
     /// Subscriptions.
     pub subscriptions: u64,
     /// FETCHes that wait.
@@ -127,6 +137,8 @@ pub struct TopicInfo {
     pub lease: Duration,
     /// Deliveries before a message becomes a dead letter.
     pub max_deliver: u64,
+    /// Where its dead letters go; none for dead letters.
+    pub dead_letters: Option<Bytes>,
 }
 
 impl Client {
@@ -197,7 +209,7 @@ impl Client {
         yes(self.ask("NACK", args, Again::InSession).await?)
     }
 
-    /// NACK DEAD: moves a delivery to the dead letters (`topic.dlq`); false when it was gone or stale.
+    /// NACK DEAD: moves a delivery to the dead letters; false when it was gone or stale.
     ///
     /// # Errors
     /// As every call.
@@ -215,6 +227,7 @@ impl Client {
         let mut args = vec![topic.into()];
         option(&mut args, "LEASE", settings.lease.map(millis));
         option(&mut args, "MAXDELIVER", settings.max_deliver);
+        option_bytes(&mut args, "DLQ", settings.dlq);
         done(self.ask("QSET", args, Again::InSession).await?)
     }
 
@@ -231,10 +244,12 @@ impl Client {
                 ready: count("ready")?,
                 delayed: count("delayed")?,
                 unacknowledged: count("unacknowledged")?,
+                leaving: count("leaving")?,
                 subscriptions: count("subscriptions")?,
                 waiting: count("waiting")?,
                 lease: Duration::from_millis(count("lease")?),
                 max_deliver: count("maxdeliver")?,
+                dead_letters: maybe(fields.take("dlq"), bytes)?,
             })
         })
     }

@@ -69,6 +69,20 @@ impl Batch {
         }
     }
 
+    /// The commands with their offsets in the entry, which begin with 1: 0 is the passing of time. A command that brings
+    /// several things into being has an offset for each, from its own on.
+    pub fn placed(self) -> impl Iterator<Item = (u32, Logged)> {
+        let mut next = 1;
+        self.commands.into_iter().map(move |logged| {
+            let offset = next;
+            next += match &logged.work {
+                Work::Take(parcel) => u32::try_from(parcel.items.len()).expect("parcels are small").max(1),
+                _ => 1,
+            };
+            (offset, logged)
+        })
+    }
+
     /// The stamp alone.
     #[must_use]
     pub fn stamp_of(data: &Bytes) -> Option<u64> {

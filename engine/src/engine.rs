@@ -59,6 +59,8 @@ pub struct Faults {
     pub locks: crate::lock::Faults,
     /// Bugs of the queues.
     pub queues: crate::queue::Faults,
+    /// Bugs of the outbox.
+    pub outbox: crate::outbox::Faults,
     /// Bugs of the store.
     pub store: crate::store::Faults,
 }
@@ -498,12 +500,9 @@ impl Engine {
             self.household.finished(mono, errand, sent, &reply, &mut self.gateway, fx);
         }
         self.household.introduce(mono, &mut self.gateway);
-        let Some(system) = self.groups.get_mut(&GroupId::SYSTEM).filter(|group| group.leading().is_some())
-        else {
-            return;
-        };
-        let parcels = system.system().map(|system| system.parcels()).unwrap_or_default();
-        self.household.deliver(mono, parcels, &mut self.gateway);
+        for group in self.groups.values().filter(|group| group.leading().is_some()) {
+            self.household.deliver(mono, group.outbox(), &mut self.gateway);
+        }
     }
 
     /// Whether the others are to be told which groups this node leads.

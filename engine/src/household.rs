@@ -1,23 +1,26 @@
 //! The node's own business with the groups: its session, the client sessions connected to it, connections
-//! that are gone, and the outbox of a system group that it leads.
+//! that are gone, and the outboxes of groups that it leads.
 //!
 //! Invariants:
 //! - The session's lease is counted from the first sending of the last answered renewal and taken to end 1 %
 //!   early, so the node gives it up before the system group ends it.
 //! - A client session is introduced to a partition only with a number of ends that was read from the
 //!   system group after the session was seen alive (see `peer::Introduction`).
+//! - For a source and a target, one parcel or receipt is under way from here at a time. (A former leader of the source
+//!   may have another one under way: `outbox.rs` bears that.)
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
-use quorate_protocol::limits::SESSION_LEASE;
-use quorate_protocol::peer::{FEATURE_LEVEL, Introduction, OpenSession, Parcel, Receipted, Renewal, Work};
+use quorate_protocol::limits::{PARCEL_ITEMS_MAX, SESSION_LEASE};
+use quorate_protocol::peer::{FEATURE_LEVEL, Introduction, OpenSession, Receipted, Renewal, Work};
 use quorate_protocol::reply::Reply;
 
 use crate::effect::{Effect, Effects, Level};
 use crate::gateway::{Errand, Gateway};
+use crate::outbox::Outbox;
 
 /// How often the session is renewed; microseconds.
 const RENEW_EVERY: u64 = 2_000_000;
@@ -25,6 +28,8 @@ const RENEW_EVERY: u64 = 2_000_000;
 const COUNTED_LEASE: u64 = SESSION_LEASE * 1000 / 100 * 99;
 /// How long to wait before an errand that was refused is run again; microseconds.
 const AGAIN: u64 = 200_000;
+/// How long to wait before a target that had no room for an item is asked again; microseconds. Each time costs it an entry.
+const FULL_AGAIN: u64 = 5_000_000;
 
 /// Who the node is.
 #[derive(Debug, Clone)]
@@ -46,6 +51,15 @@ enum Session {
     Live { id: SessionId, until: u64, renew_at: u64, renewing: bool },
 }
 
+/// How it stands between a source and a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    /// A parcel, or the receipt for it, is under way.
+    UnderWay,
+    /// It did not arrive, or the target had no room for its first item: then that one is tried alone.
+    Waits { until: u64, full: bool },
+}
+
 /// See the top of the file.
 pub struct Household {
     me: Me,
@@ -56,8 +70,8 @@ pub struct Household {
     introducing: BTreeSet<(ClientId, GroupId)>,
     /// No introduction is tried before this: one was refused.
     introduce_at: u64,
-    parcels: BTreeSet<GroupId>,
-    parcels_at: u64,
+    /// By source and target.
+    deliveries: BTreeMap<(GroupId, GroupId), Delivery>,
     /// Closed connections of which a group refused to hear, to be told again.
     untold: Vec<(GroupId, ConnId)>,
     untold_at: u64,
@@ -77,8 +91,7 @@ impl Household {
             seeing: BTreeSet::new(),
             introducing: BTreeSet::new(),
             introduce_at: 0,
-            parcels: BTreeSet::new(),
-            parcels_at: 0,
+            deliveries: BTreeMap::new(),
             untold: Vec::new(),
             untold_at: 0,
             renouncing: false,
@@ -162,15 +175,20 @@ impl Household {
         }
     }
 
-    /// Brings outbox items to their partitions; called on the leader of the system group.
-    pub fn deliver(&mut self, now: u64, parcels: Vec<(GroupId, Parcel)>, gateway: &mut Gateway) {
-        if now < self.parcels_at {
-            return;
-        }
-        for (target, parcel) in parcels {
-            if self.parcels.insert(target) {
-                gateway.run_errand(now, target, Work::Take(parcel), Errand::Parcel(target));
-            }
+    /// Brings a group's outbox items to their targets; called on the group's leader.
+    pub fn deliver(&mut self, now: u64, outbox: &Outbox, gateway: &mut Gateway) {
+        let source = outbox.source();
+        for target in outbox.targets() {
+            let most = match self.deliveries.get(&(source, target)) {
+                Some(Delivery::UnderWay) => continue,
+                Some(Delivery::Waits { until, .. }) if now < *until => continue,
+                Some(Delivery::Waits { full: true, .. }) => 1,
+                Some(Delivery::Waits { full: false, .. }) | None => PARCEL_ITEMS_MAX,
+            };
+            let parcel = outbox.parcel(target, most);
+            let errand = Errand::Parcel(source, target, parcel.first);
+            self.deliveries.insert((source, target), Delivery::UnderWay);
+            gateway.run_errand(now, target, Work::Take(parcel), errand);
         }
     }
 
@@ -200,19 +218,23 @@ impl Household {
                     self.untold_at = now + AGAIN;
                 }
             }
-            Errand::Parcel(target) => {
-                if let Some(upto) = number {
-                    let work = Work::Taken(Receipted { target, upto });
-                    gateway.run_errand(now, GroupId::SYSTEM, work, Errand::Receipt(target));
-                } else {
-                    self.parcels.remove(&target);
-                    self.parcels_at = now + AGAIN;
-                }
+            Errand::Parcel(source, target, first) => {
+                let waits = match number {
+                    Some(upto) if upto >= first => {
+                        let work = Work::Taken(Receipted { target, upto });
+                        return gateway.run_errand(now, source, work, Errand::Receipt(source, target));
+                    }
+                    Some(_) => Delivery::Waits { until: now + FULL_AGAIN, full: true },
+                    None => Delivery::Waits { until: now + AGAIN, full: false },
+                };
+                self.deliveries.insert((source, target), waits);
             }
-            Errand::Receipt(target) => {
-                self.parcels.remove(&target);
+            Errand::Receipt(source, target) => {
                 if reply.failure().is_some() {
-                    self.parcels_at = now + AGAIN;
+                    let waits = Delivery::Waits { until: now + AGAIN, full: false };
+                    self.deliveries.insert((source, target), waits);
+                } else {
+                    self.deliveries.remove(&(source, target));
                 }
             }
             Errand::See(client) => {

@@ -14,6 +14,7 @@ pub mod keep;
 pub mod lock;
 pub mod members;
 pub mod memory;
+pub mod outbox;
 pub mod outcome;
 pub mod partition;
 pub mod queue;

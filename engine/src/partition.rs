@@ -3,16 +3,21 @@
 //! Invariant: nothing of a session that group 0 has ended is executed here once the end has arrived:
 //! commands of connections of an ended node session are refused, and a client session is made known only
 //! by somebody who has seen it alive after all ends that arrived here (`Introduction::ends`).
+//!
+//! Subtlety: ends are counted, here and by group 0, apart from the outbox's numbers, which are each target's own. The
+//! counts compare because group 0 posts every end to every partition in the command that counts it: the n-th end that
+//! arrives at any partition is the n-th that group 0 has counted, whatever else it tells that partition in between.
 
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{ConnId, NodeId, SessionId};
+use quorate_protocol::id::{ConnId, GroupId, LogPos, NodeId, SessionId};
 use quorate_protocol::op::Op;
-use quorate_protocol::peer::{Introduction, Item, Parcel, Work};
+use quorate_protocol::peer::{Introduction, Item, Parcel, Receipted, Work};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Malformed;
 
 use crate::memory::Memory;
+use crate::outbox::{Inbox, Outbox};
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
 use crate::queue::Queues;
 use crate::store::Store;
@@ -28,22 +33,27 @@ pub struct Partition {
     pub memory: Memory,
     /// Node → its newest session that has ended.
     ended: Table<NodeId, SessionId>,
-    /// One row: the number of the last outbox item of group 0.
-    taken: Table<u8, u64>,
+    /// One row: how many ends of sessions have arrived from group 0.
+    ends: Table<u8, u64>,
+    /// Dead letters for other partitions.
+    pub outbox: Outbox,
+    inbox: Inbox,
 }
 
 impl Partition {
-    /// An empty partition.
+    /// An empty partition, of so many.
     #[must_use]
-    pub fn new() -> Self {
-        let mut taken = Table::new(302);
-        taken.insert(0, 0);
+    pub fn new(group: GroupId, partitions: u16) -> Self {
+        let mut ends = Table::new(302);
+        ends.insert(0, 0);
         Self {
             store: Store::new(),
-            queues: Queues::new(),
+            queues: Queues::new(group, partitions),
             memory: Memory::new(),
             ended: Table::new(301),
-            taken,
+            ends,
+            outbox: Outbox::new(group),
+            inbox: Inbox::new(),
         }
     }
 
@@ -52,6 +62,7 @@ impl Partition {
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
         self.queues.set_faults(faults.queues.clone());
         self.store.set_faults(faults.store.clone());
+        self.inbox.set_faults(faults.outbox.clone());
     }
 
     /// The digest of it all.
@@ -62,14 +73,18 @@ impl Partition {
             self.queues.digest(),
             self.memory.digest(),
             self.ended.digest(),
-            self.taken.digest(),
+            self.ends.digest(),
+            self.outbox.digest(),
+            self.inbox.digest(),
         ];
         parts.into_iter().fold(0, u64::wrapping_add)
     }
 
     /// All tables, in the order in which a snapshot shows them.
     pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
-        let mut tables: Vec<&mut dyn Rows> = alloc::vec![&mut self.ended, &mut self.taken];
+        let mut tables: Vec<&mut dyn Rows> = alloc::vec![&mut self.ended, &mut self.ends];
+        tables.extend(self.outbox.tables());
+        tables.extend(self.inbox.tables());
         tables.extend(self.memory.tables());
         tables.extend(self.store.tables());
         tables.extend(self.queues.tables());
@@ -84,7 +99,9 @@ impl Partition {
         match table {
             101 | 102 => self.memory.load(table, input),
             301 => load_row(&mut self.ended, input),
-            302 => load_row(&mut self.taken, input),
+            302 => load_row(&mut self.ends, input),
+            111 | 112 => self.outbox.load(table, input),
+            113 => self.inbox.load(table, input),
             401..500 => self.store.load(table, input),
             601..700 => self.queues.load(table, input),
             _ => Err(Malformed("unknown table")),
@@ -95,6 +112,7 @@ impl Partition {
     pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
         self.store.expire(ctx, out);
         self.queues.expire(ctx, out);
+        self.post_letters();
     }
 
     /// The earliest group time at which something ends.
@@ -113,8 +131,10 @@ impl Partition {
             }
             Work::Introduce(introduction) => self.introduce(asker, introduction, out),
             Work::Take(parcel) => self.take(ctx, asker, parcel, out),
+            Work::Taken(receipt) => self.receipted(asker, &receipt, out),
             _ => answer(out, *asker, Reply::error(Code::Err, "this is not a partition's work")),
         }
+        self.post_letters();
     }
 
     fn has_ended(&self, conn: &ConnId) -> bool {
@@ -142,13 +162,36 @@ impl Partition {
         }
     }
 
-    fn taken(&self) -> u64 {
-        *self.taken.get(&0).expect("the row exists from the beginning")
+    fn ends(&self) -> u64 {
+        *self.ends.get(&0).expect("the row exists from the beginning")
+    }
+
+    /// Gives dead letters that go elsewhere a place in the outbox, as far as there is room.
+    fn post_letters(&mut self) {
+        for target in self.queues.letters_for() {
+            while let Some(letter) = self.queues.next_letter(target) {
+                let item = Item::Letter(letter.clone());
+                if !self.outbox.has_room(target, &item) {
+                    break;
+                }
+                self.queues.posted(&letter);
+                self.outbox.post(target, item);
+            }
+        }
+    }
+
+    fn receipted(&mut self, asker: &Asker, receipt: &Receipted, out: &mut Outcomes) {
+        for item in self.outbox.receipted(receipt) {
+            if let Item::Letter(letter) = item {
+                self.queues.left(&letter);
+            }
+        }
+        answer(out, *asker, Reply::OK);
     }
 
     fn introduce(&mut self, asker: &Asker, introduction: Introduction, out: &mut Outcomes) {
         let Introduction { client, ends } = introduction;
-        let alive = self.memory.knows(client) || ends >= self.taken();
+        let alive = self.memory.knows(client) || ends >= self.ends();
         if alive {
             self.memory.meet(client);
         }
@@ -156,26 +199,26 @@ impl Partition {
     }
 
     fn take(&mut self, ctx: &Ctx, asker: &Asker, parcel: Parcel, out: &mut Outcomes) {
-        for (number, item) in (parcel.first..).zip(parcel.items) {
-            let next = self.taken() + 1;
-            if number > next {
-                break;
-            }
-            if number < next {
-                continue;
-            }
-            self.taken.insert(0, number);
+        let Self { queues, memory, ended, ends, inbox, .. } = self;
+        let upto = inbox.take(parcel, |place, item| {
             match item {
                 Item::NodeEnded((node, session)) => {
-                    if self.ended.get(&node).is_none_or(|&ended| ended < session) {
-                        self.ended.insert(node, session);
+                    if ended.get(&node).is_none_or(|&ended| ended < session) {
+                        ended.insert(node, session);
                     }
-                    self.queues.end_session(ctx, node, session, out);
+                    queues.end_session(ctx, node, session, out);
                 }
-                Item::ClientEnded(client) => self.memory.forget(client),
+                Item::ClientEnded(client) => memory.forget(client),
+                Item::Letter(letter) => {
+                    // Each letter has a place in the log of its own, and with it an id: see `Batch::placed`.
+                    let at = LogPos { offset: ctx.at.offset + place, ..ctx.at };
+                    return queues.receive(&Ctx { at, ..*ctx }, letter, out);
+                }
             }
-        }
-        answer(out, *asker, Reply::int(self.taken()));
+            ends.change(&0, |ends| *ends += 1);
+            true
+        });
+        answer(out, *asker, Reply::int(upto));
     }
 
     /// Answers a read.
@@ -186,11 +229,5 @@ impl Partition {
             Work::Op(op) => self.store.read(op, time),
             _ => Reply::error(Code::Err, "this cannot be read from a partition"),
         }
-    }
-}
-
-impl Default for Partition {
-    fn default() -> Self {
-        Self::new()
     }
 }

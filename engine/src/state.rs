@@ -13,6 +13,7 @@ use quorate_protocol::wire::{Malformed, Wire};
 
 use crate::journal::Meta;
 use crate::memory::Memory;
+use crate::outbox::Outbox;
 use crate::outcome::{Asker, Ctx, Outcomes};
 use crate::partition::Partition;
 use crate::system::System;
@@ -33,7 +34,7 @@ impl State {
         if group == GroupId::SYSTEM {
             Self::System(Box::new(System::new(meta)))
         } else {
-            Self::Partition(Box::default())
+            Self::Partition(Box::new(Partition::new(group, meta.partitions)))
         }
     }
 
@@ -68,6 +69,15 @@ impl State {
         match self {
             Self::System(system) => &mut system.memory,
             Self::Partition(partition) => &mut partition.memory,
+        }
+    }
+
+    /// What the group has to tell others.
+    #[must_use]
+    pub fn outbox(&self) -> &Outbox {
+        match self {
+            Self::System(system) => &system.outbox,
+            Self::Partition(partition) => &partition.outbox,
         }
     }
 

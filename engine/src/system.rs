@@ -3,7 +3,10 @@
 //! Invariants:
 //! - A node has at most one live session. Opening a new one ends the old one in the same command, and a
 //!   command of any but the live session is refused.
-//! - The end of a session gets a number and lies in the outbox until every partition has committed it.
+//! - The end of a session is counted and posted to every partition in the same command, so that the counts of ends
+//!   that partitions keep compare with this one's (see `partition.rs`).
+//! - A session is opened only if the outbox has room for its end, and for those of all others: ends come by time and
+//!   cannot be refused.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -12,9 +15,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
-use quorate_protocol::limits::{CLIENT_LEASE, CLIENTS_MAX, SESSION_LEASE};
+use quorate_protocol::limits::{CLIENT_LEASE, CLIENTS_MAX, NODES_MAX, SESSION_LEASE};
 use quorate_protocol::op::{MemberOp, Op};
-use quorate_protocol::peer::{Item, OpenSession, Parcel, Receipted, Renewal, Work};
+use quorate_protocol::peer::{Item, OpenSession, Renewal, Work};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Malformed;
 use quorate_protocol::wire_struct;
@@ -25,12 +28,10 @@ use crate::journal::{Entry, Meta};
 use crate::lock::Locks;
 use crate::members::{MemberRow, MemberStanding, Members, Targets};
 use crate::memory::Memory;
+use crate::outbox::{Inbox, Outbox};
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 use crate::ring::Ring;
 use crate::table::{Rows, Table, load_row};
-
-/// Outbox items of one parcel.
-const PARCEL_ITEMS: usize = 64;
 
 wire_struct! {
     /// A node that has ever opened a session.
@@ -61,10 +62,11 @@ pub struct System {
     pub members: Members,
     nodes: Table<NodeId, NodeRow>,
     clients: Table<ClientId, u64>,
-    outbox: Table<u64, Item>,
-    /// Partition → the last number that it has.
-    taken: Table<GroupId, u64>,
-    /// One row: how many ends have been numbered.
+    partitions: u16,
+    /// Ends of sessions, for every partition.
+    pub outbox: Outbox,
+    inbox: Inbox,
+    /// One row: how many ends of sessions have been posted.
     ends: Table<u8, u64>,
     /// One row: the cluster's feature level.
     level: Table<u8, u16>,
@@ -116,10 +118,6 @@ impl System {
     /// The state of a cluster that was founded so.
     #[must_use]
     pub fn new(meta: &Meta) -> Self {
-        let mut taken = Table::new(204);
-        for group in 1..=meta.partitions {
-            taken.insert(GroupId(group), 0);
-        }
         let mut level = Table::new(207);
         level.insert(0, 1);
         let mut ends = Table::new(205);
@@ -130,8 +128,9 @@ impl System {
             members: Members::new(&meta.founders),
             nodes: Table::new(201),
             clients: Table::new(202),
-            outbox: Table::new(203),
-            taken,
+            partitions: meta.partitions,
+            outbox: Outbox::new(GroupId::SYSTEM),
+            inbox: Inbox::new(),
             ends,
             level,
             members_changed: false,
@@ -143,6 +142,7 @@ impl System {
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
         self.locks.set_faults(faults.locks.clone());
+        self.inbox.set_faults(faults.outbox.clone());
     }
 
     /// The digest of it all.
@@ -155,7 +155,7 @@ impl System {
             self.nodes.digest(),
             self.clients.digest(),
             self.outbox.digest(),
-            self.taken.digest(),
+            self.inbox.digest(),
             self.ends.digest(),
             self.level.digest(),
         ];
@@ -169,11 +169,11 @@ impl System {
             &mut self.members.retired,
             &mut self.nodes,
             &mut self.clients,
-            &mut self.outbox,
-            &mut self.taken,
             &mut self.ends,
             &mut self.level,
         ];
+        tables.extend(self.outbox.tables());
+        tables.extend(self.inbox.tables());
         tables.extend(self.memory.tables());
         tables.extend(self.locks.tables());
         tables
@@ -186,11 +186,11 @@ impl System {
     pub fn load(&mut self, table: u64, input: &mut Bytes) -> Result<(), Malformed> {
         match table {
             101 | 102 => return self.memory.load(table, input),
+            111 | 112 => return self.outbox.load(table, input),
+            113 => return self.inbox.load(table, input),
             501..600 => return self.locks.load(table, input),
             201 => load_row(&mut self.nodes, input)?,
             202 => load_row(&mut self.clients, input)?,
-            203 => load_row(&mut self.outbox, input)?,
-            204 => load_row(&mut self.taken, input)?,
             205 => load_row(&mut self.ends, input)?,
             206 => load_row(&mut self.members.rows, input)?,
             207 => load_row(&mut self.level, input)?,
@@ -238,12 +238,29 @@ impl System {
         session.into_iter().chain(self.locks.next_deadline()).min()
     }
 
-    fn post(&mut self, item: Item) {
-        let number = self.ends.change(&0, |n| {
-            *n += 1;
-            *n
-        });
-        self.outbox.insert(number.expect("the row exists from the beginning"), item);
+    /// Tells all partitions of the end of a session.
+    fn post(&mut self, end: Item) {
+        self.ends.change(&0, |n| *n += 1);
+        for target in (1..=self.partitions).map(GroupId) {
+            self.outbox.post(target, end.clone());
+        }
+    }
+
+    /// Why `more` sessions cannot be opened, if it is so: a partition has not heard of too many ends.
+    fn check_ends(&self, more: usize) -> Result<(), Reply> {
+        let live = self.nodes.iter().filter(|(_, row)| row.session != SessionId(0)).count();
+        let owed = self.clients.len() + live + more;
+        match (1..=self.partitions).map(GroupId).find(|&target| self.outbox.room(target) < owed) {
+            None => Ok(()),
+            Some(target) => {
+                let text = format!(
+                    "partition {} has to hear of too many sessions that have ended, and does not answer; bring its \
+                     nodes back",
+                    target.0
+                );
+                Err(Reply::error(Code::Err, text))
+            }
+        }
     }
 
     fn ends(&self) -> u64 {
@@ -277,13 +294,21 @@ impl System {
                 answer(out, *asker, Reply::OK);
             }
             Work::OpenClient => self.open_client(ctx, asker, out),
-            Work::Taken(receipt) => self.taken(asker, receipt, out),
+            Work::Take(parcel) => {
+                // Nobody has anything to tell this group yet. What it does not understand stays with its source.
+                let upto = self.inbox.take(parcel, |_, _| false);
+                answer(out, *asker, Reply::int(upto));
+            }
+            Work::Taken(receipt) => {
+                self.outbox.receipted(&receipt);
+                answer(out, *asker, Reply::OK);
+            }
             Work::Forget(node) => self.forget(ctx, asker, node, out),
             Work::Renounce(node) => {
                 let life = self.members.renounce(node);
                 answer(out, *asker, life.map_or(Reply::Nil, |life| Reply::int(u64::from(life))));
             }
-            Work::SeeClient(_) | Work::Introduce(_) | Work::Take(_) => {
+            Work::SeeClient(_) | Work::Introduce(_) => {
                 answer(out, *asker, Reply::error(Code::Err, "this is not the system group's work"));
             }
         }
@@ -361,6 +386,10 @@ impl System {
             );
             return answer(out, *asker, Reply::error(Code::Err, text));
         }
+        // One for the session that ends now, one for the new one's own end.
+        if let Err(full) = self.check_ends(2) {
+            return answer(out, *asker, full);
+        }
         self.end_node(ctx, open.node, out);
         let session = SessionId(ctx.at.serial());
         let row = NodeRow {
@@ -416,6 +445,10 @@ impl System {
             );
             return answer(out, *asker, Reply::error(Code::Err, text));
         }
+        // Clients leave room for nodes that come and go.
+        if let Err(full) = self.check_ends(1 + 2 * NODES_MAX) {
+            return answer(out, *asker, full);
+        }
         let client = ClientId(ctx.at.serial());
         self.next_end = self.next_end.min(ctx.time + CLIENT_LEASE);
         self.clients.insert(client, ctx.time + CLIENT_LEASE);
@@ -429,29 +462,6 @@ impl System {
         } else {
             Reply::Nil
         }
-    }
-
-    fn taken(&mut self, asker: &Asker, receipt: Receipted, out: &mut Outcomes) {
-        self.taken.change(&receipt.target, |upto| *upto = receipt.upto.max(*upto));
-        let everywhere = self.taken.iter().map(|(_, &upto)| upto).min().unwrap_or(u64::MAX);
-        let gone: Vec<u64> = self.outbox.range(..=everywhere).map(|(&number, _)| number).collect();
-        for number in gone {
-            self.outbox.remove(&number);
-        }
-        answer(out, *asker, Reply::OK);
-    }
-
-    /// What the leader has still to bring to partitions.
-    #[must_use]
-    pub fn parcels(&self) -> Vec<(GroupId, Parcel)> {
-        let Some((&first, _)) = self.outbox.iter().next() else { return Vec::new() };
-        let behind = self.taken.iter().filter(|&(_, &upto)| upto < self.ends());
-        let parcels = behind.map(|(&target, &upto)| {
-            let first = first.max(upto + 1);
-            let items = self.outbox.range(first..).take(PARCEL_ITEMS).map(|(_, item)| item.clone()).collect();
-            (target, Parcel { source: GroupId::SYSTEM, first, items })
-        });
-        parcels.collect()
     }
 
     /// Answers a read.
@@ -598,7 +608,7 @@ mod tests {
         assert_eq!(system.ring_nodes(), [1, 2].map(NodeId));
         let renewal = || Work::Renew(Renewal { node: NodeId(3), session: SessionId(3), clients: Vec::new() });
         assert_eq!(apply(&mut system, 8, conn, renewal()), Reply::Int(1), "a leaving node is still at work");
-        assert_eq!((system.level(), system.parcels().len()), (1, 0));
+        assert_eq!((system.level(), system.outbox.is_empty()), (1, true));
         let forget = |system: &mut System, at| apply(system, at, conn, Work::Forget(NodeId(3)));
         assert_eq!(forget(&mut system, 9), Reply::Int(0), "its clients count on its session");
         assert_eq!(apply(&mut system, 10, conn, renewal()), Reply::Int(0), "which gets no more of its lease");
@@ -608,7 +618,10 @@ mod tests {
         system.expire(&over, &mut Outcomes::new());
         assert_eq!(forget(&mut system, 11), Reply::Int(1));
         assert_eq!(system.level(), 2, "the old release is gone");
-        assert!(system.parcels()[0].1.items.contains(&Item::NodeEnded((NodeId(3), SessionId(3)))));
+        for target in (1..=16).map(GroupId) {
+            let parcel = system.outbox.parcel(target, 64);
+            assert!(parcel.items.contains(&Item::NodeEnded((NodeId(3), SessionId(3)))));
+        }
         assert_refused(&open(&mut system, 11, 3, 8, 2), "was removed from this cluster");
         let removed = |members: &[Member]| members.iter().map(|member| member.removed).collect::<Vec<_>>();
         assert_eq!(removed(&system.take_members().expect("news")), [false, false, true]);

@@ -101,6 +101,15 @@ pub const CLIENTS_MAX: usize = 4096;
 /// Requests of a client session from its lowest unanswered one; above it `-BUSY`.
 pub const CLIENT_WINDOW: u64 = 1024;
 
+/// Items that one group keeps for another one until that has them; what may not be added waits outside.
+pub const OUTBOX_ITEMS_MAX: usize = 16_384;
+/// Bytes of those items; one larger item fits alone.
+pub const OUTBOX_BYTES_MAX: usize = 16 << 20;
+/// Outbox items that travel together.
+pub const PARCEL_ITEMS_MAX: usize = 64;
+/// Bytes of outbox items that travel together; one larger item travels alone.
+pub const PARCEL_BYTES_MAX: usize = 1 << 20;
+
 /// Partitions of a new cluster.
 pub const PARTITIONS: u16 = 16;
 /// Replicas of a partition.
@@ -125,6 +134,11 @@ const _: () =
     assert!(ENTRY_TARGET + REQUEST_MAX < PEER_FRAME_MAX / 2, "an append with its largest entry fits");
 const _: () =
     assert!(PEER_FRAME_TARGET + OUTPUT_MAX < PEER_FRAME_MAX, "the largest answer fits a peer frame");
+const _: () = assert!(PARCEL_BYTES_MAX < REQUEST_MAX, "a parcel is no larger than a command");
+const _: () = assert!(
+    OUTBOX_ITEMS_MAX > 2 * (CLIENTS_MAX + NODES_MAX),
+    "there is room for the ends of all sessions, and for as many that a partition has not heard of yet"
+);
 const _: () = assert!(PREFETCH <= PREFETCH_MAX, "the default is allowed");
 const _: () = assert!(FETCH_BYTES_MAX + VALUE_MAX <= OUTPUT_MAX, "a full FETCH does not cut its client");
 const _: () = assert!(NAME_MAX < INLINE_MAX, "a name fits a line");

@@ -138,7 +138,7 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// `QSET topic [LEASE ms] [MAXDELIVER n]`: what is none stays as it is.
+    /// `QSET topic [LEASE ms] [MAXDELIVER n] [DLQ topic]`: what is none stays as it is.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct QSet {
         /// The topic.
@@ -147,6 +147,8 @@ wire_struct! {
         pub lease: Option<u64>,
         /// Deliveries before a message becomes a dead letter.
         pub max_deliver: Option<u32>,
+        /// Where its dead letters go, in whatever partition that lies; its own name and `DEAD_LETTERS` is the default.
+        pub dlq: Option<Bytes>,
     }
 }
 
@@ -386,6 +388,7 @@ impl Op {
             Self::Lock(op) => op.name.len() + op.owner.as_ref().map_or(0, Bytes::len),
             Self::Pub(op) => op.topic.len() + op.body.len() + op.dedupe.as_ref().map_or(0, Bytes::len),
             Self::Ack(op) => op.topic.len() + 16 * op.receipts.len(),
+            Self::QSet(op) => op.topic.len() + op.dlq.as_ref().map_or(0, Bytes::len),
             Self::Set(op) => op.key.len() + op.value.len(),
             Self::Del(keys) | Self::Exists(keys) => many(keys),
             other => match other.home() {
@@ -413,10 +416,10 @@ pub fn partition_of(name: &[u8], partitions: u16) -> GroupId {
     GroupId(1 + u16::try_from(partition).expect("below the number of partitions"))
 }
 
-/// What a topic's dead letters are called: the topic's name and this.
+/// What a topic's dead letters are called, unless QSET DLQ says otherwise: the topic's name and this.
 pub const DEAD_LETTERS: &[u8] = b".dlq";
 
-/// The partition of a topic. Dead letters lie in the partition of the topic they come from.
+/// The partition of a topic. Dead letters lie in the partition of the topic that they are called after.
 #[must_use]
 pub fn partition_of_topic(name: &[u8], partitions: u16) -> GroupId {
     partition_of(name.strip_suffix(DEAD_LETTERS).unwrap_or(name), partitions)

@@ -313,6 +313,21 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// A message that died in a topic whose dead letters lie in another partition.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Letter {
+        /// The topic that it is put into.
+        pub topic: Bytes,
+        /// How often it was delivered before.
+        pub attempts: u32,
+        /// What the sender knows it by: the number of the topic in which it died, and its id there.
+        pub origin: (u64, u64),
+        /// Its body.
+        pub body: Bytes,
+    }
+}
+
 wire_enum! {
     /// What groups tell each other through the outbox.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -321,11 +336,14 @@ wire_enum! {
         NodeEnded(session: (NodeId, SessionId)) = 1,
         /// A client session has ended.
         ClientEnded(client: ClientId) = 2,
+        /// A dead letter for a topic of the target.
+        Letter(letter: Letter) = 3,
     }
 }
 
 wire_struct! {
-    /// Outbox items for one group: `items[i]` has the number `first + i`.
+    /// Outbox items for one group: `items[i]` has the number `first + i`. Each source numbers what it has for each
+    /// target by itself, from 1.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct Parcel {
         /// The group they come from.
@@ -366,7 +384,7 @@ wire_enum! {
         SeeClient(client: ClientId) = 6,
         /// A partition learns of a client session; answers 1, or 0 when `ends` is behind: look again.
         Introduce(introduction: Introduction) = 7,
-        /// A group takes outbox items; answers the last number it has.
+        /// A group takes outbox items; answers the last number that it has of the source's.
         Take(parcel: Parcel) = 8,
         /// The source of outbox items learns that they arrived; answers OK.
         Taken(receipt: Receipted) = 9,
@@ -505,6 +523,17 @@ impl SnapshotFrame {
     }
 }
 
+impl Item {
+    /// Bytes that it holds on to, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Letter(letter) => BASE + letter.topic.len() + letter.body.len(),
+            Self::NodeEnded(_) | Self::ClientEnded(_) => 32,
+        }
+    }
+}
+
 impl Work {
     /// Bytes that it holds on to, about.
     #[must_use]
@@ -512,7 +541,7 @@ impl Work {
         match self {
             Self::Op(op) => op.weight(),
             Self::Renew(renewal) => BASE + 8 * renewal.clients.len(),
-            Self::Take(parcel) => BASE + 32 * parcel.items.len(),
+            Self::Take(parcel) => BASE + parcel.items.iter().map(Item::weight).sum::<usize>(),
             _ => 2 * BASE,
         }
     }

@@ -7,6 +7,7 @@ use quorate_engine::engine::Faults;
 use quorate_engine::journal::Options;
 
 use super::plan::Plan;
+use super::workload::Profile;
 
 /// One deliberate bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -47,6 +48,8 @@ pub enum Bug {
     StaleAck,
     /// A message whose lease ends is gone.
     NoRedelivery,
+    /// A dead letter that comes to another partition twice is taken twice.
+    LetterTakenTwice,
 }
 
 impl Bug {
@@ -64,7 +67,7 @@ impl Bug {
             Self::DeadlockIgnored | Self::Overtaking => {
                 plan.clients = 14;
                 plan.fault_every = 0;
-                plan.only_locks = true;
+                plan.only = Some(Profile::Locks);
             }
             Self::ResendAppliedTwice => {
                 plan.disconnects = true;
@@ -75,6 +78,14 @@ impl Bug {
                 plan.partitioned = true;
                 plan.pauses = true;
                 plan.fault_every = plan.fault_every.min(400_000);
+            }
+            Self::LetterTakenTwice => {
+                plan.only = Some(Profile::Queues);
+                plan.clients = 10;
+                plan.partitions = 4;
+                plan.crashes = true;
+                plan.cuts = true;
+                plan.fault_every = plan.fault_every.min(150_000);
             }
             _ => {}
         }
@@ -99,6 +110,7 @@ impl Bug {
             Self::DedupeIgnored => faults.queues.dedupe_ignored = true,
             Self::StaleAck => faults.queues.stale_ack = true,
             Self::NoRedelivery => faults.queues.no_redelivery = true,
+            Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::RecycledRecord | Self::VoteForgotten => {}
         }
     }

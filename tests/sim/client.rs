@@ -112,7 +112,7 @@ impl World {
     pub fn add_clients(&mut self) {
         for client in 0..self.plan.clients {
             let profile = Profile::of(client, &mut self.client_rng);
-            let profile = if self.plan.only_locks { Profile::Locks } else { profile };
+            let profile = self.plan.only.unwrap_or(profile);
             let ordered = self.client_rng.chance(550);
             self.clients.push(Client::new(profile, ordered));
             let at = 300_000 + self.client_rng.below(700_000);

@@ -155,16 +155,22 @@ impl World {
         self.ask(client, &[id]);
     }
 
+    /// Three active nodes at least are left: with two, a damaged disk would take the majority.
     fn some_step(&mut self) -> Step {
         let at = self.fault_rng.index(self.nodes.len());
-        let members = self.nodes.iter().filter(|node| node.member.is_some()).count();
-        match self.nodes[at].member {
-            None => Step::Join(at),
-            Some(_) => match self.fault_rng.below(4) {
-                0 if members > 3 => Step::Remove(at),
-                1 if members > 3 => Step::Drain(at),
-                _ => Step::Cancel(at),
-            },
+        if self.nodes[at].member.is_none() {
+            return Step::Join(at);
+        }
+        let leader =
+            self.nodes.iter().filter_map(|node| node.engine.as_ref()).find(|engine| engine.leads_system());
+        let is_active = |node: &&super::node::Node| {
+            leader.is_some_and(|leader| leader.standing_of(node.id) == Some(MemberStanding::Active))
+        };
+        let active = self.nodes.iter().filter(is_active).count();
+        match self.fault_rng.below(4) {
+            0 if active > 3 => Step::Remove(at),
+            1 if active > 3 => Step::Drain(at),
+            _ => Step::Cancel(at),
         }
     }
 }

@@ -10,6 +10,7 @@ use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 
 use super::bugs::Bug;
 use super::rng::Rng;
+use super::workload::Profile;
 
 /// What a run is asked to be.
 #[derive(Debug, Clone, Default)]
@@ -67,8 +68,8 @@ pub struct Plan {
     pub stops: bool,
     /// Clients.
     pub clients: usize,
-    /// All of them want locks.
-    pub only_locks: bool,
+    /// What all of them are for, if it is one thing.
+    pub only: Option<Profile>,
     /// Requests that a client lets wait at the most.
     pub pipeline: usize,
     /// Bytes of a journal segment.
@@ -110,7 +111,7 @@ impl Plan {
             full_disks: false,
             stops: false,
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
-            only_locks: false,
+            only: None,
             pipeline: rng.pick(&[1, 2, 4, 8]),
             segment: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
             log_floor: 64 << 20,

@@ -9,7 +9,8 @@
 use bytes::Bytes;
 use quorate_protocol::id::Index;
 use quorate_protocol::op::{
-    Ack, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl, Unlock, When,
+    Ack, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl,
+    Unlock, When,
 };
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
@@ -25,6 +26,8 @@ pub const COUNTERS: u64 = 2;
 pub const LOCKS: u64 = 3;
 /// Topics.
 pub const TOPICS: u64 = 2;
+/// Where the first topic's dead letters go now and then; in another partition than the topic, if there are several.
+pub const DEAD: &[u8] = b"dead";
 
 /// What a client is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,7 +228,7 @@ impl World {
                 Op::Pub(op)
             }
             9..=14 => Op::Fetch(Fetch {
-                topic,
+                topic: if rng.chance(100) { Bytes::from_static(DEAD) } else { topic },
                 count: u32::try_from(1 + rng.below(4)).expect("small"),
                 block: if rng.chance(400) { rng.below(2000) } else { 0 },
                 lease: Some(rng.below(3) * 1000 + 100 + id % 900),
@@ -240,7 +243,14 @@ impl World {
             }
             18 => {
                 let max_deliver = Some(u32::try_from(2 + rng.below(4)).expect("small"));
-                Op::QSet(QSet { topic, lease: Some(1000 + id % 900), max_deliver })
+                let own = || Bytes::from([&topic[..], DEAD_LETTERS].concat());
+                let dlq = match rng.below(4) {
+                    0 => None,
+                    1 => Some(own()),
+                    _ => Some(Bytes::from_static(DEAD)),
+                };
+                let dlq = dlq.filter(|_| topic == name("q", 0));
+                Op::QSet(QSet { topic, lease: Some(1000 + id % 900), max_deliver, dlq })
             }
             _ => Op::QInfo(topic),
         }

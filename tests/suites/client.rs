@@ -255,9 +255,13 @@ async fn messages_are_fetched_settled_and_rejected() {
     let dead = client.fetch("jobs.dlq", Fetch::default()).await.expect("messages");
     assert_eq!(dead[0].body, "two");
     assert_eq!(client.ack_all(&dead[0].topic, &dead).await, Ok(1));
-    client.set_topic("jobs", TopicSettings::default().lease(minute).max_deliver(3)).await.expect("OK");
+    client
+        .set_topic("jobs", TopicSettings::default().lease(minute).max_deliver(3).dead_letters("lost"))
+        .await
+        .expect("OK");
     let info = client.topic_info("jobs").await.expect("an answer").expect("a topic");
-    assert_eq!((info.lease, info.max_deliver), (minute, 3));
+    assert_eq!((info.lease, info.max_deliver, info.leaving), (minute, 3, 0));
+    assert_eq!(info.dead_letters.as_deref(), Some(&b"lost"[..]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

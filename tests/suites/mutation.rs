@@ -11,8 +11,8 @@ use quorate_protocol::id::{
 };
 use quorate_protocol::op::{Ack, Fetch, Lock, Op, Pub, Receipt};
 use quorate_protocol::peer::{
-    Answer, Ask, Delivery, Forward, Greeting, Hello, Item, Join, Joined, Lane, Led, LinkFrame, Opening,
-    Parcel, Principal, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
+    Answer, Ask, Delivery, Forward, Greeting, Hello, Item, Join, Joined, Lane, Led, Letter, LinkFrame,
+    Opening, Parcel, Principal, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
 };
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::resp::RequestDecoder;
@@ -145,7 +145,11 @@ fn link_frames() -> Vec<LinkFrame> {
         Work::Take(Parcel {
             source: GroupId(0),
             first: 1,
-            items: vec![Item::NodeEnded((NodeId(1), SessionId(2))), Item::ClientEnded(ClientId(3))],
+            items: vec![
+                Item::NodeEnded((NodeId(1), SessionId(2))),
+                Item::ClientEnded(ClientId(3)),
+                Item::Letter(Letter { topic: "t".into(), attempts: 2, origin: (1, 2), body: "b".into() }),
+            ],
         }),
     ];
     let ask = |(request, work)| Ask {

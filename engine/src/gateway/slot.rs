@@ -18,10 +18,10 @@ pub enum Errand {
     Renew(SessionId),
     /// Tell a group that a connection is gone.
     Close(GroupId, ConnId),
-    /// Bring outbox items to a partition.
-    Parcel(GroupId),
-    /// Tell the system group that they have arrived.
-    Receipt(GroupId),
+    /// Bring outbox items of a source to their target; the number of the first.
+    Parcel(GroupId, GroupId, u64),
+    /// Tell the source that the target has them.
+    Receipt(GroupId, GroupId),
     /// Look whether a client session is alive.
     See(ClientId),
     /// Make a client session known to a partition.

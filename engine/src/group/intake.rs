@@ -1,7 +1,7 @@
 //! What a group takes on: work for the leader of this term, within bounds, in the order of each connection.
 
 use alloc::format;
-use quorate_protocol::id::{ConnId, NodeId};
+use quorate_protocol::id::{ConnId, GroupId, NodeId};
 use quorate_protocol::limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
 use quorate_protocol::peer::{Ask, Forward, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
@@ -30,7 +30,12 @@ impl Group {
             Work::SeeClient(_) => true,
             _ => false,
         };
-        let of_client = matches!(ask.work, Work::Op(_) | Work::OpenClient);
+        let of_client = match &ask.work {
+            Work::Op(_) | Work::OpenClient => true,
+            // Dead letters are clients' messages, and can wait where they are.
+            Work::Take(parcel) => parcel.source != GroupId::SYSTEM,
+            _ => false,
+        };
         if let Err(reply) = self.check(&asker, run, is_read, of_client) {
             self.refused.insert((conn.node, conn.counter), run);
             return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
@@ -47,7 +52,7 @@ impl Group {
     }
 
     /// Refuses what is over a bound, and what stands behind something refused. Without room it takes no more of
-    /// clients, but what the nodes need to go on: sessions, closed connections, the outbox.
+    /// clients, but what the nodes need to go on: sessions and their ends, closed connections, receipts.
     fn check(&self, asker: &Asker, run: u64, is_read: bool, of_client: bool) -> Result<(), Reply> {
         let refused = self.refused.get(&(asker.conn.node, asker.conn.counter));
         #[cfg(feature = "faults")]

@@ -35,6 +35,7 @@ use crate::consensus::{Consensus, Role, SNAPSHOT, Setup};
 use crate::effect::TICK;
 use crate::journal::{COMMANDS, CONFIGURATION, Conf, Entry, Hard, Meta, RESET, Row, Standing};
 use crate::memory::Admission;
+use crate::outbox::Outbox;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes};
 use crate::snapshot::Loader;
 use crate::state::State;
@@ -301,6 +302,12 @@ impl Group {
         self.state.digest()
     }
 
+    /// What it has to tell other groups.
+    #[must_use]
+    pub fn outbox(&self) -> &Outbox {
+        self.state.outbox()
+    }
+
     /// The system group's state.
     #[must_use]
     pub fn system(&self) -> Option<&System> {
@@ -499,10 +506,10 @@ impl Group {
         self.time = batch.stamp;
         let own = self.clock.is_some() && entry.term == self.term;
         let mut out = Outcomes::new();
-        let ctx = |offset| Ctx { at: LogPos { index: entry.index, offset }, time: batch.stamp };
+        let time = batch.stamp;
+        let ctx = |offset| Ctx { at: LogPos { index: entry.index, offset }, time };
         self.state.expire(&ctx(0), &mut out);
-        // Offset 0 is the passing of time; commands are counted from 1.
-        for (offset, logged) in (1..).zip(batch.commands) {
+        for (offset, logged) in batch.placed() {
             self.apply_one(&ctx(offset), logged, &mut out);
         }
         self.tell(out, own);

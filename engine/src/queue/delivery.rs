@@ -6,7 +6,6 @@
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
-use bytes::Bytes;
 use quorate_protocol::id::ConnId;
 use quorate_protocol::limits::{FETCH_BYTES_MAX, MAX_DELIVER, MESSAGE_LEASE};
 use quorate_protocol::op::DEAD_LETTERS;
@@ -14,7 +13,7 @@ use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
 
 use super::Queues;
-use super::rows::{Held, Lease, Message, MessageKey, State, Topic, TopicNumber};
+use super::rows::{Held, Lease, MessageKey, State, Topic, TopicNumber};
 use crate::outcome::{Ctx, Outcome, Outcomes, answer};
 
 /// Who is served next.
@@ -106,7 +105,7 @@ impl Queues {
         attempt
     }
 
-    fn topic(&self, number: TopicNumber) -> &Topic {
+    pub(super) fn topic(&self, number: TopicNumber) -> &Topic {
         let line = &self.index.lines[&number];
         self.topics.get(&line.name).expect("every line has a topic")
     }
@@ -120,22 +119,12 @@ impl Queues {
     pub(super) fn give_back(&mut self, ctx: &Ctx, key: MessageKey, delay: u64, out: &mut Outcomes) {
         let message = self.messages.get(&key).expect("the caller has seen it");
         let max = self.topic(key.0).max_deliver.unwrap_or(MAX_DELIVER);
-        let failed = matches!(message.state, State::Leased(_)) && message.attempts >= max;
+        let failed = matches!(message.state, State::Leased(_)) && message.attempts - message.before >= max;
         if failed && !self.index.lines[&key.0].name.ends_with(DEAD_LETTERS) {
             return self.bury(ctx, key, out);
         }
         let state = if delay == 0 { State::Ready } else { State::Delayed(ctx.time.saturating_add(delay)) };
         self.change_message(key, |message| message.state = state);
-    }
-
-    /// Moves a message to its topic's dead letters, under the same id. No bound stands in its way: nothing
-    /// grows by it.
-    pub(super) fn bury(&mut self, ctx: &Ctx, key: MessageKey, out: &mut Outcomes) {
-        let name = [&self.index.lines[&key.0].name, DEAD_LETTERS].concat();
-        let body = self.remove_message(key);
-        let letters = self.open_topic(&Bytes::from(name));
-        self.put_message((letters, key.1), body, Message { attempts: 0, state: State::Ready });
-        self.serve(ctx, letters, out);
     }
 
     /// Takes away what these connections have. None of them is served while the others are closed.

@@ -5,7 +5,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
-use quorate_protocol::id::ConnId;
+use quorate_protocol::id::{ConnId, GroupId};
 use quorate_protocol::limits::FETCH_BYTES_MAX;
 
 use super::rows::{Due, Held, Message, MessageKey, Published, State, Subscription, TopicNumber, Waiter};
@@ -18,6 +18,7 @@ pub(super) struct Line {
     pub(super) ready: BTreeSet<u64>,
     pub(super) delayed: usize,
     pub(super) leased: usize,
+    pub(super) leaving: usize,
     /// Places of FETCHes that wait.
     pub(super) waiters: BTreeSet<u64>,
     pub(super) subscriptions: usize,
@@ -28,7 +29,7 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn messages(&self) -> usize {
-        self.ready.len() + self.delayed + self.leased
+        self.ready.len() + self.delayed + self.leased + self.leaving
     }
 
     pub(super) fn consumers(&self) -> usize {
@@ -69,6 +70,8 @@ pub(super) struct Index {
     pub(super) lines: BTreeMap<TopicNumber, Line>,
     pub(super) due: BTreeSet<(u64, Due)>,
     pub(super) held: BTreeMap<ConnId, BTreeSet<Held>>,
+    /// Messages that leave and have no place in the outbox yet, by the partition they go to.
+    pub(super) unposted: BTreeSet<(GroupId, MessageKey)>,
     seats: BTreeMap<(TopicNumber, ConnId), Seat>,
     /// Messages pushed to a connection and not settled, whether it is still subscribed or not.
     pushed: BTreeMap<(TopicNumber, ConnId), Pushed>,
@@ -105,6 +108,12 @@ impl Index {
                     });
                 }
             }
+            State::Leaving(leaving) => {
+                line.leaving += 1;
+                if !leaving.posted {
+                    self.unposted.insert((leaving.target, key));
+                }
+            }
         }
     }
 
@@ -128,6 +137,10 @@ impl Index {
                         pushed.bytes -= size;
                     });
                 }
+            }
+            State::Leaving(leaving) => {
+                line.leaving -= 1;
+                self.unposted.remove(&(leaving.target, key));
             }
         }
     }

@@ -2,10 +2,11 @@
 //!
 //! Charter: applies PUB, FETCH, ACK, NACK, SUB, UNSUB, QSET, the passing of time and the end of connections to
 //! topics. `rows.rs` has the rows and a message's life, `index.rs` what is derived from them, `delivery.rs`
-//! who gets which message.
+//! who gets which message, `letters.rs` what becomes of dead ones.
 //!
 //! Invariants:
-//! - A message is in exactly one state of `rows.rs`, and leaves the partition by ACK alone.
+//! - A message is in exactly one state of `rows.rs`, and leaves the partition by ACK, or as a dead letter that has
+//!   arrived in another one.
 //! - Whenever a command is done, no message is ready while somebody waits for one: whatever makes a message
 //!   ready or a consumer hungry calls `serve`.
 //! - A topic exists while it holds a message, remembers a publisher's id, is listened to or is set up.
@@ -15,13 +16,14 @@
 
 mod delivery;
 mod index;
+mod letters;
 mod rows;
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{ConnId, NodeId, SessionId};
+use quorate_protocol::id::{ConnId, GroupId, NodeId, SessionId};
 use quorate_protocol::limits::{
     CONSUMERS_MAX, DEDUPE_MAX, DEDUPE_WINDOW, MAX_DELIVER, MESSAGE_LEASE, QUEUES_MAX, TOPIC_MESSAGES_MAX,
     TOPICS_MAX,
@@ -34,6 +36,7 @@ use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 use crate::table::{Rows, Table, load_row, take_row};
 use index::{Index, Line};
+use letters::Place;
 use rows::{Due, Lease, Message, MessageKey, Published, State, Subscription, Topic, TopicNumber, Waiter};
 
 /// What a message costs beyond its body.
@@ -57,6 +60,7 @@ pub struct Faults {
 
 /// See the top of the file.
 pub struct Queues {
+    place: Place,
     topics: Table<Bytes, Topic>,
     bodies: Table<MessageKey, Bytes>,
     messages: Table<MessageKey, Message>,
@@ -73,12 +77,13 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// No topics.
+    /// A partition, of so many, without topics.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(group: GroupId, partitions: u16) -> Self {
         let mut last_topic = Table::new(607);
         last_topic.insert(0, 0);
         Self {
+            place: Place { group, partitions },
             topics: Table::new(601),
             bodies: Table::new(602),
             messages: Table::new(603),
@@ -162,7 +167,7 @@ impl Queues {
         if self.faults.lost_message {
             return self.close_if_idle(number);
         }
-        self.put_message((number, id), keep(op.body), Message { attempts: 0, state });
+        self.put_message((number, id), keep(op.body), Message { attempts: 0, before: 0, state });
         self.serve(ctx, number, out);
     }
 
@@ -244,8 +249,12 @@ impl Queues {
     /// Settles a message if the receipt names its newest delivery.
     fn settle(&mut self, key: MessageKey, receipt: &Receipt) -> bool {
         let Some(message) = self.messages.get(&key) else { return false };
-        let newest =
-            message.attempts > 0 && receipt.attempt.is_none_or(|attempt| attempt == message.attempts);
+        if matches!(message.state, State::Leaving(_)) {
+            // It is dead: its letter can be settled, where it arrives.
+            return false;
+        }
+        let newest = message.attempts > message.before
+            && receipt.attempt.is_none_or(|attempt| attempt == message.attempts);
         #[cfg(feature = "faults")]
         if self.faults.lost_ack {
             return newest;
@@ -346,6 +355,10 @@ impl Queues {
             let old = topic.max_deliver.map(u64::from);
             let max = set(op.max_deliver.map(u64::from), u64::from(MAX_DELIVER), old);
             topic.max_deliver = max.map(|max| u32::try_from(max).expect("it came from 32 bits"));
+            if let Some(dlq) = op.dlq {
+                let own = dlq.strip_suffix(DEAD_LETTERS) == Some(&op.topic[..]);
+                topic.dlq = (!own).then(|| Bytes::copy_from_slice(&dlq));
+            }
         });
         self.close_if_idle(number);
         answer(out, *asker, Reply::OK);
@@ -357,16 +370,21 @@ impl Queues {
         let Some(topic) = self.topics.get(name) else { return Reply::Nil };
         let line = &self.index.lines[&topic.number];
         let count = |n: usize| Reply::int(n as u64);
+        // Dead letters have none of their own: they stay where they are.
+        let default = || (!name.ends_with(DEAD_LETTERS)).then(|| [name, DEAD_LETTERS].concat().into());
+        let dlq = topic.dlq.clone().or_else(default);
         let fields = [
             ("topic", Reply::Bulk(name.clone())),
             ("ready", count(line.ready.len())),
             ("delayed", count(line.delayed)),
             ("unacknowledged", count(line.leased)),
+            ("leaving", count(line.leaving)),
             ("subscriptions", count(line.subscriptions)),
             ("waiting", count(line.waiters.len())),
             ("ids", count(line.published)),
             ("lease", Reply::int(topic.lease.unwrap_or(MESSAGE_LEASE))),
             ("maxdeliver", Reply::int(u64::from(topic.max_deliver.unwrap_or(MAX_DELIVER)))),
+            ("dlq", dlq.map_or(Reply::Nil, Reply::Bulk)),
         ];
         Reply::Map(fields.into_iter().map(|(name, value)| (Reply::text(name), value)).collect())
     }
@@ -428,7 +446,7 @@ impl Queues {
         });
         let number = number.expect("the row exists from the beginning");
         let name = Bytes::copy_from_slice(name);
-        self.topics.insert(name.clone(), Topic { number, lease: None, max_deliver: None });
+        self.topics.insert(name.clone(), Topic { number, lease: None, max_deliver: None, dlq: None });
         self.index.open(number, name);
         number
     }
@@ -436,7 +454,7 @@ impl Queues {
     fn close_if_idle(&mut self, number: TopicNumber) {
         let Some(line) = self.index.lines.get(&number).filter(|line| line.is_idle()) else { return };
         let topic = self.topics.get(&line.name).expect("every line has a topic");
-        if topic.lease.is_none() && topic.max_deliver.is_none() {
+        if topic.lease.is_none() && topic.max_deliver.is_none() && topic.dlq.is_none() {
             let Line { name, .. } = self.index.lines.remove(&number).expect("it was just seen");
             self.topics.remove(&name);
         }
@@ -554,12 +572,6 @@ impl Queues {
             .for_each(|(&(number, conn), row)| index.add_subscription(number, conn, row));
         self.published.iter().for_each(|(key, row)| index.add_published(key, row));
         index
-    }
-}
-
-impl Default for Queues {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

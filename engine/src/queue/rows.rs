@@ -2,17 +2,17 @@
 //!
 //! ```text
 //!      PUB            FETCH, SUB             ACK
-//!  ─────────▶ Ready ────────────▶ Leased ─────────▶ gone
-//!              ▲  ▲                 │ │ │
-//!   time is up │  └─────────────────┘ │ └─────────▶ Ready in topic.dlq
-//!              │    lease or          │   after MAXDELIVER deliveries, or NACK DEAD
-//!  ─────────▶ Delayed ◀───────────────┘
+//!  ─────────▶ Ready ────────────▶ Leased ─────────▶ gone ◀──────────────┐
+//!              ▲  ▲                 │ │ │                              │ arrived
+//!   time is up │  └─────────────────┘ │ ├─────────▶ Leaving for the DLQ ┘
+//!              │    lease or          │ └─────────▶ Ready in the DLQ, if it lies in this partition
+//!  ─────────▶ Delayed ◀───────────────┘   after MAXDELIVER deliveries, or NACK DEAD
 //!   PUB DELAY       connection ends; NACK (DELAY)
 //! ```
 
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::ConnId;
+use quorate_protocol::id::{ConnId, GroupId};
 use quorate_protocol::{wire_enum, wire_struct};
 
 use crate::outcome::Asker;
@@ -32,6 +32,8 @@ wire_struct! {
         pub lease: Option<u64>,
         /// Deliveries before a message becomes a dead letter; none: `limits::MAX_DELIVER`.
         pub max_deliver: Option<u32>,
+        /// Where its dead letters go; none: its own name and `op::DEAD_LETTERS`.
+        pub dlq: Option<Bytes>,
     }
 }
 
@@ -41,6 +43,8 @@ wire_struct! {
     pub struct Message {
         /// Deliveries so far; the number of the latest one.
         pub attempts: u32,
+        /// Those of them before it became a dead letter here: they do not count towards MAXDELIVER.
+        pub before: u32,
         /// What is happening with it.
         pub state: State,
     }
@@ -56,6 +60,21 @@ wire_enum! {
         Delayed(until: u64) = 1,
         /// With a consumer.
         Leased(lease: Lease) = 2,
+        /// Dead, and on its way to another partition.
+        Leaving(leaving: Leaving) = 3,
+    }
+}
+
+wire_struct! {
+    /// Where a message goes that leaves.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Leaving {
+        /// The topic.
+        pub to: Bytes,
+        /// Its partition.
+        pub target: GroupId,
+        /// It has a place in the outbox.
+        pub posted: bool,
     }
 }
 

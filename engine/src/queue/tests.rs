@@ -4,7 +4,9 @@ use alloc::collections::BTreeSet;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use quorate_protocol::id::LogPos;
 use quorate_protocol::op::Op;
+use quorate_protocol::peer::Letter;
 
 use super::*;
 use crate::script::{Dice, Script, Subject, conn};
@@ -37,14 +39,14 @@ impl Subject for Queues {
             assert!(line.ready.is_empty() || !hungry, "nothing is ready while somebody waits for it");
             let topic = self.topics.get(&line.name).expect("every line has a topic");
             assert_eq!(topic.number, *number);
-            let set_up = topic.lease.is_some() || topic.max_deliver.is_some();
+            let set_up = topic.lease.is_some() || topic.max_deliver.is_some() || topic.dlq.is_some();
             assert!(set_up || !line.is_idle(), "an idle topic is gone");
         }
     }
 }
 
 fn queues() -> Script<Queues> {
-    Script::new(Queues::new())
+    Script::new(Queues::new(GroupId(1), 1))
 }
 
 #[test]
@@ -59,7 +61,7 @@ fn first_in_first_out_until_acknowledged() {
     assert_eq!(q.say(9, &format!("ACK jobs {}", ids[2])), "1");
     assert_eq!(q.say(1, "QINFO jobs"), "(nil)", "an empty topic vanishes");
     assert_eq!(q.subject.digest(), {
-        let mut fresh = Queues::new();
+        let mut fresh = Queues::new(GroupId(1), 1);
         fresh.last_topic.insert(0, 1);
         fresh.digest()
     });
@@ -255,4 +257,110 @@ fn a_full_partition_refuses_and_still_moves_dead_letters() {
     assert_eq!(q.say(1, "FETCH jobs"), format!("1) {a} 1 a"));
     assert_eq!(q.say(1, &format!("NACK jobs {a} DEAD")), "1");
     assert_eq!(q.say(1, "FETCH jobs.dlq"), format!("1) {a} 1 a"));
+}
+
+#[test]
+fn another_dlq_in_the_same_partition_takes_letters_at_once_and_counts_on() {
+    let mut q = queues();
+    assert_eq!(q.say(1, "QSET jobs MAXDELIVER 2 LEASE 10 DLQ dead"), "OK");
+    assert_eq!(q.say(1, "QSET dead MAXDELIVER 3 LEASE 10"), "OK");
+    let a = q.say(1, "PUB jobs a");
+    assert!(q.say(1, "QINFO jobs").contains("dlq: dead"));
+    for attempt in 1..=2 {
+        assert_eq!(q.say(1, "FETCH jobs"), format!("1) {a} {attempt} a"));
+        q.pass(10);
+    }
+    assert_eq!(q.say(1, "FETCH jobs"), "(nil)");
+    assert_eq!(q.say(1, &format!("ACK dead {a}")), "0", "nobody has received it there");
+    for attempt in 3..=5 {
+        assert_eq!(q.say(1, "FETCH dead"), format!("1) {a} {attempt} a"), "three more deliveries");
+        q.pass(10);
+    }
+    assert_eq!(q.say(1, "FETCH dead"), "(nil)");
+    assert_eq!(q.say(1, "FETCH dead.dlq"), format!("1) {a} 1 a"), "a DLQ is a topic like others");
+    assert_eq!(q.say(1, "QSET jobs MAXDELIVER 16 LEASE 30000 DLQ jobs.dlq"), "OK");
+    assert_eq!(q.say(1, "QINFO jobs"), "(nil)", "default settings are none");
+}
+
+/// Partition 10 of 16, where `jobs` lies; `dead` lies in partition 14.
+fn tenth() -> Script<Queues> {
+    Script::new(Queues::new(GroupId(10), 16))
+}
+
+const FAR: GroupId = GroupId(14);
+
+fn post(q: &mut Script<Queues>) -> Letter {
+    let letter = q.subject.next_letter(FAR).expect("there is one");
+    q.subject.posted(&letter);
+    letter
+}
+
+#[test]
+fn a_letter_for_another_partition_leaves_and_is_gone_when_it_has_arrived() {
+    let mut q = tenth();
+    assert_eq!(q.say(1, "QSET jobs DLQ dead"), "OK");
+    let (a, b) = (q.say(1, "PUB jobs a"), q.say(1, "PUB jobs b"));
+    assert_eq!(q.say(1, "SUB jobs PREFETCH 2"), "OK");
+    q.heard();
+    assert_eq!(q.say(1, &format!("NACK jobs {b} DEAD")), "1");
+    assert_eq!(q.say(1, &format!("NACK jobs {a}@1 DEAD")), "1");
+    assert_eq!(q.subject.letters_for(), [FAR]);
+    let first = post(&mut q);
+    let origin = (1, a.parse().expect("an id"));
+    assert_eq!(first, Letter { topic: "dead".into(), attempts: 1, origin, body: "a".into() });
+    let info = q.say(1, "QINFO jobs");
+    assert!(info.contains("leaving: 2") && info.contains("ready: 0"), "{info}");
+    let told = q.heard();
+    assert!(told.is_empty(), "nobody receives it: {told:?}");
+    assert_eq!(q.say(1, &format!("ACK jobs {a} {b}@1")), "0", "nobody settles it");
+    assert_eq!(q.say(1, &format!("NACK jobs {a}@1")), "0");
+    q.pass(MESSAGE_LEASE);
+    assert_eq!(q.say(1, "QSET jobs DLQ jobs.dlq"), "OK");
+    let second = post(&mut q);
+    assert_eq!((&second.topic[..], &second.body[..]), (&b"dead"[..], &b"b"[..]), "that was decided before");
+    assert_eq!(q.subject.letters_for(), []);
+    q.event(|queues, _, _| queues.left(&first));
+    q.event(|queues, _, _| queues.left(&first));
+    assert!(q.say(1, "QINFO jobs").contains("leaving: 1"));
+    assert_eq!(q.say(1, "UNSUB jobs"), "1");
+    q.event(|queues, _, _| queues.left(&second));
+    assert_eq!(q.say(1, "QINFO jobs"), "(nil)", "nothing is left");
+    assert_eq!(q.subject.bytes, 0);
+}
+
+#[test]
+fn leases_and_connections_that_end_send_letters_away_too() {
+    let mut q = tenth();
+    assert_eq!(q.say(1, "QSET jobs DLQ dead MAXDELIVER 1 LEASE 10"), "OK");
+    q.say(1, "PUB jobs a");
+    q.say(1, "PUB jobs b");
+    q.say(2, "FETCH jobs");
+    q.pass(10);
+    q.say(3, "FETCH jobs");
+    q.event(|queues, ctx, out| queues.close(ctx, conn(3), out));
+    assert_eq!((post(&mut q).body, post(&mut q).body), ("a".into(), "b".into()));
+    assert!(q.subject.next_letter(FAR).is_none());
+}
+
+#[test]
+fn a_letter_that_arrives_is_a_new_message_and_waits_where_there_is_no_room() {
+    let mut q = Script::new(Queues::new(FAR, 16));
+    assert_eq!(q.say(1, "FETCH dead BLOCK 1000"), "");
+    let letter = |body: &'static str| Letter {
+        topic: "dead".into(),
+        attempts: 4,
+        origin: (7, 7),
+        body: Bytes::from_static(body.as_bytes()),
+    };
+    q.event(|queues, ctx, out| assert!(queues.receive(ctx, letter("a"), out)));
+    assert_eq!(q.heard(), ["1: 1) 2 5 a"], "whoever waits is served, and the count goes on");
+    q.subject.bytes += QUEUES_MAX;
+    assert!(!q.subject.receive(
+        &Ctx { at: LogPos { index: 9, offset: 9 }, time: 9 },
+        letter("b"),
+        &mut Vec::new()
+    ));
+    q.subject.bytes -= QUEUES_MAX;
+    assert_eq!(q.say(1, "QINFO dead").matches("ready: 0").count(), 1, "it is where it was");
+    assert_eq!(q.say(1, "ACK dead 2@5"), "1");
 }

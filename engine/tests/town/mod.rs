@@ -202,6 +202,14 @@ impl Town {
         }
     }
 
+    /// Takes a few inputs only: whatever is going on stands in the middle of it.
+    pub(crate) fn run_some(&mut self, inputs: usize) {
+        for _ in 0..inputs {
+            let Some((node, input)) = self.inbox.pop_front() else { break };
+            self.step(node, input);
+        }
+    }
+
     /// Runs until something holds.
     pub(crate) fn run_until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         for _ in 0..5000 {

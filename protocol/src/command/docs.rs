@@ -130,7 +130,11 @@ same partition, as in Redis Cluster.
   counts deliveries. `id` names the current delivery, `id@attempt` a certain one. ACK may come on any connection; NACK of a plain
   `id` only on the one that received it.
 - First in, first out on first delivery; what comes back stands in front.
-- After MAXDELIVER deliveries (default 16) a message moves to `topic.dlq` in one replicated step; nothing is dropped.
+- After MAXDELIVER deliveries (default 16), or NACK DEAD, a message moves to `topic.dlq` in one replicated step; nothing is
+  dropped. `QSET topic DLQ other` has later ones go to another topic, where the count of deliveries goes on, and MAXDELIVER
+  counts from there. If `other` lies in another partition, the message is *leaving* (QINFO) in its topic, is delivered to
+  nobody there and counts against the topic's bound until it has arrived: then it is in `other` once, under a new id.
+  While `other` takes no more (-QFULL), it keeps leaving. `QSET topic DLQ topic.dlq` is the default again.
 - SUB streams on inline, RESP3 and binary connections. RESP2 clients use FETCH.
 
 ## Rules of keys

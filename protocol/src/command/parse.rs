@@ -10,8 +10,8 @@ use crate::limits::{
     PREFETCH_MAX,
 };
 use crate::op::{
-    Ack, Expire, Expiry, Fetch, Incr, Lock, MemberAdd, MemberOp, Nack, Op, Pub, QSet, Receipt, Renew, Set,
-    Sub, Ttl, Unlock, When,
+    Ack, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, MemberAdd, MemberOp, Nack, Op, Pub, QSet, Receipt,
+    Renew, Set, Sub, Ttl, Unlock, When,
 };
 use crate::reply::{Code, Failure};
 
@@ -174,15 +174,29 @@ pub(super) fn unsubscribe(words: &mut Words<'_>) -> Parsed {
 }
 
 pub(super) fn queue_set(words: &mut Words<'_>) -> Parsed {
-    let mut set = QSet { topic: words.topic()?, lease: None, max_deliver: None };
+    let mut set = QSet { topic: words.topic()?, lease: None, max_deliver: None, dlq: None };
     let mut seen = 0;
-    while let Some(option) = words.option(&["LEASE", "MAXDELIVER"], &mut seen)? {
+    while let Some(option) = words.option(&["LEASE", "MAXDELIVER", "DLQ"], &mut seen)? {
         match option {
             "LEASE" => set.lease = Some(words.millis("LEASE", 1)?),
+            "DLQ" => set.dlq = Some(dead_letter_topic(words, &set.topic)?),
             _ => set.max_deliver = Some(words.count("MAXDELIVER", MAX_DELIVER * 1024)?),
         }
     }
     op(Op::QSet(set))
+}
+
+/// Dead letters never die again, and no topic is its own dead letters: so a message always comes to rest.
+fn dead_letter_topic(words: &mut Words<'_>, topic: &Bytes) -> Result<Bytes, Failure> {
+    if topic.ends_with(DEAD_LETTERS) {
+        let text = "these are dead letters already, and stay here until they are acknowledged; set the DLQ of the topic that they come from";
+        return Err(failure(Code::Err, text));
+    }
+    let dlq = words.topic()?;
+    if dlq == *topic {
+        return Err(failure(Code::Err, "a topic cannot be its own DLQ; name another topic"));
+    }
+    Ok(dlq)
 }
 
 pub(super) fn queue_info(words: &mut Words<'_>) -> Parsed {

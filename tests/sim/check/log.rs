@@ -228,9 +228,10 @@ impl Logs {
 
 fn note(group: GroupId, index: Index, data: &Bytes, time: u64, history: &mut History) {
     let Ok(batch) = Batch::read(data.clone()) else { return };
-    for (offset, logged) in (1..).zip(&batch.commands) {
+    let stamp = batch.stamp;
+    for (offset, logged) in batch.placed() {
         let pos = LogPos { index, offset };
-        history.applied(logged, Place { group, pos, stamp: batch.stamp, time });
+        history.applied(&logged, Place { group, pos, stamp, time });
     }
 }
 

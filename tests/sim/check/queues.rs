@@ -1,7 +1,8 @@
 //! Properties of queues (commands.md, Queues):
 //! - what is delivered was published; a body has one id, and a publisher's id names one message;
 //! - each delivery of a message has a number of its own, and the numbers rise;
-//! - a message is settled once, and never delivered after that;
+//! - a message is settled once, and never delivered after that: in its topic, or where its dead letters go;
+//! - a dead letter lands in one place, once, whatever partition that is in;
 //! - what was acknowledged to its publisher is delivered and settled, as a dead letter at worst.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,7 @@ use quorate_protocol::reply::Reply;
 
 use super::Verdict;
 use crate::sim::history::{History, Outcome, Record};
-use crate::sim::workload::message_of;
+use crate::sim::workload::{DEAD, message_of};
 
 /// What a subscriber received: when, topic, message, attempt, body.
 pub type Pushed = (u64, Bytes, u64, u32, Bytes);
@@ -40,6 +41,7 @@ pub fn check(history: &History, pushed: &[Pushed]) -> Verdict {
     attempts(&deliveries)?;
     let settled = settled(history)?;
     nothing_after_settled(&deliveries, &settled)?;
+    settled_in_one_place(&deliveries, &settled)?;
     nothing_lost(history, &deliveries, &settled)
 }
 
@@ -70,8 +72,10 @@ fn deliveries(history: &History, pushed: &[Pushed]) -> Vec<Delivery> {
     all
 }
 
+/// The topic to which a message was published that is found in this one.
 fn source(topic: &Bytes) -> &[u8] {
-    topic.strip_suffix(DEAD_LETTERS).unwrap_or(topic)
+    let topic = topic.strip_suffix(DEAD_LETTERS).unwrap_or(topic);
+    if topic == DEAD { b"q0" } else { topic }
 }
 
 fn published_before_delivered(history: &History, deliveries: &[Delivery]) -> Verdict {
@@ -182,6 +186,19 @@ fn nothing_after_settled(deliveries: &[Delivery], settled: &Settled<'_>) -> Verd
                 delivery.key,
                 record.story()
             ));
+        }
+    }
+    Ok(())
+}
+
+/// A body is a message, and wherever it goes there is one of it: the auditor would find and settle another one.
+fn settled_in_one_place(deliveries: &[Delivery], settled: &Settled<'_>) -> Verdict {
+    let mut places: BTreeMap<&Bytes, &Key> = BTreeMap::new();
+    for delivery in deliveries.iter().filter(|delivery| settled.contains_key(&delivery.key)) {
+        let first = *places.entry(&delivery.body).or_insert(&delivery.key);
+        if *first != delivery.key {
+            let name = String::from_utf8_lossy(&delivery.body);
+            return Err(format!("{name} was settled as {first:?} and as {:?}", delivery.key));
         }
     }
     Ok(())
