@@ -22,7 +22,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use quorate_protocol::id::{GroupId, Identity, NodeId};
+use quorate_protocol::id::{GroupId, Identity, LIVES_MAX, NodeId};
 use quorate_protocol::limits::{NODE_ID_MAX, NODES_EVER_MAX, NODES_MAX, RETIRED_MAX};
 use quorate_protocol::op::{MemberAdd, MemberOp};
 use quorate_protocol::{wire_enum, wire_struct};
@@ -252,12 +252,16 @@ impl Members {
             ));
         }
         let life = self.rows.get(&node).map_or(0, |row| row.life + 1);
+        if life >= LIVES_MAX {
+            return Err(format!("node {id} has come back {LIVES_MAX} times; give another id"));
+        }
         self.rows.insert(node, MemberRow { peer_address, standing: MemberStanding::Active, life });
         Ok(())
     }
 
     /// Begins a new life of a node, whose former replicas are void.
     pub fn renounce(&mut self, node: NodeId) -> Option<u32> {
+        self.rows.get(&node).filter(|row| row.life + 1 < LIVES_MAX)?;
         self.rows.change(&node, |row| {
             row.life += 1;
             row.life
@@ -421,11 +425,14 @@ mod tests {
         }
         refused(&mut members, add(most + 1, address(0)), "has had 1024 nodes");
         members.decide(add(most, address(most))).expect("it comes again");
-        for life in 0..most {
+        for life in 2..u64::from(LIVES_MAX) {
             members.decide(MemberOp::Remove(NodeId(most))).expect("others are active");
             assert!(members.forget(most + 1 + life, NodeId(most), Some(Identity(0))));
             members.decide(add(most, address(most))).expect("it comes again");
         }
         assert_eq!(members.retired.len(), RETIRED_MAX);
+        members.decide(MemberOp::Remove(NodeId(most))).expect("others are active");
+        assert!(members.forget(u64::MAX, NodeId(most), None));
+        refused(&mut members, add(most, address(most)), "give another id");
     }
 }

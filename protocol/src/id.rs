@@ -103,6 +103,15 @@ wire_newtype! {
     pub struct ClientId(pub u64);
 }
 
+impl Boot {
+    /// The number before a life's first boot: boots of different lives are never alike, though each begins with an
+    /// empty directory.
+    #[must_use]
+    pub fn before(life: u32) -> Self {
+        Self(u64::from(life) << BOOT_BITS)
+    }
+}
+
 wire_struct! {
     /// A client connection, named so that the whole cluster can tell it from every other one, ever.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -118,16 +127,21 @@ wire_struct! {
 }
 
 /// Bits that count the connections of one boot.
-const COUNTER_BITS: u32 = 40;
+const COUNTER_BITS: u32 = 36;
+/// Bits that count the boots of one life of a node.
+const BOOT_BITS: u32 = 17;
+/// Lives of a node's id; above it another id is to be given.
+pub const LIVES_MAX: u32 = 1000;
 
 impl ConnId {
     /// The connection of this number of a boot.
     ///
     /// # Panics
-    /// After 2^40 connections of one boot or 2^23 boots.
+    /// After 2^36 connections of one boot, 2^17 boots of one life or 2^10 lives.
     #[must_use]
     pub fn new(node: NodeId, session: SessionId, boot: Boot, number: u64) -> Self {
-        assert!(number < 1 << COUNTER_BITS && boot.0 < 1 << 23, "connections and boots fit one number");
+        let fits = number < 1 << COUNTER_BITS && boot.0 < 1 << (63 - COUNTER_BITS);
+        assert!(fits, "connections and boots fit one number");
         Self { node, session, counter: boot.0 << COUNTER_BITS | number }
     }
 

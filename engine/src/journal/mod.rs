@@ -427,7 +427,7 @@ pub fn is_sound(file: &Bytes, group: GroupId, index: Index) -> bool {
 /// What is to be done to found an empty directory, in a life of its node (0 is the first). Afterwards `recover` makes
 /// its first start.
 pub fn found(meta: &Meta, life: u32, out: &mut Vec<Io>) {
-    let unborn = Meta { boot: Boot(0), ..meta.clone() };
+    let unborn = Meta { boot: Boot::before(life), ..meta.clone() };
     // Replicas of former lives are not taken for ones of this life, whoever still speaks to them.
     let before = Replica::new(meta.node, life, 0).incarnation;
     let void = |group| (GroupId(group), Row { incarnation: before, ..Row::default() });
