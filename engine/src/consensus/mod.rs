@@ -250,15 +250,28 @@ impl Consensus {
     /// then the next progress says so.
     pub fn install(&mut self, now: u64, offer: RaftMessage, conf: Conf) -> bool {
         let at = (offer.index, offer.log_term);
+        let taken = self.step_snapshot(now, offer, &conf);
+        self.installing = taken.then_some(Taken { at, conf });
+        taken
+    }
+
+    /// Tells the leader that what it offers is here already: it may have missed the word that it was taken.
+    pub fn decline(&mut self, now: u64, offer: RaftMessage) {
+        assert!(offer.index <= self.commit(), "what is declined is of no use");
+        // Raft takes nothing whose configuration does not name this replica, and says how far it is.
+        let taken = self.step_snapshot(now, offer, &Conf::default());
+        assert!(!taken, "nothing is put in place of what is there");
+    }
+
+    fn step_snapshot(&mut self, now: u64, offer: RaftMessage, conf: &Conf) -> bool {
+        let at = (offer.index, offer.log_term);
         let Some(mut raw) = to_raw(offer) else { return false };
         (raw.index, raw.log_term) = (0, 0);
         let metadata = raw.mut_snapshot().mut_metadata();
         (metadata.index, metadata.term) = at;
         metadata.set_conf_state(conf.to_raw());
         self.step(now, raw);
-        let taken = self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == at.0);
-        self.installing = taken.then_some(Taken { at, conf });
-        taken
+        self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == at.0)
     }
 
     /// Appends an entry to the leader's log and returns its index.

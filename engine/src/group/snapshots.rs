@@ -206,11 +206,11 @@ impl Group {
 
     /// A leader offers a snapshot: it is fetched, unless it is of no use.
     pub(super) fn offered(&mut self, now: u64, offer: RaftMessage, meta: &Meta) {
-        if offer.to != self.consensus.me()
-            || offer.term < self.consensus.term()
-            || offer.index <= self.applied
-        {
+        if offer.to != self.consensus.me() || offer.term < self.consensus.term() {
             return;
+        }
+        if offer.index <= self.applied {
+            return self.consensus.decline(now, offer);
         }
         match &mut self.files.fetching {
             Some(fetching) if fetching.offer.index == offer.index => {

@@ -1,3 +1,5 @@
+//! Snapshots of a partition that goes on meanwhile, and every byte of a small one changed.
+
 use super::*;
 use alloc::format;
 use alloc::vec::Vec;
