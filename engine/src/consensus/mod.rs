@@ -63,6 +63,9 @@ pub enum Role {
     Candidate,
     /// Leads.
     Leader,
+    /// Follows a leader, and does not count for a majority yet: it is none of the voters, or the change that makes it
+    /// one is not over.
+    Learner,
 }
 
 impl Role {
@@ -74,6 +77,7 @@ impl Role {
             Self::PreCandidate => "precandidate",
             Self::Candidate => "candidate",
             Self::Leader => "leader",
+            Self::Learner => "learner",
         }
     }
 }
@@ -482,7 +486,14 @@ impl Consensus {
         }
     }
 
-    /// This replica's role.
+    /// Whether this replica counts for a majority: it votes, and would if a change that is under way were over.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        let Conf { voters, outgoing, .. } = &self.conf;
+        voters.contains(&self.me) && (outgoing.is_empty() || outgoing.contains(&self.me))
+    }
+
+    /// This replica's role in elections: a learner is a follower there.
     #[must_use]
     pub fn role(&self) -> Role {
         match self.raw.raft.state {

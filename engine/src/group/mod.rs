@@ -581,6 +581,9 @@ impl Group {
     /// The role, as a report shows it.
     #[must_use]
     pub fn role(&self) -> Role {
-        self.consensus.role()
+        match self.consensus.role() {
+            Role::Follower if !self.consensus.counts() => Role::Learner,
+            role => role,
+        }
     }
 }

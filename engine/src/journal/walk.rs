@@ -210,6 +210,10 @@ impl<'a> Reader<'a> {
             }
             if (header.previous_segment, header.previous_end) != (last.number, last.end) || !last.sealed {
                 let (previous, end) = (header.previous_segment, header.previous_end);
+                if previous > last.number && !segments.contains_key(&previous) {
+                    let what = format!("it is missing, and segment {number} proves that it was there");
+                    return damage(File::Segment(previous), 0, what);
+                }
                 let (read, number) = (last.end, last.number);
                 let what = format!(
                     "it follows offset {end} of segment {previous}, but segment {number} can be read up to {read} only, and there it is {}sealed",

@@ -1,0 +1,645 @@
+//! Directories that are damaged, full or outgrown: what the cluster promises of its data survives it. Each test starts
+//! real nodes, spoils the files of one of them, and looks at what the others' clients notice and what the node has
+//! afterwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use quorate_protocol::op::partition_of;
+use quorate_tests::process::{Client, Cluster, millis, poll};
+
+/// The system group and the partitions.
+const GROUPS: usize = 17;
+/// What one write may take while nodes die; far above what it takes.
+const BOUND: u64 = 8000;
+/// Bytes of log beyond which every group has taken a snapshot: the floor of 64 MiB, and half of what is live.
+const ENOUGH_FOR_SNAPSHOTS: usize = 88 << 20;
+
+/// A key in every partition.
+fn keys() -> Vec<String> {
+    let mut keys = BTreeMap::new();
+    for key in (0..1000).map(|n| format!("key-{n}")) {
+        keys.entry(partition_of(key.as_bytes(), 16).0).or_insert(key);
+    }
+    assert_eq!(keys.len(), GROUPS - 1);
+    keys.into_values().collect()
+}
+
+/// Writes all of these values, several at a time; what is refused for the moment is sent again.
+fn write_all(client: &mut Client, values: impl Iterator<Item = (String, String)>) {
+    const WINDOW: usize = 16;
+    let values: Vec<(String, String)> = values.collect();
+    for some in values.chunks(WINDOW) {
+        let mut left: Vec<&(String, String)> = some.iter().collect();
+        poll("the values are written", || {
+            for (key, value) in &left {
+                let (k, v) = (key.len(), value.len());
+                client.say(&format!("*3\r\n$3\r\nSET\r\n${k}\r\n{key}\r\n${v}\r\n{value}\r"));
+            }
+            left.retain(|_| {
+                let answer = client.line();
+                let later = ["-BUSY", "-TRYAGAIN", "-CLUSTERDOWN", "-INDOUBT"];
+                assert!(answer == "+OK" || later.iter().any(|code| answer.starts_with(code)), "{answer}");
+                answer != "+OK"
+            });
+            left.is_empty().then_some(())
+        });
+    }
+}
+
+/// A value of this size that says what it is.
+fn value(n: usize, size: usize) -> String {
+    let mut value = format!("{n}-");
+    value.extend(std::iter::repeat_n('v', size - value.len()));
+    value
+}
+
+/// Overwrites a few large values until the groups have taken snapshots.
+fn write_much(client: &mut Client) {
+    const SIZE: usize = 256 << 10;
+    write_all(
+        client,
+        (0..ENOUGH_FOR_SNAPSHOTS / SIZE).map(|n| (format!("large-{}", n % 48), value(n, SIZE))),
+    );
+}
+
+/// Group → applied index and digest, as a node tells them.
+fn groups(cluster: &Cluster, id: usize) -> Option<BTreeMap<u64, (u64, String)>> {
+    let status = Client::try_new(cluster.address(id))?.try_ask("STATUS")?;
+    let words: Vec<&str> = status.split_whitespace().skip_while(|word| *word != "groups:").collect();
+    let values = |name| words.windows(2).filter(move |pair| pair[0] == name).map(|pair| pair[1]);
+    let rows = values("group:").zip(values("applied:").zip(values("digest:")));
+    rows.map(|(group, (applied, digest))| {
+        Some((group.parse().ok()?, (applied.parse().ok()?, digest.to_owned())))
+    })
+    .collect()
+}
+
+/// Waits until a node's replicas count for a majority again, in all groups.
+fn wait_whole(cluster: &Cluster, id: usize) {
+    poll(&format!("node {id} has a vote in every group"), || {
+        let status = cluster.client(id).ask_all("STATUS");
+        let votes = status.matches("role: follower").count() + status.matches("role: leader").count();
+        // The node itself has a line of this kind too, that of the system group.
+        (votes == GROUPS + 1).then_some(())
+    });
+}
+
+/// Waits until all nodes hold all groups, and have had the same state at the same index in each of them.
+fn wait_alike(cluster: &Cluster) {
+    let mut seen: BTreeMap<(u64, u64), BTreeMap<usize, String>> = BTreeMap::new();
+    let mut alike = BTreeSet::new();
+    let mut last = Vec::new();
+    let start = millis();
+    loop {
+        last.clear();
+        for id in 1..=cluster.size() {
+            let found = groups(cluster, id).unwrap_or_default();
+            last.push(found.len());
+            for (group, (applied, digest)) in found {
+                let row = seen.entry((group, applied)).or_default();
+                row.insert(id, digest);
+                let digests: BTreeSet<&String> = row.values().collect();
+                assert_eq!(digests.len(), 1, "group {group} at {applied}: {row:?}");
+                if row.len() == cluster.size() {
+                    alike.insert(group);
+                }
+            }
+        }
+        if alike.len() == GROUPS && last.iter().all(|held| *held == GROUPS) {
+            return;
+        }
+        assert!(millis() < start + 30_000, "groups held: {last:?}; alike: {alike:?}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Somebody who writes a little all the time, into every partition, through whichever node answers.
+struct Load {
+    over: AtomicBool,
+    rounds: AtomicU64,
+}
+
+impl Load {
+    fn new() -> Self {
+        Self { over: AtomicBool::new(false), rounds: AtomicU64::new(0) }
+    }
+
+    /// Works until it is over; returns what was acknowledged last of each key, and the longest that a write took.
+    fn run(&self, addresses: &[std::net::SocketAddr]) -> (BTreeMap<String, u64>, u64) {
+        let keys: Vec<String> = keys().into_iter().map(|key| format!("{{{key}}}")).collect();
+        let (mut told, mut slowest) = (BTreeMap::new(), 0);
+        let (mut at, mut client) = (0, None);
+        for n in 1.. {
+            for key in &keys {
+                let start = millis();
+                poll("a write is acknowledged", || {
+                    if client.is_none() {
+                        at = (at + 1) % addresses.len();
+                        client = Client::try_new(addresses[at]);
+                    }
+                    let answer = client
+                        .as_mut()
+                        .and_then(|client: &mut Client| client.try_first(&format!("SET {key} {n}")));
+                    if answer.is_none() {
+                        client = None;
+                    }
+                    (answer? == "OK").then_some(())
+                });
+                slowest = slowest.max(millis() - start);
+                told.insert(key.clone(), n);
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+            if self.over.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        (told, slowest)
+    }
+
+    /// Waits until every partition was written twice from now on.
+    fn wait_for_more(&self) {
+        let start = self.rounds.load(Ordering::Relaxed);
+        poll("every partition can be written", || {
+            (self.rounds.load(Ordering::Relaxed) >= start + 2).then_some(())
+        });
+    }
+}
+
+fn files(dir: &Path, end: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("it is there").map(|entry| entry.expect("it is there").path());
+    let mut files: Vec<PathBuf> =
+        entries.filter(|path| path.to_str().is_some_and(|path| path.ends_with(end))).collect();
+    files.sort();
+    files
+}
+
+fn segments(data: &Path) -> Vec<PathBuf> {
+    files(&data.join("journal"), ".seg")
+}
+
+fn change(path: &Path, how: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).expect("it is there");
+    how(&mut bytes);
+    fs::write(path, bytes).expect("it is ours");
+}
+
+/// Where a commit begins that is not a segment's first and has an entry that says something. What is behind it proves
+/// that it was synced.
+fn some_commit(bytes: &[u8], own: u32) -> usize {
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    // The file may have been another segment before; what is left of that names another number.
+    let number = |at: usize| word(at + 48);
+    let is_batch = |at: &usize| word(*at) == 32 && bytes[at + 8] == 2 && number(*at) == own;
+    let has_entry = |at: &usize| word(at + 64) >= 8 && bytes[at + 72] == 3;
+    let mut commits = (0..bytes.len() - 128).step_by(512).filter(is_batch).skip(1);
+    commits.find(has_entry).expect("there are many commits")
+}
+
+/// One way to spoil a directory, and the file that the log is to name; none if nothing is lost by it.
+struct Damage {
+    name: &'static str,
+    /// Segments that must be there to be spoilt.
+    segments: usize,
+    spoil: fn(&Path) -> Option<PathBuf>,
+}
+
+fn spoil_first(data: &Path, how: impl FnOnce(&mut Vec<u8>, u32)) -> Option<PathBuf> {
+    let path = segments(data).first().expect("there are segments").clone();
+    let name = path.file_stem().and_then(|name| name.to_str()).expect("it is a number");
+    let number = name.parse().expect("it is a number");
+    change(&path, |bytes| how(bytes, number));
+    Some(path)
+}
+
+fn spoil_last(data: &Path, how: impl FnOnce(&mut Vec<u8>, u32)) -> Option<PathBuf> {
+    let path = segments(data).last().expect("there are segments").clone();
+    let name = path.file_stem().and_then(|name| name.to_str()).expect("it is a number");
+    let number = name.parse().expect("it is a number");
+    change(&path, |bytes| how(bytes, number));
+    Some(path)
+}
+
+fn newest_snapshot(data: &Path) -> PathBuf {
+    // The last one of the first group that has any: older ones are only waiting to be removed.
+    let all = files(&data.join("snapshots"), ".snap");
+    let group = |path: &PathBuf| path.file_name().map(|name| name.as_encoded_bytes()[..5].to_vec());
+    let first = all.first().expect("there are snapshots");
+    all.iter().rfind(|path| group(path) == group(first)).expect("it was just seen").clone()
+}
+
+const DAMAGES: &[Damage] = &[
+    Damage {
+        name: "a snapshot that has a byte flipped",
+        segments: 1,
+        spoil: |data| {
+            let path = newest_snapshot(data);
+            change(&path, |bytes| {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            });
+            Some(path)
+        },
+    },
+    Damage {
+        name: "a snapshot that is gone",
+        segments: 1,
+        spoil: |data| {
+            let path = newest_snapshot(data);
+            fs::remove_file(&path).expect("it is ours");
+            Some(path)
+        },
+    },
+    Damage {
+        name: "a snapshot that was cut off",
+        segments: 1,
+        spoil: |data| {
+            let path = newest_snapshot(data);
+            change(&path, |bytes| bytes.truncate(bytes.len() / 2));
+            Some(path)
+        },
+    },
+    Damage {
+        name: "the header of a sealed segment",
+        segments: 2,
+        spoil: |data| spoil_first(data, |bytes, _| bytes[40] ^= 1),
+    },
+    Damage {
+        name: "the header of the open segment",
+        segments: 1,
+        spoil: |data| spoil_last(data, |bytes, _| bytes[40] ^= 1),
+    },
+    Damage {
+        name: "the body of a record in the open segment",
+        segments: 1,
+        spoil: |data| {
+            spoil_last(data, |bytes, number| {
+                let at = some_commit(bytes, number) + 64;
+                bytes[at + 36] ^= 1;
+            })
+        },
+    },
+    Damage {
+        name: "the body of a record in a sealed segment",
+        segments: 2,
+        spoil: |data| {
+            spoil_first(data, |bytes, number| {
+                let at = some_commit(bytes, number) + 64;
+                bytes[at + 36] ^= 1;
+            })
+        },
+    },
+    Damage {
+        name: "a marker",
+        segments: 1,
+        spoil: |data| {
+            spoil_last(data, |bytes, number| {
+                let at = some_commit(bytes, number);
+                bytes[at + 50] ^= 1;
+            })
+        },
+    },
+    Damage {
+        name: "zeroes over the beginning of the open segment",
+        segments: 1,
+        spoil: |data| spoil_last(data, |bytes, _| bytes[..1024].fill(0)),
+    },
+    Damage {
+        name: "zeroes over the beginning of a sealed segment",
+        segments: 2,
+        spoil: |data| spoil_first(data, |bytes, _| bytes[..1024].fill(0)),
+    },
+    Damage {
+        name: "a segment that is gone",
+        segments: 2,
+        spoil: |data| {
+            let path = segments(data).first().expect("there are segments").clone();
+            fs::remove_file(&path).expect("it is ours");
+            Some(path)
+        },
+    },
+    Damage {
+        name: "the open segment that is gone",
+        segments: 1,
+        spoil: |data| {
+            let path = segments(data).last().expect("there are segments").clone();
+            fs::remove_file(&path).expect("it is ours");
+            Some(path)
+        },
+    },
+    Damage {
+        name: "one copy of the manifest",
+        segments: 1,
+        spoil: |data| {
+            change(&data.join("hardstate"), |bytes| bytes[30] ^= 1);
+            None
+        },
+    },
+    Damage {
+        name: "both copies of the manifest",
+        segments: 1,
+        spoil: |data| {
+            change(&data.join("hardstate"), |bytes| {
+                bytes[30] ^= 1;
+                bytes[65_536 + 30] ^= 1;
+            });
+            Some(data.join("hardstate"))
+        },
+    },
+    Damage {
+        name: "one copy of what the directory is",
+        segments: 1,
+        spoil: |data| {
+            change(&data.join("meta"), |bytes| bytes[30] ^= 1);
+            None
+        },
+    },
+    Damage {
+        name: "what the directory is",
+        segments: 1,
+        spoil: |data| {
+            fs::remove_file(data.join("meta")).expect("it is ours");
+            None
+        },
+    },
+];
+
+/// Makes a node that is down have this many segments: each start seals the last and begins a new one.
+fn have_segments(cluster: &mut Cluster, id: usize, wanted: usize, load: &Load) {
+    while segments(&cluster.data_dir(id)).len() < wanted {
+        cluster.spawn(id);
+        cluster.wait_ready(id);
+        load.wait_for_more();
+        cluster.kill(id);
+    }
+}
+
+/// Whatever is spoilt of one node's directory is said, repaired from the others while they serve, and the node counts
+/// again: the next one is killed as soon as it is back, and the damaged one is half of the majority that goes on.
+#[test]
+fn every_kind_of_damage_is_told_and_repaired_while_the_cluster_serves() {
+    let mut cluster = Cluster::start(3);
+    write_much(&mut cluster.client(1));
+    let addresses: Vec<_> = (1..=3).map(|id| cluster.address(id)).collect();
+    let load = Load::new();
+    let (told, slowest) = std::thread::scope(|scope| {
+        let work = scope.spawn(|| load.run(&addresses));
+        let over = Over(&load);
+        load.wait_for_more();
+        for (damage, n) in DAMAGES.iter().zip(0..) {
+            let id = n % 3 + 1;
+            let start = millis();
+            cluster.kill(id);
+            // The majority is the other two: the one that was damaged before is among them.
+            load.wait_for_more();
+            have_segments(&mut cluster, id, damage.segments, &load);
+            let before = cluster.log(id).len();
+            let named = (damage.spoil)(&cluster.data_dir(id));
+            cluster.spawn(id);
+            cluster.wait_ready(id);
+            wait_whole(&cluster, id);
+            wait_alike(&cluster);
+            let log = cluster.log(id)[before..].to_owned();
+            let warning =
+                log.lines().find(|line| line.contains("WARN") && line.contains(" is damaged at offset "));
+            match named {
+                Some(path) => {
+                    let name =
+                        path.strip_prefix(cluster.data_dir(id)).expect("it lies there").display().to_string();
+                    assert!(
+                        warning.is_some_and(|line| line.contains(&name)),
+                        "{}: {name}: {log}",
+                        damage.name
+                    );
+                }
+                None => assert!(warning.is_none(), "{}: {log}", damage.name),
+            }
+            note(&format!("{}: node {id}, {} ms", damage.name, millis() - start));
+        }
+        drop(over);
+        work.join().expect("the load is acknowledged")
+    });
+    note(&format!("the slowest write: {slowest} ms"));
+    assert!(slowest < BOUND, "a write took {slowest} ms");
+    for id in 1..=3 {
+        let mut client = cluster.client(id);
+        for (key, n) in &told {
+            assert_eq!(client.ask(&format!("GET {key}")), n.to_string(), "{key} at node {id}");
+        }
+    }
+}
+
+/// A small file system in the place of a node's directory. It goes before the cluster's files do.
+struct Small(PathBuf);
+
+impl Small {
+    /// Moves a node that runs to a file system of this size. Without the right to mount one, the test says so and does
+    /// nothing.
+    fn move_node(cluster: &mut Cluster, id: usize, mebibytes: u64) -> Option<Self> {
+        let data = cluster.data_dir(id);
+        assert_eq!(cluster.stop(id), Some(0));
+        let script = "rm -f \"$0\"/journal/reserve \"$0\"/journal/*.next && cp -a \"$0\" \"$0.aside\" && \
+             mount -t tmpfs -o mode=700,size=\"$1\"m tmpfs \"$0\" && cp -a \"$0.aside\"/. \"$0\" && rm -r \"$0.aside\"";
+        let moved = Command::new("sh").args(["-c", script]).arg(&data).arg(mebibytes.to_string()).status();
+        if !moved.is_ok_and(|status| status.success()) {
+            note("SKIPPED: no file system can be mounted here (that needs root): a full disk is not tested");
+            return None;
+        }
+        let small = Self(data);
+        cluster.spawn(id);
+        cluster.wait_ready(id);
+        poll("a reserve is set aside", || small.0.join("journal/reserve").exists().then_some(()));
+        Some(small)
+    }
+
+    /// Somebody else takes all the room.
+    fn fill(&self) {
+        let mut ballast = fs::File::create(self.ballast()).expect("it can be made");
+        while ballast.write_all(&[1; 64 << 10]).is_ok() {}
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.join("ballast")
+    }
+
+    fn clear(&self) {
+        fs::remove_file(self.ballast()).expect("it is ours");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn said(cluster: &Cluster, id: usize, words: &str, times: usize) {
+    poll(words, || (cluster.log(id).matches(words).count() >= times).then_some(()));
+}
+
+/// Waits until a node answers with the values of these keys.
+fn wait_reads(cluster: &Cluster, id: usize, keys: &[String], value: &str) {
+    for key in keys {
+        poll("it can be read", || (cluster.client(id).ask(&format!("GET {key}")) == value).then_some(()));
+    }
+}
+
+#[test]
+fn a_node_with_a_full_disk_serves_and_the_others_go_on_and_it_recovers_unaided() {
+    let mut cluster = Cluster::start(3);
+    let Some(small) = Small::move_node(&mut cluster, 3, 320) else { return };
+    let keys = keys();
+    write_all(&mut cluster.client(1), keys.iter().map(|key| (key.clone(), "before".to_owned())));
+    small.fill();
+    said(&cluster, 3, "the disk is full", 1);
+    let set = |cluster: &Cluster, id: usize, value: &str| {
+        for key in &keys {
+            let mut client = cluster.client(id);
+            poll("it can be written", || (client.ask(&format!("SET {key} {value}")) == "OK").then_some(()));
+        }
+    };
+    let start = millis();
+    set(&cluster, 1, "full");
+    note(&format!("the disk is full: every partition written after {} ms", millis() - start));
+    write_much(&mut cluster.client(2));
+    wait_reads(&cluster, 3, &keys, "full");
+    set(&cluster, 3, "through-it");
+    assert_eq!(groups(&cluster, 3).expect("it answers").len(), GROUPS);
+    // A start needs no room either.
+    cluster.kill(3);
+    cluster.spawn(3);
+    said(&cluster, 3, "the disk is full", 2);
+    wait_reads(&cluster, 3, &keys, "through-it");
+    small.clear();
+    let start = millis();
+    wait_whole(&cluster, 3);
+    wait_alike(&cluster);
+    note(&format!("there is room: alike after {} ms", millis() - start));
+    cluster.kill(1);
+    set(&cluster, 3, "after");
+    wait_reads(&cluster, 2, &keys, "after");
+}
+
+#[test]
+fn a_node_alone_with_a_full_disk_refuses_writes_and_says_why() {
+    let mut cluster = Cluster::start(1);
+    let Some(small) = Small::move_node(&mut cluster, 1, 320) else { return };
+    let keys = keys();
+    write_all(&mut cluster.client(1), keys.iter().map(|key| (key.clone(), "before".to_owned())));
+    for round in 1..=2 {
+        small.fill();
+        said(&cluster, 1, "the disk is full", 2 * round - 1);
+        let refused = |cluster: &Cluster| {
+            let mut client = cluster.client(1);
+            let refusal = poll("a refusal", || Some(client.ask("SET key-1 refused")).filter(|a| a != "OK"));
+            assert!(refusal.starts_with("-BUSY ") && refusal.contains(" is full"), "{refusal}");
+            wait_reads(cluster, 1, &keys[1..], "before");
+            assert_eq!(groups(cluster, 1).expect("it answers").len(), GROUPS);
+        };
+        refused(&cluster);
+        cluster.kill(1);
+        cluster.spawn(1);
+        said(&cluster, 1, "the disk is full", 2 * round);
+        refused(&cluster);
+        small.clear();
+        let mut client = cluster.client(1);
+        poll("there is room", || (client.ask(&format!("SET round-{round} v")) == "OK").then_some(()));
+    }
+    wait_reads(&cluster, 1, &["round-1".to_owned(), "round-2".to_owned()], "v");
+}
+
+/// Bytes that a directory takes on the disk.
+fn disk_use(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).expect("it is there").map(|entry| entry.expect("it is there"));
+    entries
+        .filter_map(|entry| {
+            // What is removed meanwhile takes nothing.
+            let meta = entry.metadata().ok()?;
+            Some(if meta.is_dir() { disk_use(&entry.path()) } else { meta.blocks() * 512 })
+        })
+        .sum()
+}
+
+#[test]
+fn disk_use_follows_live_data_and_a_killed_node_is_soon_there_again() {
+    const SIZE: usize = 16 << 10;
+    const LIVE: usize = 64 << 20;
+    const ROUNDS: usize = 5;
+    let mut cluster = Cluster::start(1);
+    let data = cluster.data_dir(1);
+    let mut most = 0;
+    for round in 0..ROUNDS {
+        let values = (0..LIVE / SIZE).map(|n| (format!("k{n}"), value(n + round, SIZE)));
+        write_all(&mut cluster.client(1), values);
+        most = most.max(disk_use(&data));
+    }
+    let used = disk_use(&data);
+    let mib = |bytes: u64| bytes >> 20;
+    note(&format!(
+        "{} MiB live, {} MiB written: {} MiB on the disk, {} at the most of {ROUNDS} looks",
+        LIVE >> 20,
+        ROUNDS * LIVE >> 20,
+        mib(used),
+        mib(most)
+    ));
+    assert!(used <= 2 * LIVE as u64 + (256 << 20), "{} MiB on the disk", mib(used));
+    cluster.kill(1);
+    let start = millis();
+    cluster.spawn(1);
+    cluster.wait_ready(1);
+    note(&format!("ready {} ms after its start", millis() - start));
+    let mut client = cluster.client(1);
+    for n in 0..LIVE / SIZE {
+        assert_eq!(client.ask(&format!("GET k{n}")), value(n + ROUNDS - 1, SIZE), "k{n}");
+    }
+}
+
+/// What a node that was down needs is gone from the others' logs: it gets snapshots.
+#[test]
+fn a_node_that_was_down_while_the_others_compacted_catches_up_by_snapshots() {
+    let mut cluster = Cluster::start(3);
+    cluster.kill(3);
+    write_much(&mut cluster.client(1));
+    // Leaders keep some log for those that are behind.
+    write_much(&mut cluster.client(2));
+    let start = millis();
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    wait_alike(&cluster);
+    wait_whole(&cluster, 3);
+    note(&format!("caught up after {} ms", millis() - start));
+    let got = files(&cluster.data_dir(3).join("snapshots"), ".snap").len();
+    let log: u64 =
+        segments(&cluster.data_dir(3)).iter().map(|path| fs::metadata(path).expect("there").len()).sum();
+    note(&format!("{got} snapshots, {} MiB of segments", log >> 20));
+    assert!(got >= 8, "{got} snapshots");
+    cluster.kill(1);
+    let keys = keys();
+    for key in &keys {
+        let mut client = cluster.client(3);
+        poll("it can be written", || (client.ask(&format!("SET {key} after")) == "OK").then_some(()));
+    }
+    wait_reads(&cluster, 2, &keys, "after");
+}
+
+/// Ends the load, also when a test fails.
+struct Over<'a>(&'a Load);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Figures, for those who run a test with --nocapture.
+#[allow(clippy::print_stderr, reason = "the test framework keeps it for failures")]
+fn note(text: &str) {
+    eprintln!("{text}");
+}
