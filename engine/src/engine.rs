@@ -55,6 +55,14 @@ pub struct Faults {
     pub honest_codes_broken: bool,
     /// Refuses above this many commands in flight, so that refusals happen at all.
     pub small_in_flight: Option<usize>,
+    /// Relies on a snapshot that is written and not synced.
+    pub snapshot_unsynced: bool,
+    /// Goes on acting with a replica that has lost what it acknowledged.
+    pub lost_acts_on: bool,
+    /// Starts with the founding configuration, whatever was applied.
+    pub conf_forgotten: bool,
+    /// Ends the session of a member that is removed while its node counts on it.
+    pub forgotten_at_once: bool,
     /// Bugs of the lock table.
     pub locks: crate::lock::Faults,
     /// Bugs of the queues.
@@ -169,6 +177,8 @@ impl Engine {
             written += entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
             let birth = Birth { seed: config.seed, group, rank: rank(&ring.voters(group), meta.node) };
             let snapshot = snapshots.remove(&group).unwrap_or_default();
+            #[cfg(feature = "faults")]
+            let row = replicas::falsify(row, group, &meta, &config.faults);
             let born = replicas.revive(now.mono, birth, row, (snapshot, entries), &meta);
             groups.extend(born.map(|born| (group, born)));
         }

@@ -71,6 +71,8 @@ pub struct System {
     /// One row: the cluster's feature level.
     level: Table<u8, u16>,
     members_changed: bool,
+    #[cfg(feature = "faults")]
+    forgotten_at_once: bool,
     /// Derived: no node or client session ends before this. Deadlines only move away, so it may be early.
     next_end: u64,
 }
@@ -134,6 +136,8 @@ impl System {
             ends,
             level,
             members_changed: false,
+            #[cfg(feature = "faults")]
+            forgotten_at_once: false,
             next_end: u64::MAX,
         }
     }
@@ -142,6 +146,7 @@ impl System {
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
         self.locks.set_faults(faults.locks.clone());
+        self.forgotten_at_once = faults.forgotten_at_once;
         self.inbox.set_faults(faults.outbox.clone());
     }
 
@@ -345,7 +350,10 @@ impl System {
 
     /// Ends what there still is of a node that has given its share away and leaves.
     fn forget(&mut self, ctx: &Ctx, asker: &Asker, node: NodeId, out: &mut Outcomes) {
-        if self.nodes.get(&node).is_some_and(|row| row.session != SessionId(0)) {
+        let has_session = self.nodes.get(&node).is_some_and(|row| row.session != SessionId(0));
+        #[cfg(feature = "faults")]
+        let has_session = has_session && !self.forgotten_at_once;
+        if has_session {
             self.members.close(node);
             self.members_changed = true;
             return answer(out, *asker, Reply::Int(0));

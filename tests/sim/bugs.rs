@@ -48,6 +48,14 @@ pub enum Bug {
     StaleAck,
     /// A message whose lease ends is gone.
     NoRedelivery,
+    /// A snapshot is relied on that is not synced.
+    SnapshotUnsynced,
+    /// A replica acts on though it has lost what it acknowledged.
+    LostActsOn,
+    /// A node starts with the founding configuration.
+    ConfForgotten,
+    /// The session of a removed member ends while its node counts on it.
+    ForgottenAtOnce,
     /// A dead letter that comes to another partition twice is taken twice.
     LetterTakenTwice,
 }
@@ -73,6 +81,15 @@ impl Bug {
                 plan.disconnects = true;
                 plan.crashes = true;
                 plan.fault_every = plan.fault_every.min(400_000);
+            }
+            Self::SnapshotUnsynced | Self::LostActsOn => plan.lose_much(self == Self::LostActsOn),
+            Self::ConfForgotten => plan.change_much(),
+            Self::ForgottenAtOnce => {
+                plan.change_much();
+                (plan.nodes, plan.spares, plan.partitions) = (6, 0, 1);
+                plan.clients = 14;
+                plan.only = Some(Profile::Locks);
+                plan.fault_every = 0;
             }
             Self::StaleReads => {
                 plan.partitioned = true;
@@ -110,6 +127,10 @@ impl Bug {
             Self::DedupeIgnored => faults.queues.dedupe_ignored = true,
             Self::StaleAck => faults.queues.stale_ack = true,
             Self::NoRedelivery => faults.queues.no_redelivery = true,
+            Self::SnapshotUnsynced => faults.snapshot_unsynced = true,
+            Self::LostActsOn => faults.lost_acts_on = true,
+            Self::ConfForgotten => faults.conf_forgotten = true,
+            Self::ForgottenAtOnce => faults.forgotten_at_once = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::RecycledRecord | Self::VoteForgotten => {}
         }

@@ -132,7 +132,7 @@ impl World {
     }
 
     fn ask_next_step(&mut self) {
-        if self.operator.steps.is_empty() && self.plan.membership && self.fault_rng.chance(250) {
+        if self.operator.steps.is_empty() && self.plan.membership && self.fault_rng.chance(350) {
             let step = self.some_step();
             self.operator.steps.push_back(step);
         }

@@ -138,6 +138,25 @@ impl Plan {
         self.stops = rng.chance(300);
     }
 
+    /// Machines go off, snapshots are taken often, and, if it is asked for, bits flip.
+    pub fn lose_much(&mut self, flips: bool) {
+        self.crashes = true;
+        self.flips = flips;
+        self.wipes = false;
+        self.fault_every = self.fault_every.min(300_000);
+        self.log_floor = 8 << 10;
+    }
+
+    /// Members come and go all the time.
+    pub fn change_much(&mut self) {
+        self.membership = true;
+        self.crashes = true;
+        self.spares = 2;
+        self.wipes = false;
+        self.fault_every = self.fault_every.min(1_000_000);
+        self.log_floor = 8 << 10;
+    }
+
     /// Refusals are to happen.
     pub fn refuse_above(&mut self, in_flight: usize) {
         self.small_in_flight = Some(in_flight);

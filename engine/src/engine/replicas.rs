@@ -74,6 +74,13 @@ pub(super) fn rank(voters: &[NodeId], node: NodeId) -> usize {
     voters.iter().position(|voter| *voter == node).unwrap_or(voters.len())
 }
 
+/// A row as a deliberate bug has it.
+#[cfg(feature = "faults")]
+pub(super) fn falsify(row: Option<Row>, group: GroupId, meta: &Meta, faults: &super::Faults) -> Option<Row> {
+    let row = row.filter(|row| !faults.lost_acts_on || row.standing != Standing::Lost)?;
+    Some(if faults.conf_forgotten { Row { conf: founding(group, meta), ..row } } else { row })
+}
+
 impl Replicas {
     pub(super) fn new(meta: &Meta) -> Self {
         let peers = meta.founders.iter().map(|(node, _)| *node).filter(|node| *node != meta.node).collect();

@@ -165,6 +165,10 @@ impl Group {
             self.files.plan(Purpose::Bytes, alloc::vec![Io::Write { file, offset, bytes }]);
         } else {
             writing.complete = true;
+            #[cfg(feature = "faults")]
+            if self.faults.snapshot_unsynced {
+                return self.files.plan(Purpose::Written, Vec::new());
+            }
             self.files.plan(Purpose::Written, alloc::vec![Io::Sync { file }]);
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use quorate_protocol::op::Op;
-use quorate_protocol::reply::Code;
+use quorate_protocol::reply::{Code, Reply};
 
 use super::Verdict;
 use super::locks::{Hold, Owner, earliest_end, owner_of};
@@ -68,12 +68,26 @@ struct Wait<'a> {
     until: u64,
 }
 
+/// The token that a LOCK was answered with.
+fn token_of(record: &Record) -> Option<i64> {
+    match (&record.op, record.reply()) {
+        (Op::Lock(_), Some(Reply::Int(token))) => Some(*token),
+        _ => None,
+    }
+}
+
 fn waits<'a>(history: &'a History, ends: &BTreeMap<u64, u64>) -> Vec<Wait<'a>> {
     let mut asked: BTreeMap<(Owner, &Bytes), Vec<&Record>> = BTreeMap::new();
     for record in history.records() {
         if let Op::Lock(op) = &record.op {
             asked.entry((owner_of(record, op.owner.as_ref()), &op.name)).or_default().push(record);
         }
+    }
+    let granted = history.records().iter().filter_map(|record| Some((token_of(record)?, record.ended)));
+    let mut heard: BTreeMap<i64, u64> = BTreeMap::new();
+    for (token, time) in granted {
+        let first = heard.entry(token).or_insert(time);
+        *first = time.min(*first);
     }
     let mut waits = Vec::new();
     for ((owner, name), records) in asked {
@@ -91,6 +105,10 @@ fn waits<'a>(history: &'a History, ends: &BTreeMap<u64, u64>) -> Vec<Wait<'a>> {
             let gone = ends.get(&record.conn).copied().unwrap_or(u64::MAX);
             let until = earliest_end(record.invoked, op.wait).min(record.ended).min(gone);
             let until = until.min(replaced.unwrap_or(u64::MAX));
+            // Its answer may have been long on its way: it was granted before anybody heard of a later token.
+            let token = token_of(record).unwrap_or(i64::MAX);
+            let later = heard.range(token.saturating_add(1)..).map(|(_, &time)| time).min();
+            let until = until.min(later.unwrap_or(u64::MAX));
             let (owner, shared) = (owner.clone(), op.shared);
             waits.push(Wait { record, owner, name, shared, from: place.time, until });
         }
