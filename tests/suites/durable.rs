@@ -4,7 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -431,6 +434,201 @@ fn every_kind_of_damage_is_told_and_repaired_while_the_cluster_serves() {
             assert_eq!(client.ask(&format!("GET {key}")), n.to_string(), "{key} at node {id}");
         }
     }
+}
+
+/// A small file system in the place of a node's directory. It goes before the cluster's files do.
+struct Small(PathBuf);
+
+impl Small {
+    /// Moves a node that runs to a file system of this size. Without the right to mount one, the test says so and does
+    /// nothing.
+    fn move_node(cluster: &mut Cluster, id: usize, mebibytes: u64) -> Option<Self> {
+        let data = cluster.data_dir(id);
+        assert_eq!(cluster.stop(id), Some(0));
+        let script = "rm -f \"$0\"/journal/reserve \"$0\"/journal/*.next && cp -a \"$0\" \"$0.aside\" && \
+             mount -t tmpfs -o mode=700,size=\"$1\"m tmpfs \"$0\" && cp -a \"$0.aside\"/. \"$0\" && rm -r \"$0.aside\"";
+        let moved = Command::new("sh").args(["-c", script]).arg(&data).arg(mebibytes.to_string()).status();
+        if !moved.is_ok_and(|status| status.success()) {
+            note("SKIPPED: no file system can be mounted here (that needs root): a full disk is not tested");
+            return None;
+        }
+        let small = Self(data);
+        cluster.spawn(id);
+        cluster.wait_ready(id);
+        poll("a reserve is set aside", || small.0.join("journal/reserve").exists().then_some(()));
+        Some(small)
+    }
+
+    /// Somebody else takes all the room.
+    fn fill(&self) {
+        let mut ballast = fs::File::create(self.ballast()).expect("it can be made");
+        while ballast.write_all(&[1; 64 << 10]).is_ok() {}
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.join("ballast")
+    }
+
+    fn clear(&self) {
+        fs::remove_file(self.ballast()).expect("it is ours");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn said(cluster: &Cluster, id: usize, words: &str, times: usize) {
+    poll(words, || (cluster.log(id).matches(words).count() >= times).then_some(()));
+}
+
+/// Waits until a node answers with the values of these keys.
+fn wait_reads(cluster: &Cluster, id: usize, keys: &[String], value: &str) {
+    for key in keys {
+        poll("it can be read", || (cluster.client(id).ask(&format!("GET {key}")) == value).then_some(()));
+    }
+}
+
+#[test]
+fn a_node_with_a_full_disk_serves_and_the_others_go_on_and_it_recovers_unaided() {
+    let mut cluster = Cluster::start(3);
+    let Some(small) = Small::move_node(&mut cluster, 3, 320) else { return };
+    let keys = keys();
+    write_all(&mut cluster.client(1), keys.iter().map(|key| (key.clone(), "before".to_owned())));
+    small.fill();
+    said(&cluster, 3, "the disk is full", 1);
+    let set = |cluster: &Cluster, id: usize, value: &str| {
+        for key in &keys {
+            let mut client = cluster.client(id);
+            poll("it can be written", || (client.ask(&format!("SET {key} {value}")) == "OK").then_some(()));
+        }
+    };
+    let start = millis();
+    set(&cluster, 1, "full");
+    note(&format!("the disk is full: every partition written after {} ms", millis() - start));
+    write_much(&mut cluster.client(2));
+    wait_reads(&cluster, 3, &keys, "full");
+    set(&cluster, 3, "through-it");
+    assert_eq!(groups(&cluster, 3).expect("it answers").len(), GROUPS);
+    // A start needs no room either.
+    cluster.kill(3);
+    cluster.spawn(3);
+    said(&cluster, 3, "the disk is full", 2);
+    wait_reads(&cluster, 3, &keys, "through-it");
+    small.clear();
+    let start = millis();
+    wait_whole(&cluster, 3);
+    wait_alike(&cluster);
+    note(&format!("there is room: alike after {} ms", millis() - start));
+    cluster.kill(1);
+    set(&cluster, 3, "after");
+    wait_reads(&cluster, 2, &keys, "after");
+}
+
+#[test]
+fn a_node_alone_with_a_full_disk_refuses_writes_and_says_why() {
+    let mut cluster = Cluster::start(1);
+    let Some(small) = Small::move_node(&mut cluster, 1, 320) else { return };
+    let keys = keys();
+    write_all(&mut cluster.client(1), keys.iter().map(|key| (key.clone(), "before".to_owned())));
+    for round in 1..=2 {
+        small.fill();
+        said(&cluster, 1, "the disk is full", 2 * round - 1);
+        let refused = |cluster: &Cluster| {
+            let mut client = cluster.client(1);
+            let refusal = poll("a refusal", || Some(client.ask("SET key-1 refused")).filter(|a| a != "OK"));
+            assert!(refusal.starts_with("-BUSY ") && refusal.contains(" is full"), "{refusal}");
+            wait_reads(cluster, 1, &keys[1..], "before");
+            assert_eq!(groups(cluster, 1).expect("it answers").len(), GROUPS);
+        };
+        refused(&cluster);
+        cluster.kill(1);
+        cluster.spawn(1);
+        said(&cluster, 1, "the disk is full", 2 * round);
+        refused(&cluster);
+        small.clear();
+        let mut client = cluster.client(1);
+        poll("there is room", || (client.ask(&format!("SET round-{round} v")) == "OK").then_some(()));
+    }
+    wait_reads(&cluster, 1, &["round-1".to_owned(), "round-2".to_owned()], "v");
+}
+
+/// Bytes that a directory takes on the disk.
+fn disk_use(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).expect("it is there").map(|entry| entry.expect("it is there"));
+    entries
+        .filter_map(|entry| {
+            // What is removed meanwhile takes nothing.
+            let meta = entry.metadata().ok()?;
+            Some(if meta.is_dir() { disk_use(&entry.path()) } else { meta.blocks() * 512 })
+        })
+        .sum()
+}
+
+#[test]
+fn disk_use_follows_live_data_and_a_killed_node_is_soon_there_again() {
+    const SIZE: usize = 16 << 10;
+    // Enough that what is kept whatever there is (a segment in use, one ahead, one that waits to be written again, the
+    // reserve, 64 MiB of log) stays below the bound.
+    const LIVE: usize = 192 << 20;
+    const ROUNDS: usize = 3;
+    let mut cluster = Cluster::start(1);
+    let data = cluster.data_dir(1);
+    let mut most = 0;
+    for round in 0..ROUNDS {
+        let values = (0..LIVE / SIZE).map(|n| (format!("k{n}"), value(n + round, SIZE)));
+        write_all(&mut cluster.client(1), values);
+        most = most.max(disk_use(&data));
+    }
+    let used = disk_use(&data);
+    let mib = |bytes: u64| bytes >> 20;
+    note(&format!(
+        "{} MiB live, {} MiB written: {} MiB on the disk, {} at the most of {ROUNDS} looks",
+        LIVE >> 20,
+        ROUNDS * LIVE >> 20,
+        mib(used),
+        mib(most)
+    ));
+    assert!(used <= 2 * LIVE as u64 + (256 << 20), "{} MiB on the disk", mib(used));
+    cluster.kill(1);
+    let start = millis();
+    cluster.spawn(1);
+    cluster.wait_ready(1);
+    note(&format!("ready {} ms after its start", millis() - start));
+    let mut client = cluster.client(1);
+    for n in 0..LIVE / SIZE {
+        assert_eq!(client.ask(&format!("GET k{n}")), value(n + ROUNDS - 1, SIZE), "k{n}");
+    }
+}
+
+/// What a node that was down needs is gone from the others' logs: it gets snapshots.
+#[test]
+fn a_node_that_was_down_while_the_others_compacted_catches_up_by_snapshots() {
+    let mut cluster = Cluster::start(3);
+    cluster.kill(3);
+    write_much(&mut cluster.client(1));
+    // Leaders keep some log for those that are behind.
+    write_much(&mut cluster.client(2));
+    let start = millis();
+    cluster.spawn(3);
+    cluster.wait_ready(3);
+    wait_alike(&cluster);
+    wait_whole(&cluster, 3);
+    note(&format!("caught up after {} ms", millis() - start));
+    let got = files(&cluster.data_dir(3).join("snapshots"), ".snap").len();
+    let log: u64 =
+        segments(&cluster.data_dir(3)).iter().map(|path| fs::metadata(path).expect("there").len()).sum();
+    note(&format!("{got} snapshots, {} MiB of segments", log >> 20));
+    assert!(got >= 8, "{got} snapshots");
+    cluster.kill(1);
+    let keys = keys();
+    for key in &keys {
+        let mut client = cluster.client(3);
+        poll("it can be written", || (client.ask(&format!("SET {key} after")) == "OK").then_some(()));
+    }
+    wait_reads(&cluster, 2, &keys, "after");
 }
 
 /// Ends the load, also when a test fails.
