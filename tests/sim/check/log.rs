@@ -94,6 +94,18 @@ impl Logs {
             log.rows.push(Row { term: entry.term, chain, data: entry.data.clone() });
             let (known, first) =
                 *self.known.entry((entry.group, entry.index, entry.term)).or_insert((chain, node));
+            // Who votes alone leads before its vote is durable, and may lead in the same term again after a crash; nobody
+            // has seen what was lost.
+            let alone = |confs: &BTreeMap<Index, Majorities>| {
+                confs
+                    .values()
+                    .next_back()
+                    .is_some_and(|majorities| majorities.iter().all(|voters| voters.len() == 1))
+            };
+            if known != chain && first == node && self.confs.get(&entry.group).is_some_and(alone) {
+                self.known.insert((entry.group, entry.index, entry.term), (chain, node));
+                continue;
+            }
             if known != chain {
                 return Err(format!(
                     "nodes {} and {} hold different logs up to entry {} of group {}, both of term {}",
