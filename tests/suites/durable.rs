@@ -2,8 +2,6 @@
 //! real nodes, spoils the files of one of them, and looks at what the others' clients notice and what the node has
 //! afterwards.
 
-mod damages;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
@@ -13,9 +11,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use damages::{DAMAGES, files, segments};
+use damages::{DAMAGES, change, files, segments, spoil_last};
 use quorate_protocol::op::partition_of;
 use quorate_tests::process::{Client, Cluster, millis, poll};
+
+#[path = "durable/damages.rs"]
+mod damages;
 
 /// The system group and the partitions.
 const GROUPS: usize = 17;
@@ -358,6 +359,46 @@ fn a_node_alone_with_a_full_disk_refuses_writes_and_says_why() {
         poll("there is room", || (client.ask(&format!("SET round-{round} v")) == "OK").then_some(()));
     }
     wait_reads(&cluster, 1, &["round-1".to_owned(), "round-2".to_owned()], "v");
+}
+
+/// Two of three nodes have lost what they acknowledged: nobody can say what was. That is said, and nothing made up; what
+/// the third one has is not served as if it were the newest.
+#[test]
+fn a_damaged_majority_is_reported_and_nothing_is_made_up() {
+    let mut cluster = Cluster::start(3);
+    let keys = keys();
+    write_all(&mut cluster.client(1), keys.iter().map(|key| (key.clone(), "before".to_owned())));
+    (2..=3).for_each(|id| cluster.kill(id));
+    for id in 2..=3 {
+        // One loses its journal, the other the manifest too.
+        if id == 2 {
+            spoil_last(&cluster.data_dir(id), |bytes, _| bytes[..1024].fill(0));
+        } else {
+            change(&cluster.data_dir(id).join("hardstate"), |bytes| bytes.fill(0));
+        }
+        cluster.spawn(id);
+    }
+    (2..=3).for_each(|id| said(&cluster, id, " is damaged at offset ", 1));
+    said(
+        &cluster,
+        1,
+        "most replicas of groups 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 have lost",
+        1,
+    );
+    // Each is asked by itself: a refusal takes as long as a leader is waited for.
+    let refused = |id: usize, line: String| {
+        let answer = cluster.client(id).ask(&line);
+        assert!(answer.starts_with("-CLUSTERDOWN"), "{line} at node {id}: {answer}");
+    };
+    std::thread::scope(|scope| {
+        for key in &keys {
+            for id in 1..=3 {
+                let refused = &refused;
+                scope.spawn(move || refused(id, format!("SET {key} after")));
+                scope.spawn(move || refused(id, format!("GET {key}")));
+            }
+        }
+    });
 }
 
 /// Bytes that a directory takes on the disk.

@@ -43,6 +43,8 @@ pub(super) struct Replicas {
     rows: Vec<(GroupId, Row)>,
     /// Replicas of other nodes that have lost what they acknowledged.
     lost: BTreeSet<(GroupId, Replica)>,
+    /// Groups without a leader of which so many voters are lost that there will be none.
+    doomed: BTreeSet<GroupId>,
     /// Group → the newest that its leader has told of it, and when.
     led: BTreeMap<GroupId, (u64, Led)>,
     /// All other nodes that are members.
@@ -142,6 +144,8 @@ impl Engine {
             } else {
                 self.replicas.reluctant.remove(&from);
             }
+            // Such a frame says all that is lost. What was lost under any incarnation is not, once it has a new one.
+            self.replicas.lost.retain(|(_, lost)| lost.node != from || lost.incarnation != u32::MAX);
         }
         for (group, incarnation) in frame.lost {
             self.replicas.lost.insert((group, Replica { node: from, incarnation }));
@@ -267,6 +271,7 @@ impl Engine {
         }
         if self.replicas.ticks.is_multiple_of(MAKE_WAY_TICKS) {
             self.forget_members(mono);
+            self.tell_of_the_doomed();
         }
         self.renounce_unknown(mono);
         let reluctant = self.is_reluctant();
@@ -311,6 +316,38 @@ impl Engine {
             row.incarnation = Replica::new(self.me, life, 0).incarnation;
             self.replicas.rows.push((*id, row.clone()));
         }
+    }
+
+    /// Warns of groups that cannot go on, because a majority has lost what it acknowledged. Nothing is made up for them.
+    fn tell_of_the_doomed(&mut self) {
+        let lost = &self.replicas.lost;
+        let is_lost = |group: GroupId, replica: Replica| {
+            let any = Replica { incarnation: u32::MAX, ..replica };
+            lost.contains(&(group, replica)) || lost.contains(&(group, any))
+        };
+        let short = |group: GroupId, voters: &[Replica]| {
+            let left = voters.iter().filter(|replica| !is_lost(group, **replica)).count();
+            !voters.is_empty() && 2 * left <= voters.len()
+        };
+        let is_doomed = |id: GroupId, group: &Group| {
+            let conf = group.consensus().conf();
+            group.consensus().leader().is_none() && (short(id, &conf.voters) || short(id, &conf.outgoing))
+        };
+        let doomed = self.groups.iter().filter(|(id, group)| is_doomed(**id, group));
+        let doomed: BTreeSet<GroupId> = doomed.map(|(id, _)| *id).collect();
+        if doomed == self.replicas.doomed {
+            return;
+        }
+        if !doomed.is_empty() {
+            let groups: Vec<_> = doomed.iter().map(|group| format!("{}", group.0)).collect();
+            let text = format!(
+                "most replicas of groups {} have lost what they acknowledged: these groups stand still, because nobody \
+                 can say what was in them; put the lost data directories back, or restore a saved snapshot",
+                groups.join(", ")
+            );
+            self.replicas.notices.push((Level::Warn, text));
+        }
+        self.replicas.doomed = doomed;
     }
 
     /// Forgets leaving members that no group names any more; only where the system group is led.

@@ -1,9 +1,9 @@
-//! What can be wrong with a directory's files: one of everything.
+//! The ways to spoil a data directory of a node that is down: every kind of file, and every kind of place in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub(crate) fn files(dir: &Path, end: &str) -> Vec<PathBuf> {
+pub(super) fn files(dir: &Path, end: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).expect("it is there").map(|entry| entry.expect("it is there").path());
     let mut files: Vec<PathBuf> =
         entries.filter(|path| path.to_str().is_some_and(|path| path.ends_with(end))).collect();
@@ -11,11 +11,11 @@ pub(crate) fn files(dir: &Path, end: &str) -> Vec<PathBuf> {
     files
 }
 
-pub(crate) fn segments(data: &Path) -> Vec<PathBuf> {
+pub(super) fn segments(data: &Path) -> Vec<PathBuf> {
     files(&data.join("journal"), ".seg")
 }
 
-pub(crate) fn change(path: &Path, how: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn change(path: &Path, how: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).expect("it is there");
     how(&mut bytes);
     fs::write(path, bytes).expect("it is ours");
@@ -23,7 +23,7 @@ pub(crate) fn change(path: &Path, how: impl FnOnce(&mut Vec<u8>)) {
 
 /// Where a commit begins that is not a segment's first and has an entry that says something. What is behind it proves
 /// that it was synced.
-pub(crate) fn some_commit(bytes: &[u8], own: u32) -> usize {
+fn some_commit(bytes: &[u8], own: u32) -> usize {
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     // The file may have been another segment before; what is left of that names another number.
     let number = |at: usize| word(at + 48);
@@ -34,14 +34,14 @@ pub(crate) fn some_commit(bytes: &[u8], own: u32) -> usize {
 }
 
 /// One way to spoil a directory, and the file that the log is to name; none if nothing is lost by it.
-pub(crate) struct Damage {
-    pub(crate) name: &'static str,
+pub(super) struct Damage {
+    pub(super) name: &'static str,
     /// Segments that must be there to be spoilt.
-    pub(crate) segments: usize,
-    pub(crate) spoil: fn(&Path) -> Option<PathBuf>,
+    pub(super) segments: usize,
+    pub(super) spoil: fn(&Path) -> Option<PathBuf>,
 }
 
-pub(crate) fn spoil_first(data: &Path, how: impl FnOnce(&mut Vec<u8>, u32)) -> Option<PathBuf> {
+fn spoil_first(data: &Path, how: impl FnOnce(&mut Vec<u8>, u32)) -> Option<PathBuf> {
     let path = segments(data).first().expect("there are segments").clone();
     let name = path.file_stem().and_then(|name| name.to_str()).expect("it is a number");
     let number = name.parse().expect("it is a number");
@@ -49,7 +49,7 @@ pub(crate) fn spoil_first(data: &Path, how: impl FnOnce(&mut Vec<u8>, u32)) -> O
     Some(path)
 }
 
-pub(crate) fn spoil_last(data: &Path, how: impl FnOnce(&mut Vec<u8>, u32)) -> Option<PathBuf> {
+pub(super) fn spoil_last(data: &Path, how: impl FnOnce(&mut Vec<u8>, u32)) -> Option<PathBuf> {
     let path = segments(data).last().expect("there are segments").clone();
     let name = path.file_stem().and_then(|name| name.to_str()).expect("it is a number");
     let number = name.parse().expect("it is a number");
@@ -57,7 +57,7 @@ pub(crate) fn spoil_last(data: &Path, how: impl FnOnce(&mut Vec<u8>, u32)) -> Op
     Some(path)
 }
 
-pub(crate) fn newest_snapshot(data: &Path) -> PathBuf {
+fn newest_snapshot(data: &Path) -> PathBuf {
     // The last one of the first group that has any: older ones are only waiting to be removed.
     let all = files(&data.join("snapshots"), ".snap");
     let group = |path: &PathBuf| path.file_name().map(|name| name.as_encoded_bytes()[..5].to_vec());
@@ -65,7 +65,7 @@ pub(crate) fn newest_snapshot(data: &Path) -> PathBuf {
     all.iter().rfind(|path| group(path) == group(first)).expect("it was just seen").clone()
 }
 
-pub(crate) const DAMAGES: &[Damage] = &[
+pub(super) const DAMAGES: &[Damage] = &[
     Damage {
         name: "a snapshot that has a byte flipped",
         segments: 1,
