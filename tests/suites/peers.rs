@@ -220,3 +220,39 @@ fn a_removed_node_is_told_so() {
     assert_eq!(cluster.client(1).ask("SET k without"), "OK");
     end(node);
 }
+
+/// A directory that has its cluster needs nobody's permission.
+#[test]
+fn a_node_that_joined_starts_again_without_asking() {
+    let cluster = Cluster::start(3);
+    let scratch = Scratch::new();
+    let life = Life::new(&cluster, scratch.path());
+    let mut node = life.start(1);
+    life.serves(&mut node, "first");
+    end(node);
+    let mut node = life.start(2);
+    assert!(life.log().contains("--join is not needed any more"), "{}", life.log());
+    assert!(!life.log().contains("has let this node in"), "{}", life.log());
+    life.serves(&mut node, "second");
+    end(node);
+}
+
+/// A removed node stays out with its old directory, and comes back under its id with an empty one, at once.
+#[test]
+fn a_removed_node_comes_back_empty_and_only_so() {
+    let cluster = Cluster::start(3);
+    let scratch = Scratch::new();
+    let life = Life::new(&cluster, scratch.path());
+    let mut node = life.start(1);
+    life.serves(&mut node, "first");
+    assert_eq!(cluster.client(2).ask("MEMBER REMOVE 4"), "OK");
+    poll("node 4 is refused", || life.log().contains(REMOVED).then_some(()));
+    end(node);
+    let node = life.start(2);
+    poll("it is refused again", || life.log().contains(REMOVED).then_some(()));
+    end(node);
+    fs::remove_dir_all(&life.data).expect("it is ours");
+    let mut node = life.start(1);
+    life.serves(&mut node, "second");
+    end(node);
+}
