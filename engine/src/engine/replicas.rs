@@ -342,7 +342,7 @@ impl Engine {
             let groups: Vec<_> = doomed.iter().map(|group| format!("{}", group.0)).collect();
             let text = format!(
                 "most replicas of groups {} have lost what they acknowledged: these groups stand still, because nobody \
-                 can say what was in them; put the lost data directories back, or restore a saved snapshot",
+                 can say what was in them; put the lost data directories back as they were",
                 groups.join(", ")
             );
             self.replicas.notices.push((Level::Warn, text));

@@ -23,7 +23,7 @@ pub(super) const ZEROES: usize = 1 << 20;
 /// Files that are kept open: the twins, and the segments in use.
 const OPEN_FILES: usize = 4;
 /// Segments that are kept to be written again.
-const SPARES: u8 = 2;
+const SPARES: u8 = 1;
 
 /// What a disk without room asks: whether to try again, after a while if it is to be waited for.
 pub(super) type NoRoom<'a> = &'a mut dyn FnMut(bool) -> bool;
