@@ -252,7 +252,8 @@ fn a_removed_node_comes_back_empty_and_only_so() {
     poll("it is refused again", || life.log().contains(REMOVED).then_some(()));
     end(node);
     fs::remove_dir_all(&life.data).expect("it is ours");
-    let mut node = life.start(1);
+    // Boots of the second life are counted apart from those of the first.
+    let mut node = life.start(Boot::before(1).0 + 1);
     life.serves(&mut node, "second");
     end(node);
 }
