@@ -26,6 +26,8 @@ pub(super) struct Log {
     base: (Index, Term),
     /// Entry `i` has index `base + 1 + i`.
     entries: VecDeque<RawEntry>,
+    /// Indexes of the entries among them that change the replicas.
+    changes: VecDeque<Index>,
     pub(super) bytes: usize,
     hard: HardState,
     conf: Conf,
@@ -48,6 +50,7 @@ impl Log {
         let mut log = Self {
             base: setup.snapshot,
             entries: VecDeque::new(),
+            changes: VecDeque::new(),
             bytes: 0,
             hard,
             conf: setup.conf.clone(),
@@ -68,6 +71,8 @@ impl Log {
         assert!(keep <= self.entries.len(), "the log has no holes");
         self.bytes -= self.entries.drain(keep..).map(|gone| size_of_entry(&gone)).sum::<usize>();
         self.bytes += entries.iter().map(size_of_entry).sum::<usize>();
+        self.changes.retain(|&index| index < first.index);
+        self.changes.extend(entries.iter().filter(|entry| is_change(entry)).map(|entry| entry.index));
         self.entries.extend(entries);
     }
 
@@ -78,6 +83,7 @@ impl Log {
             self.bytes -= size_of_entry(&gone);
             self.base = (gone.index, gone.term);
         }
+        self.changes.retain(|&index| index > upto);
         if self.entries.is_empty() {
             self.entries.shrink_to(64);
         }
@@ -87,6 +93,7 @@ impl Log {
     pub(super) fn restart(&mut self, taken: Taken) {
         self.base = taken.at;
         self.entries.clear();
+        self.changes.clear();
         self.bytes = 0;
         self.taken = Some(taken);
     }
@@ -107,8 +114,9 @@ impl Log {
         after.filter(|entry| !is_change(entry)).map(|entry| &entry.data)
     }
 
-    pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = &RawEntry> {
-        self.entries.iter()
+    /// The newest entry that changes the replicas.
+    pub(super) fn last_change(&self) -> Option<Index> {
+        self.changes.back().copied()
     }
 }
 

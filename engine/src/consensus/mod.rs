@@ -37,7 +37,7 @@ use log::{Log, Taken, size_of_committed};
 use patience::{ELECTION_TICKS, ELECTION_TICKS_MAX};
 pub use patience::{ELECTION_TIMEOUT, HEARTBEAT_TICKS};
 pub use raw::{SNAPSHOT, is_of_leader};
-use raw::{from_raw, from_raw_entry, is_change, raw_id, replica_of, to_raw};
+use raw::{from_raw, from_raw_entry, raw_id, replica_of, to_raw};
 
 /// Bytes of entries in one append message.
 const APPEND_BYTES: u64 = 8 << 20;
@@ -233,11 +233,10 @@ impl Consensus {
     /// since what is applied is durable before what follows it is written, a restart falls back by one change at the
     /// most: whoever stands for election with an older configuration needs votes that have seen the newer one.
     fn hold_back_changes(&self, message: &mut RaftMessage) {
-        let (applied, log) = (self.conf.index, self.raw.store());
-        let mut open =
-            log.entries().rev().take_while(|entry| entry.index > applied).find(|entry| is_change(entry));
+        let applied = self.conf.index;
         let first_new = message.index + 1;
-        let mut seen = open.take().map(|entry| entry.index).filter(|&index| index < first_new);
+        let open = self.raw.store().last_change();
+        let mut seen = open.filter(|&index| index > applied && index < first_new);
         let fits = message.entries.iter().position(|entry| {
             let second = entry.kind == CONFIGURATION && entry.index > applied && seen.is_some();
             if entry.kind == CONFIGURATION && entry.index > applied {
