@@ -126,7 +126,7 @@ pub const RETIRED_MAX: usize = 1024;
 pub const NODE_ID_MAX: u64 = u32::MAX as u64;
 /// A node's address, `host:port`.
 pub const ADDRESS_MAX: usize = 261;
-/// Bytes of log entries that a node keeps; above it new work is refused until compaction frees some.
+/// Bytes of log entries that a node keeps in memory; above it new work is refused until snapshots cover some.
 pub const LOG_MAX: usize = 4 << 30;
 
 const _: () = assert!(REQUEST_MAX < PEER_FRAME_MAX, "a forwarded command fits a peer frame");
