@@ -17,6 +17,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use bytes::Bytes;
 pub use quorate_protocol::command::NodeAsk;
 use quorate_protocol::id::{ClientId, ClientSeq, Identity, NodeId};
 use quorate_protocol::op::Op;
@@ -95,6 +96,15 @@ pub enum Input {
         from: NodeId,
         /// The frame.
         frame: SnapshotFrame,
+    },
+    /// What `Effect::ReadPiece` asked for.
+    PieceRead {
+        /// The connection's counter.
+        conn: u64,
+        /// The request's number.
+        request: u64,
+        /// The bytes; none if the file is gone; or why they cannot be had now.
+        bytes: Result<Option<Bytes>, String>,
     },
     /// A client has come.
     Connected {
@@ -198,6 +208,17 @@ pub enum Effect {
     SendPiece {
         /// To whom.
         to: NodeId,
+        /// Which.
+        at: SnapshotAt,
+        /// How many at the most.
+        length: u64,
+    },
+    /// Read bytes of a snapshot file for a client, then say `Input::PieceRead`, whatever comes of it.
+    ReadPiece {
+        /// The connection's counter.
+        conn: u64,
+        /// The request's number.
+        request: u64,
         /// Which.
         at: SnapshotAt,
         /// How many at the most.

@@ -11,6 +11,7 @@
 //!   nothing left to do, or in `behind` if the rest is for the next turn, which then comes at once. A tick
 //!   wakes all, so no deadline waits longer than that.
 
+mod demands;
 mod replicas;
 mod snapshots;
 mod view;
@@ -31,6 +32,7 @@ use crate::household::{Household, Me};
 use crate::journal::{Meta, Persist, Recovered};
 use crate::ring::Ring;
 use crate::system::System;
+use demands::Demands;
 use replicas::{Replicas, rank};
 use snapshots::{Background, LOG_FLOOR};
 
@@ -118,6 +120,8 @@ pub struct GroupReport {
     pub applied: Index,
     /// The digest of the state at the applied index; equal on every replica at the same index.
     pub digest: u64,
+    /// The index of its newest snapshot; 0 before there is one.
+    pub snapshot: Index,
 }
 
 /// What leaves once a `Persist` is durable.
@@ -139,6 +143,7 @@ pub struct Engine {
     groups: BTreeMap<GroupId, Group>,
     replicas: Replicas,
     background: Background,
+    demands: Demands,
     seed: u64,
     withheld: VecDeque<Withheld>,
     next_seq: u64,
@@ -202,6 +207,7 @@ impl Engine {
             groups,
             replicas,
             background: Background::new(config.log_floor, written),
+            demands: Demands::default(),
             seed: config.seed,
             withheld: VecDeque::new(),
             next_seq: 1,
@@ -232,6 +238,7 @@ impl Engine {
             }
             Input::Persisted(seq) => self.persisted(seq, fx),
             Input::BackgroundDone(number) => self.background_done(mono, number),
+            Input::PieceRead { conn, request, bytes } => self.piece_read(conn, request, bytes),
             Input::Room(room) => self.replicas.room = room,
             Input::Resign => self.replicas.resigning = true,
             Input::Snapshot { from, frame } => self.snapshot_frame(mono, from, frame, fx),
@@ -304,14 +311,17 @@ impl Engine {
 
     fn requests(&mut self, mono: u64, conn: u64, mut requests: Vec<Request>) {
         for request in &mut requests {
-            if let Want::Node(ask) = &request.want {
-                request.want = Want::Answered(self.view(ask));
+            if let Want::Node(ask) = &request.want
+                && let Some(reply) = self.view(ask)
+            {
+                request.want = Want::Answered(reply);
             }
         }
         self.gateway.requests(mono, conn, requests);
     }
 
     fn persisted(&mut self, seq: u64, fx: &mut Effects) {
+        self.demands.persisted(seq);
         while self.withheld.front().is_some_and(|withheld| withheld.seq <= seq) {
             let withheld = self.withheld.pop_front().expect("it was just seen");
             for (id, incarnation, number) in withheld.numbers {
@@ -393,7 +403,8 @@ impl Engine {
             self.awake.extend(awake);
         }
         persist.rows.splice(0..0, self.replicas.take_rows());
-        self.run_background(fx);
+        self.tend_demands(mono, &persist, fx);
+        self.run_background(mono, fx);
         self.tell_notices(fx);
         self.deliver_answers(fx);
         self.gateway.take_effects(fx);

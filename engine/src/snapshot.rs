@@ -1,27 +1,25 @@
 //! A group's state as the bytes of a snapshot file: written in slices while the state goes on, read in pieces.
 //!
 //! ```text
-//!  chunk:   0..4      4..8    8      9..
-//!           length    CRC32   kind   payload
-//!  file:    header, rows, rows, …, footer
+//!  file:    chunks (protocol/src/chunk.rs): header, rows, rows, …, footer
 //!
 //!  header (kind 1): "QSNP", version u8, group u16, index u64, term u64, group time u64, configuration
 //!  rows   (kind 2): sections of one table each: table u64, rows u64, the rows (key, value) in key order
 //!  footer (kind 3): rows u64 in the whole file, digest u64 of the state
 //! ```
 //!
-//! `length` is the payload's. Integers little-endian, everything in the notation of `protocol/src/wire.rs`. The CRC32
-//! is over kind and payload, **and the place**: group, index, offset of the chunk. So a chunk is valid only in its own
-//! file; but the file is the same on every node, and travels byte by byte.
+//! Integers little-endian, everything in the notation of `protocol/src/wire.rs`. A chunk is valid only in its own file;
+//! but the file is the same on every node, and travels byte by byte.
 //!
 //! Invariants:
 //! - The rows are those of the state at the index, however it changes while they are walked.
 //! - A file counts only with its footer, and when the digest of what was loaded is the footer's.
 
 use alloc::vec::Vec;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
+use quorate_protocol::chunk::{self, Chunks, FOOTER, FRAME, HEADER, ROWS};
 use quorate_protocol::id::{GroupId, Index, Term};
-use quorate_protocol::limits::REQUEST_MAX;
+use quorate_protocol::limits::SNAPSHOT_SLICE as SLICE;
 use quorate_protocol::wire::{Malformed, Wire};
 use quorate_protocol::wire_struct;
 
@@ -31,15 +29,6 @@ use crate::state::State;
 /// The version of the format.
 const VERSION: u8 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"QSNP");
-const HEADER: u8 = 1;
-const ROWS: u8 = 2;
-const FOOTER: u8 = 3;
-/// Bytes of a chunk before its payload.
-const FRAME: usize = 9;
-/// Bytes of rows that a slice gathers: what a turn spends on a snapshot stays far below 10 ms.
-pub const SLICE: usize = 256 << 10;
-/// A chunk at the most: a slice, and one large row that did not fit it.
-const CHUNK_MAX: usize = SLICE + 2 * REQUEST_MAX;
 
 wire_struct! {
     /// What a snapshot is of.
@@ -132,53 +121,7 @@ impl Writer {
 
     fn chunk(&mut self, kind: u8, payload: &[u8], out: &mut Vec<u8>) {
         let place = (self.header.group, self.header.index, self.offset);
-        let length = u32::try_from(payload.len()).expect("a slice is far below 4 GiB");
-        out.extend_from_slice(&length.to_le_bytes());
-        out.extend_from_slice(&checksum(kind, payload, place).to_le_bytes());
-        out.push(kind);
-        out.extend_from_slice(payload);
-        self.offset += (FRAME + payload.len()) as u64;
-    }
-}
-
-fn checksum(kind: u8, payload: &[u8], (group, index, offset): (GroupId, Index, u64)) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&[kind]);
-    hasher.update(payload);
-    hasher.update(&group.0.to_le_bytes());
-    hasher.update(&index.to_le_bytes());
-    hasher.update(&offset.to_le_bytes());
-    hasher.finalize()
-}
-
-/// Reads a file's chunks.
-struct Chunks {
-    group: GroupId,
-    index: Index,
-    offset: u64,
-    input: BytesMut,
-}
-
-impl Chunks {
-    /// The next chunk; none when more bytes are needed.
-    fn next(&mut self) -> Result<Option<(u8, Bytes)>, Malformed> {
-        let Some(frame) = self.input.first_chunk::<FRAME>() else { return Ok(None) };
-        let [l0, l1, l2, l3, c0, c1, c2, c3, kind] = *frame;
-        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        if length > CHUNK_MAX {
-            return Err(Malformed("a chunk of a snapshot is longer than any"));
-        }
-        if self.input.len() < FRAME + length {
-            return Ok(None);
-        }
-        self.input.advance(FRAME);
-        let payload = self.input.split_to(length).freeze();
-        let place = (self.group, self.index, self.offset);
-        if checksum(kind, &payload, place) != u32::from_le_bytes([c0, c1, c2, c3]) {
-            return Err(Malformed("a chunk of a snapshot is damaged"));
-        }
-        self.offset += (FRAME + length) as u64;
-        Ok(Some((kind, payload)))
+        self.offset += chunk::put(kind, payload, place, out);
     }
 }
 
@@ -195,8 +138,13 @@ impl Loader {
     /// A loader of the snapshot of a group at an index.
     #[must_use]
     pub fn new(group: GroupId, index: Index, meta: &Meta) -> Self {
-        let chunks = Chunks { group, index, offset: 0, input: BytesMut::new() };
-        Self { chunks, header: None, state: State::empty(group, meta), rows: 0, complete: false }
+        Self {
+            chunks: Chunks::new(group, index),
+            header: None,
+            state: State::empty(group, meta),
+            rows: 0,
+            complete: false,
+        }
     }
 
     /// Takes the next bytes; true when the snapshot is complete.
@@ -204,7 +152,7 @@ impl Loader {
     /// # Errors
     /// When they are not what was written.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, Malformed> {
-        self.chunks.input.extend_from_slice(bytes);
+        self.chunks.feed(bytes);
         while let Some((kind, payload)) = self.chunks.next()? {
             match kind {
                 HEADER if self.header.is_none() => self.header = Some(self.read_header(payload)?),
@@ -218,8 +166,8 @@ impl Loader {
 
     fn read_header(&self, payload: Bytes) -> Result<Header, Malformed> {
         let header = Header::from_wire(payload)?;
-        let known = (MAGIC, VERSION, self.chunks.group, self.chunks.index);
-        if (header.magic, header.version, header.group, header.index) != known {
+        let known = (MAGIC, VERSION, self.chunks.of());
+        if (header.magic, header.version, (header.group, header.index)) != known {
             return Err(Malformed("a snapshot of another release, group or index"));
         }
         Ok(header)
@@ -261,7 +209,9 @@ pub fn check(file: &Bytes, group: GroupId, index: Index) -> Result<Header, Malfo
         let Some(payload) = file.get(offset + FRAME..).and_then(|rest| rest.get(..length)) else {
             return Err(Malformed("a snapshot ends within a chunk"));
         };
-        if checksum(kind, payload, (group, index, offset as u64)) != u32::from_le_bytes([c0, c1, c2, c3]) {
+        if chunk::checksum(kind, payload, (group, index, offset as u64))
+            != u32::from_le_bytes([c0, c1, c2, c3])
+        {
             return Err(Malformed("a chunk of a snapshot is damaged"));
         }
         match (kind, header) {

@@ -3,6 +3,8 @@
 //! No I/O here and no clock. `op` is what a command means, `wire` the notation nodes use among themselves.
 #![warn(missing_docs)]
 
+pub mod backup;
+pub mod chunk;
 pub mod command;
 pub mod frame;
 pub mod id;

@@ -48,6 +48,14 @@ pub const PEER_FRAME_TARGET: usize = 1 << 20;
 pub const PEER_OUTPUT_MAX: usize = 256 << 20;
 /// Bytes that wait for one peer in the snapshot lane; above it frames are dropped, and asked for again.
 pub const SNAPSHOT_OUTPUT_MAX: usize = 8 << 20;
+/// Bytes of rows that a slice of a snapshot gathers: what a turn spends on a snapshot stays far below 10 ms.
+pub const SNAPSHOT_SLICE: usize = 256 << 10;
+/// Bytes of a snapshot that one SNAPSHOT READ answers at the most.
+pub const SNAPSHOT_READ: usize = 256 << 10;
+/// SNAPSHOT READs that a node works on at a time; above it `-BUSY`.
+pub const SNAPSHOT_READS_MAX: usize = 32;
+/// SNAPSHOTs that wait on a node; above it `-BUSY`.
+pub const SNAPSHOT_WAITERS_MAX: usize = 64;
 
 /// Waiters of one lock; above it `-ERR`: the group decides it in its log, so `-BUSY` would promise too much.
 pub const LOCK_WAITERS_MAX: usize = 65_536;
@@ -112,6 +120,8 @@ pub const PARCEL_BYTES_MAX: usize = 1 << 20;
 
 /// Partitions of a new cluster.
 pub const PARTITIONS: u16 = 16;
+/// Partitions of a cluster at the most: the row of each has its place in a directory's manifest.
+pub const PARTITIONS_MAX: u16 = 64;
 /// Replicas of a partition.
 pub const REPLICAS: usize = 3;
 /// Voters of the system group at the most.
@@ -138,6 +148,11 @@ const _: () = assert!(PARCEL_BYTES_MAX < REQUEST_MAX, "a parcel is no larger tha
 const _: () = assert!(
     OUTBOX_ITEMS_MAX > 2 * (CLIENTS_MAX + NODES_MAX),
     "there is room for the ends of all sessions, and for as many that a partition has not heard of yet"
+);
+const _: () = assert!(PARTITIONS <= PARTITIONS_MAX, "a new cluster has no more partitions than there can be");
+const _: () = assert!(
+    SNAPSHOT_READS_MAX * SNAPSHOT_READ < OUTPUT_MAX,
+    "whoever reads a snapshot as fast as it may is not cut"
 );
 const _: () = assert!(PREFETCH <= PREFETCH_MAX, "the default is allowed");
 const _: () = assert!(FETCH_BYTES_MAX + VALUE_MAX <= OUTPUT_MAX, "a full FETCH does not cut its client");

@@ -393,6 +393,8 @@ wire_enum! {
         Forget(node: NodeId) = 10,
         /// Group 0: the node cannot say which replicas it had; all of them are void. Answers which of its lives begins.
         Renounce(node: NodeId) = 11,
+        /// Any group, a read: answers an index that covers all that was acknowledged before.
+        SeeIndex = 12,
     }
 }
 
@@ -535,6 +537,16 @@ impl Item {
 }
 
 impl Work {
+    /// Whether it is answered from the state, and leaves no trace in the log.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        match self {
+            Self::Op(op) => op.is_read(),
+            Self::SeeClient(_) | Self::SeeIndex => true,
+            _ => false,
+        }
+    }
+
     /// Bytes that it holds on to, about.
     #[must_use]
     pub fn weight(&self) -> usize {

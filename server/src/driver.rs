@@ -126,6 +126,12 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
             Effect::Background { number, ios } => disk.submit_background(number, ios),
             Effect::Snapshot { to, frame } => shared.peers.send_snapshot(to, frame),
             Effect::SendPiece { to, at, length } => shared.peers.send_piece(to, at, length),
+            Effect::ReadPiece { conn, request, at, length } => {
+                if !shared.peers.read_piece((conn, request), at, length) {
+                    let bytes = Err("too much is being read already".to_owned());
+                    shared.mailbox.post_urgent(Input::PieceRead { conn, request, bytes }, 0);
+                }
+            }
             Effect::Raft { to, frame } => shared.peers.send_raft(to, frame),
             Effect::Link { peer, side: Side::Opener, frame } => shared.peers.send_forward(peer, frame),
             Effect::Link { peer, side: Side::Reached, frame } => shared.peers.send_back(peer, frame),

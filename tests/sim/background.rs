@@ -41,6 +41,15 @@ impl Background {
     }
 }
 
+/// Who has asked for a piece of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Asked {
+    /// A node.
+    Node(usize),
+    /// A client: its connection and request.
+    Client(u64, u64),
+}
+
 impl World {
     /// The engine hands over a plan.
     pub fn submit_background(&mut self, at: usize, number: u64, ios: Vec<Io>) {
@@ -104,24 +113,34 @@ impl World {
     }
 
     /// The engine wants a piece of a file sent.
-    pub fn read_piece(&mut self, node: usize, to: usize, at: SnapshotAt, length: u64) {
+    pub fn read_piece(&mut self, node: usize, to: Asked, at: SnapshotAt, length: u64) {
         let life = self.nodes[node].life;
         let done = self.time + self.nodes[node].background.latency();
         self.schedule(done, Event::Piece { node, life, to, at, length });
     }
 
     /// A piece is read, as the file is by now.
-    pub fn piece_read(&mut self, node: usize, life: u64, to: usize, at: SnapshotAt, length: u64) {
+    pub fn piece_read(&mut self, node: usize, life: u64, to: Asked, at: SnapshotAt, length: u64) {
         if self.nodes[node].life != life {
             return;
         }
-        let file = self.nodes[node].disk.bytes(File::Snapshot(at.group, at.index)).unwrap_or_default();
+        let file = self.nodes[node].disk.bytes(File::Snapshot(at.group, at.index));
+        let gone = file.is_none();
+        let file = file.unwrap_or_default();
         let place = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(file.len());
         let bytes = Bytes::copy_from_slice(&file[place(at.offset)..place(at.offset.saturating_add(length))]);
         self.note(node, &[7, at.offset, bytes.len() as u64], || {
             format!("sends {} bytes of {at:?}", bytes.len())
         });
-        self.send_snapshot(node, to, SnapshotFrame::Piece(SnapshotPiece { at, bytes }));
+        match to {
+            Asked::Node(to) => {
+                self.send_snapshot(node, to, SnapshotFrame::Piece(SnapshotPiece { at, bytes }))
+            }
+            Asked::Client(conn, request) => {
+                let bytes = Ok((!gone).then_some(bytes));
+                self.post(node, Input::PieceRead { conn, request, bytes });
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use quorate_protocol::id::NodeId;
 use quorate_protocol::peer::{LinkFrame, RaftFrame, SnapshotAt, SnapshotFrame};
 use quorate_protocol::wire::Wire;
 
+use super::background::Asked;
 use super::check::Checks;
 use super::client::{Client, Conn, ForClient, ForServer};
 use super::faults::Fault;
@@ -41,7 +42,7 @@ pub enum Event {
     /// A node's disk has gone on with what is done beside the commits.
     Background { node: usize, life: u64 },
     /// A node has read a piece of a snapshot file.
-    Piece { node: usize, life: u64, to: usize, at: SnapshotAt, length: u64 },
+    Piece { node: usize, life: u64, to: Asked, at: SnapshotAt, length: u64 },
     /// The next frame of a link arrives at an end.
     LinkArrive { link: u64, end: usize },
     /// An end of a link notices that it is cut.
@@ -252,7 +253,10 @@ impl World {
                 }
                 Effect::Background { number, ios } => self.submit_background(at, number, ios),
                 Effect::SendPiece { to, at: place, length } => {
-                    self.read_piece(at, place_of(to), place, length);
+                    self.read_piece(at, Asked::Node(place_of(to)), place, length);
+                }
+                Effect::ReadPiece { conn, request, at: place, length } => {
+                    self.read_piece(at, Asked::Client(conn, request), place, length);
                 }
                 Effect::Snapshot { to, frame } => {
                     self.trace.count(self.time, &[5, at as u64, to.0, hash_bytes(5, &frame.to_wire())]);

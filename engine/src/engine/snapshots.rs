@@ -2,7 +2,8 @@
 //!
 //! Charter: the log of all groups lies in one journal, which is freed from its oldest end. So when it has grown by more
 //! than `log_floor` and half of what the snapshots take, the group that holds the oldest entry takes a new one. Disk
-//! use stays below twice the live data, and all groups come by turns.
+//! use stays below twice the live data, and all groups come by turns. What clients want comes before that
+//! (`demands.rs`).
 //!
 //! Invariant: one snapshot at a time is written on a node.
 
@@ -46,8 +47,8 @@ impl Background {
 
 impl Engine {
     /// Plans for the files, and words for other nodes.
-    pub(super) fn run_background(&mut self, fx: &mut Effects) {
-        self.begin_snapshots();
+    pub(super) fn run_background(&mut self, mono: u64, fx: &mut Effects) {
+        self.begin_snapshots(mono);
         for (&id, group) in &mut self.groups {
             while let Some(ios) = group.background() {
                 let number = self.background.next;
@@ -61,12 +62,17 @@ impl Engine {
         }
     }
 
-    fn begin_snapshots(&mut self) {
+    fn begin_snapshots(&mut self, mono: u64) {
         if self.groups.values().any(Group::is_writing) {
             return;
         }
         let counter = self.background.written;
         if let Some(group) = self.groups.values_mut().find(|group| group.wants_snapshot()) {
+            return group.begin_snapshot(counter);
+        }
+        if let Some(id) = self.demanded(mono)
+            && let Some(group) = self.groups.get_mut(&id)
+        {
             return group.begin_snapshot(counter);
         }
         let live: u64 = self.groups.values().map(Group::snapshot_size).sum();
@@ -75,8 +81,9 @@ impl Engine {
         if kept <= self.background.floor + live / 2 {
             return;
         }
-        let free =
-            |group: &&mut Group| group.may_begin_snapshot() && (kept > LOG_CEILING || !group.is_fetched());
+        let free = |group: &&mut Group| {
+            group.may_begin_snapshot() && (kept > LOG_CEILING || !group.is_fetched(mono))
+        };
         let candidates = self.groups.values_mut().filter(free).filter(|group| group.oldest_entry().is_some());
         if let Some(group) = candidates.min_by_key(|group| group.oldest_entry()) {
             group.begin_snapshot(counter);

@@ -1,4 +1,4 @@
-//! What a node tells of itself and of the cluster as it sees it: STATUS, MEMBERS, LEADER, PARTITIONS.
+//! What a node tells of itself and of the cluster as it sees it: STATUS, MEMBERS, LEADER, PARTITIONS, SNAPSHOT LIST.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -7,7 +7,7 @@ use quorate_protocol::reply::Reply;
 
 use super::{Engine, GroupReport};
 use crate::effect::NodeAsk;
-use crate::group::Group;
+use crate::group::{Group, SnapshotReport};
 use crate::members::MemberStanding;
 use crate::system::System;
 
@@ -23,6 +23,7 @@ impl Engine {
             commit: group.consensus().commit(),
             applied: group.applied(),
             digest: group.digest(),
+            snapshot: group.snapshot_report().map_or(0, |report| report.at.0),
         };
         self.groups.iter().map(report).collect()
     }
@@ -45,16 +46,27 @@ impl Engine {
         self.groups.get(&group).map_or(0, |group| group.consensus().log_bytes())
     }
 
-    /// Answers a question about this node's own view.
-    pub(super) fn view(&self, ask: &NodeAsk) -> Reply {
-        match ask {
+    /// Answers a question about this node's own view; none if there is more to it than to look.
+    pub(super) fn view(&self, ask: &NodeAsk) -> Option<Reply> {
+        Some(match ask {
             NodeAsk::Status => self.status(),
             NodeAsk::Members => self.members(),
             NodeAsk::Leader => self.gateway.leader(GroupId::SYSTEM).map_or(Reply::Nil, |leader| {
                 Reply::Array([Reply::int(leader.0), self.address_of(leader)].into())
             }),
             NodeAsk::Partitions => self.partitions(),
-        }
+            NodeAsk::Snapshots => self.snapshots(),
+            NodeAsk::Snapshot | NodeAsk::SnapshotRead(_) => return None,
+        })
+    }
+
+    fn snapshots(&self) -> Reply {
+        let row = |(id, group): (&GroupId, &Group)| {
+            let SnapshotReport { at, time, bytes } = group.snapshot_report()?;
+            let numbers = [u64::from(id.0), at.0, at.1, time, bytes];
+            Some(Reply::Array(numbers.map(Reply::int).into()))
+        };
+        Reply::Array(self.groups.iter().filter_map(row).collect())
     }
 
     fn address_of(&self, node: NodeId) -> Reply {
@@ -71,6 +83,7 @@ impl Engine {
                 ("commit", Reply::int(r.commit)),
                 ("applied", Reply::int(r.applied)),
                 ("digest", Reply::text(format!("{:016x}", r.digest))),
+                ("snapshot", Reply::int(r.snapshot)),
             ];
             map(fields)
         };

@@ -33,7 +33,7 @@ use quorate_protocol::peer::{Answer, Delivery, Forward, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
 use crate::effect::{Effect, Effects, Request};
-pub use slot::Errand;
+pub use slot::{Errand, Task};
 use slot::{Kind, Part, PartState, Slot, combine, empty_slot, in_doubt, is_parked, is_sent, new_slot, part};
 
 /// The counter of the node's own connection.
@@ -109,6 +109,7 @@ pub struct Gateway {
     introduced: BTreeSet<(ClientId, GroupId)>,
     unintroduced: BTreeSet<(ClientId, GroupId)>,
     finished: Vec<(Errand, u64, Reply)>,
+    tasks: Vec<(u64, u64, Task)>,
     forwards: Vec<(NodeId, Forward)>,
     effects: Effects,
 }
@@ -133,6 +134,7 @@ impl Gateway {
             introduced: BTreeSet::new(),
             unintroduced: BTreeSet::new(),
             finished: Vec::new(),
+            tasks: Vec::new(),
             forwards: Vec::new(),
             effects: Effects::new(),
         };
@@ -176,6 +178,23 @@ impl Gateway {
     /// Errands that are done: which, when it was first sent, and the answer.
     pub fn take_finished(&mut self) -> Vec<(Errand, u64, Reply)> {
         core::mem::take(&mut self.finished)
+    }
+
+    /// Requests that the node itself brings to their end: the connection, the request, and what is to be done.
+    pub fn take_tasks(&mut self) -> Vec<(u64, u64, Task)> {
+        core::mem::take(&mut self.tasks)
+    }
+
+    /// A task is done. Nobody may be there any more who asked.
+    pub fn complete(&mut self, counter: u64, id: u64, reply: Reply) {
+        let Some(mut conn) = self.conns.remove(&counter) else { return };
+        if let Some(slot) = conn.slots.get_mut(&id) {
+            slot.ready = Some(reply);
+            self.finish(counter, &mut conn, id);
+            // Something may have waited for this very answer.
+            self.wake = true;
+        }
+        self.conns.insert(counter, conn);
     }
 
     /// Client sessions that wait to be introduced to a group.
@@ -304,7 +323,7 @@ impl Gateway {
             if let Some(after) = request.after.filter(|after| conn.slots.contains_key(after)) {
                 conn.followers.entry(after).or_default().push(id);
             }
-            conn.slots.insert(id, new_slot(request, self.partitions));
+            conn.slots.insert(id, new_slot(request, self.partitions, &self.replicas));
             fresh.push_back(id);
         }
         self.busy.insert(counter);
@@ -315,7 +334,7 @@ impl Gateway {
     pub fn run_errand(&mut self, now: u64, group: GroupId, work: Work, errand: Errand) {
         let id = self.next_own;
         self.next_own += 1;
-        let read = matches!(work, Work::SeeClient(_));
+        let read = work.is_read();
         let slot =
             Slot { read, kind: Kind::Errand(errand), parts: [part(group, work)].into(), ..empty_slot() };
         let conn = self.conns.get_mut(&OWN).expect("the node's own connection is always there");
@@ -410,13 +429,16 @@ impl Gateway {
     /// A request has its answer: hands it out in its turn.
     fn finish(&mut self, counter: u64, conn: &mut Conn, id: u64) {
         let slot = conn.slots.get_mut(&id).expect("it is being finished");
+        if let Some(task) = slot.task() {
+            return self.tasks.push((counter, id, task));
+        }
         let reply = match slot.ready.take() {
             Some(reply) => reply,
             None => combine(&mut slot.parts, slot.read),
         };
         let kind = slot.kind.clone();
         let reply = match kind {
-            Kind::Plain => reply,
+            Kind::Plain | Kind::Snapshot | Kind::Read(_) => reply,
             Kind::OpenClient | Kind::ResumeClient => self.adopt_client(conn, reply),
             Kind::Errand(errand) => {
                 let at = conn.slots.remove(&id).map_or(0, |slot| slot.first_sent);

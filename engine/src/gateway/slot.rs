@@ -1,13 +1,13 @@
 //! A request on its way: its shares for the groups that decide it, and the one answer out of theirs.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use quorate_protocol::id::{ClientId, ClientSeq, ConnId, GroupId, NodeId, SessionId, Term};
+use quorate_protocol::id::{ClientId, ClientSeq, ConnId, GroupId, Index, NodeId, SessionId, Term};
 use quorate_protocol::op::{Home, Op, partition_of, partition_of_topic};
-use quorate_protocol::peer::Work;
+use quorate_protocol::peer::{SnapshotAt, Work};
 use quorate_protocol::reply::{Code, Reply};
 
-use crate::effect::{Request, Want};
+use crate::effect::{NodeAsk, Request, Want};
 
 /// What the node itself wants to know of the groups; see `household.rs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +54,22 @@ pub(super) struct Part {
     pub(super) state: PartState,
 }
 
+/// What is left to do for a request once the groups have done their part: the node itself brings it to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// Snapshots of these groups that go at least so far.
+    Snapshot(BTreeMap<GroupId, Index>),
+    /// Bytes of a snapshot.
+    Read(SnapshotAt),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
     Plain,
+    /// Its groups say how far their snapshots are to go.
+    Snapshot,
+    /// It asks for bytes of a snapshot.
+    Read(SnapshotAt),
     OpenClient,
     ResumeClient,
     Errand(Errand),
@@ -79,6 +92,24 @@ pub(super) struct Slot {
     pub(super) parked_since: u64,
     /// When it was first sent.
     pub(super) first_sent: u64,
+}
+
+impl Slot {
+    /// What is left to do for it; none when its answer is known, or follows from its parts.
+    pub(super) fn task(&self) -> Option<Task> {
+        match self.kind {
+            _ if self.ready.is_some() => None,
+            Kind::Snapshot => {
+                let index = |part: &Part| match part.state {
+                    PartState::Done(Reply::Int(index)) => Some((part.group, Index::try_from(index).ok()?)),
+                    _ => None,
+                };
+                Some(Task::Snapshot(self.parts.iter().map(index).collect::<Option<_>>()?))
+            }
+            Kind::Read(at) => Some(Task::Read(at)),
+            _ => None,
+        }
+    }
 }
 
 pub(super) fn in_doubt() -> Reply {
@@ -114,12 +145,19 @@ pub(super) fn empty_slot() -> Slot {
     }
 }
 
-/// What a request needs before it can be answered.
-pub(super) fn new_slot(request: Request, partitions: u16) -> Slot {
+/// What a request needs before it can be answered. `replicas`: the groups that the node holds.
+pub(super) fn new_slot(request: Request, partitions: u16, replicas: &BTreeSet<GroupId>) -> Slot {
     let Request { want, client, after, .. } = request;
     let base = Slot { client, after, ..empty_slot() };
     match want {
         Want::Answered(reply) => Slot { ready: Some(reply), client: None, ..base },
+        Want::Node(NodeAsk::Snapshot) => {
+            let parts = replicas.iter().map(|&group| part(group, Work::SeeIndex)).collect();
+            Slot { kind: Kind::Snapshot, parts, client: None, read: true, ..base }
+        }
+        Want::Node(NodeAsk::SnapshotRead(at)) => {
+            Slot { kind: Kind::Read(at), client: None, read: true, ..base }
+        }
         Want::Node(_) => Slot { ready: Some(Reply::Nil), client: None, ..base },
         Want::OpenClient => {
             let parts = [part(GroupId::SYSTEM, Work::OpenClient)].into();

@@ -25,11 +25,7 @@ impl Group {
 
     fn accept_one(&mut self, conn: ConnId, run: u64, ask: Ask) {
         let asker = Asker { conn, request: ask.request, client: ask.client };
-        let is_read = match &ask.work {
-            Work::Op(op) => op.is_read(),
-            Work::SeeClient(_) => true,
-            _ => false,
-        };
+        let is_read = ask.work.is_read();
         let of_client = match &ask.work {
             Work::Op(_) | Work::OpenClient => true,
             // Dead letters are clients' messages, and can wait where they are.

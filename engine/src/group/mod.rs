@@ -42,7 +42,7 @@ use crate::state::State;
 use crate::system::System;
 use crate::time::GroupClock;
 use snapshots::Files;
-pub use snapshots::{PIECE, gone};
+pub use snapshots::{PIECE, SnapshotReport, gone};
 
 /// How long a read round may stay unanswered before it is asked again; microseconds.
 const READ_RETRY: u64 = 5 * TICK;
@@ -206,7 +206,7 @@ impl Group {
             this.state = state;
         }
         this.replayed = replayed;
-        this.files.recovered(snapshot.len() as u64, bytes > 0);
+        this.files.recovered(snapshot.len() as u64, this.time, bytes > 0);
         this.changed = false;
         Ok(this)
     }

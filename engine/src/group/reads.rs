@@ -4,7 +4,8 @@
 
 use alloc::vec::Vec;
 use quorate_protocol::id::Index;
-use quorate_protocol::peer::Verdict;
+use quorate_protocol::peer::{Verdict, Work};
+use quorate_protocol::reply::Reply;
 
 use super::{Group, READ_RETRY, Read, Round};
 
@@ -44,7 +45,10 @@ impl Group {
                 break;
             }
             for Read { asker, work, .. } in first.remove() {
-                let reply = self.state.read(self.time, &work);
+                let reply = match work {
+                    Work::SeeIndex => Reply::int(self.applied),
+                    work => self.state.read(self.time, &work),
+                };
                 self.tell_answer(asker.conn, asker.request, Verdict::Reply(reply));
             }
         }

@@ -33,6 +33,20 @@ const OFFER_AGAIN: u64 = 150 * TICK;
 /// How long the sender may be silent before the fetching is given up; microseconds.
 const GIVE_UP: u64 = 500 * TICK;
 
+/// How long a client that copies a snapshot may take from one piece to the next; microseconds.
+const COPY_PAUSE: u64 = 250 * TICK;
+
+/// The newest snapshot of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotReport {
+    /// The index and term up to which it goes.
+    pub at: (Index, Term),
+    /// Group time of its state.
+    pub time: u64,
+    /// Bytes of its file.
+    pub bytes: u64,
+}
+
 /// What a plan was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
@@ -67,8 +81,9 @@ struct Fetching {
 /// See the top of the file.
 #[derive(Default)]
 pub(super) struct Files {
-    /// Bytes of the newest snapshot.
+    /// Bytes of the newest snapshot, and group time of its state.
     size: u64,
+    time: u64,
     /// The node's counter of log bytes when the oldest entry was written that no snapshot covers.
     oldest: Option<u64>,
     /// The counter when the snapshot that is being written was begun.
@@ -83,12 +98,14 @@ pub(super) struct Files {
     words: Vec<(NodeId, SnapshotFrame)>,
     /// Node → when it last asked for a piece, or was found to be fetching.
     asked: BTreeMap<NodeId, u64>,
+    /// When a client last read a piece of it, and not the last one.
+    copied: Option<u64>,
 }
 
 impl Files {
-    /// What was found in the directory: bytes of the snapshot, and whether there are entries behind it.
-    pub(super) fn recovered(&mut self, size: u64, has_entries: bool) {
-        self.size = size;
+    /// What was found in the directory: bytes and group time of the snapshot, and whether there are entries behind it.
+    pub(super) fn recovered(&mut self, size: u64, time: u64, has_entries: bool) {
+        (self.size, self.time) = (size, time);
         self.oldest = has_entries.then_some(0);
     }
 
@@ -103,6 +120,24 @@ impl Group {
     #[must_use]
     pub fn snapshot_size(&self) -> u64 {
         self.files.size
+    }
+
+    /// The newest snapshot, synced; none before there is one.
+    #[must_use]
+    pub fn snapshot_report(&self) -> Option<SnapshotReport> {
+        let report = SnapshotReport { at: self.row.snapshot, time: self.files.time, bytes: self.files.size };
+        (report.at.0 > 0).then_some(report)
+    }
+
+    /// The index of the newest snapshot that the row names, and that was handed out so for the disk.
+    #[must_use]
+    pub fn named_snapshot(&self) -> Index {
+        if self.changed { 0 } else { self.row.snapshot.0 }
+    }
+
+    /// A client reads a piece of the newest snapshot.
+    pub fn note_copied(&mut self, now: u64, offset: u64) {
+        self.files.copied = (offset < self.files.size).then_some(now);
     }
 
     /// The node's counter of log bytes when the oldest entry was written that no snapshot covers.
@@ -190,7 +225,8 @@ impl Group {
         let header = writer.header();
         let at = (header.index, header.term);
         assert!(at.0 > self.row.snapshot.0, "snapshots follow each other");
-        self.files.size = writer.len();
+        (self.files.size, self.files.time) = (writer.len(), header.time);
+        self.files.copied = None;
         self.files.oldest = (self.consensus.last_index() > at.0).then_some(self.files.begun);
         self.row.snapshot = at;
         self.changed = true;
@@ -318,6 +354,7 @@ impl Group {
         (self.applied, self.applied_term, self.time) = (header.index, header.term, header.time);
         self.replayed = self.replayed.max(header.index);
         self.row.snapshot = at;
+        (self.files.time, self.files.copied) = (header.time, None);
         self.reset = Some(at);
         self.files.oldest = None;
     }
@@ -348,10 +385,10 @@ impl Group {
         }
     }
 
-    /// Whether a replica fetches the present snapshot.
+    /// Whether a replica fetches the present snapshot, or a client copies it.
     #[must_use]
-    pub fn is_fetched(&self) -> bool {
-        !self.files.asked.is_empty()
+    pub fn is_fetched(&self, now: u64) -> bool {
+        !self.files.asked.is_empty() || self.files.copied.is_some_and(|copied| now < copied + COPY_PAUSE)
     }
 
     /// Lets go of what the snapshot covers and nobody needs any more.

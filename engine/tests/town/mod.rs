@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use quorate_engine::effect::{Effect, Input, Now, Request, Side, TICK, Want};
+use quorate_engine::effect::{Effect, Input, NodeAsk, Now, Request, Side, TICK, Want};
 use quorate_engine::engine::{Config, Engine};
 use quorate_engine::journal::{Entry, File, Io, Meta, RESET, Recovered, Row};
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use quorate_protocol::op::{Expiry, Op, Set, When};
-use quorate_protocol::peer::{SnapshotFrame, SnapshotPiece};
+use quorate_protocol::peer::{SnapshotAt, SnapshotFrame, SnapshotPiece};
 use quorate_protocol::reply::Reply;
 
 /// What a node has on its disk.
@@ -50,6 +50,13 @@ impl Disk {
                 Io::Create { .. } | Io::Sync { .. } => {}
             }
         }
+    }
+
+    /// Bytes of a snapshot file; none if it is not there.
+    fn read(&self, at: SnapshotAt, length: u64) -> Option<Bytes> {
+        let file = self.files.get(&File::Snapshot(at.group, at.index))?;
+        let place = |offset: u64| usize::try_from(offset).expect("it fits the memory").min(file.len());
+        Some(Bytes::copy_from_slice(&file[place(at.offset)..place(at.offset + length)]))
     }
 
     /// As a journal reads it back.
@@ -171,14 +178,13 @@ impl Town {
                 self.inbox.push_back((node, Input::BackgroundDone(number)));
             }
             Effect::SendPiece { to, at, length } => {
-                let file = disk.files.get(&File::Snapshot(at.group, at.index));
-                let start = usize::try_from(at.offset).expect("it fits the memory");
-                let rest = file.and_then(|file| file.get(start..)).unwrap_or(&[]);
-                let bytes = Bytes::copy_from_slice(
-                    &rest[..rest.len().min(usize::try_from(length).expect("it fits the memory"))],
-                );
+                let bytes = disk.read(at, length).unwrap_or_default();
                 let frame = SnapshotFrame::Piece(SnapshotPiece { at, bytes });
                 self.send(node, to, Input::Snapshot { from: node, frame });
+            }
+            Effect::ReadPiece { conn, request, at, length } => {
+                let bytes = Ok(disk.read(at, length));
+                self.inbox.push_back((node, Input::PieceRead { conn, request, bytes }));
             }
             Effect::Snapshot { to, frame } => self.send(node, to, Input::Snapshot { from: node, frame }),
             Effect::Raft { to, frame } => self.send(node, to, Input::Raft { from: node, frame }),
@@ -226,9 +232,28 @@ impl Town {
     }
 
     pub(crate) fn ask(&mut self, node: u64, first: u64, ops: Vec<Op>) {
-        let request = |(id, op)| Request { id, want: Want::Op(op), client: None, after: None };
-        let requests = (first..).zip(ops).map(request).collect();
+        self.want(node, first, ops.into_iter().map(Want::Op).collect());
+    }
+
+    fn want(&mut self, node: u64, first: u64, wants: Vec<Want>) {
+        let request = |(id, want)| Request { id, want, client: None, after: None };
+        let requests = (first..).zip(wants).map(request).collect();
         self.inbox.push_back((NodeId(node), Input::Requests { conn: 1, requests }));
+    }
+
+    /// Asks a node something of its own, under the next free number, which it returns.
+    pub(crate) fn ask_node(&mut self, node: u64, ask: NodeAsk) -> u64 {
+        let next = self.asked.entry(node).or_insert(1);
+        let id = *next;
+        *next += 1;
+        self.want(node, id, [Want::Node(ask)].into());
+        id
+    }
+
+    /// The answer to a request, if it has come.
+    pub(crate) fn answer(&self, node: u64, id: u64) -> Option<Reply> {
+        let found = self.replies.iter().find(|reply| (reply.0, reply.2) == (NodeId(node), id));
+        found.map(|(.., reply)| reply.clone())
     }
 
     /// Asks under the next free numbers; returns the first.

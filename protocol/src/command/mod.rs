@@ -20,6 +20,7 @@ pub use words::Words;
 use crate::id::ClientId;
 use crate::limits::REQUEST_MAX;
 use crate::op::Op;
+use crate::peer::SnapshotAt;
 use crate::reply::{Code, Failure};
 
 /// A question about the node's own view.
@@ -33,6 +34,12 @@ pub enum NodeAsk {
     Leader,
     /// PARTITIONS
     Partitions,
+    /// SNAPSHOT
+    Snapshot,
+    /// SNAPSHOT LIST
+    Snapshots,
+    /// SNAPSHOT READ group index offset
+    SnapshotRead(SnapshotAt),
 }
 
 /// What the connection answers, or has changed about itself.

@@ -4,15 +4,16 @@ use bytes::Bytes;
 
 use super::words::{Words, integer, shown};
 use super::{Command, ConnAsk, NodeAsk, failure};
-use crate::id::{ClientId, NodeId};
+use crate::id::{ClientId, GroupId, NodeId};
 use crate::limits::{
-    CLIENT_NAME_MAX, DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, NODE_ID_MAX, PREFETCH,
-    PREFETCH_MAX,
+    CLIENT_NAME_MAX, DURATION_MAX, FETCH_MAX, LOCK_TTL, MANY_MAX, MAX_DELIVER, NODE_ID_MAX, PARTITIONS_MAX,
+    PREFETCH, PREFETCH_MAX,
 };
 use crate::op::{
     Ack, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, MemberAdd, MemberOp, Nack, Op, Pub, QSet, Receipt,
     Renew, Set, Sub, Ttl, Unlock, When,
 };
+use crate::peer::SnapshotAt;
 use crate::reply::{Code, Failure};
 
 type Parsed = Result<Command, Failure>;
@@ -320,6 +321,26 @@ pub(super) fn leader(_: &mut Words<'_>) -> Parsed {
 
 pub(super) fn partitions(_: &mut Words<'_>) -> Parsed {
     Ok(Command::Node(NodeAsk::Partitions))
+}
+
+pub(super) fn snapshot(words: &mut Words<'_>) -> Parsed {
+    if words.rest.is_empty() {
+        return Ok(Command::Node(NodeAsk::Snapshot));
+    }
+    match subcommand(words)?.as_str() {
+        "LIST" => Ok(Command::Node(NodeAsk::Snapshots)),
+        "READ" => {
+            let group = words.number("the group", 0, u64::from(PARTITIONS_MAX))?;
+            let group = GroupId(u16::try_from(group).expect("it is at most PARTITIONS_MAX"));
+            let index = words.number("the index", 1, i64::MAX as u64)?;
+            let offset = words.number("the offset", 0, i64::MAX as u64)?;
+            Ok(Command::Node(NodeAsk::SnapshotRead(SnapshotAt { group, index, offset })))
+        }
+        name => {
+            let name = name.to_owned();
+            unknown_subcommand(words, &name)
+        }
+    }
 }
 
 pub(super) fn ping(words: &mut Words<'_>) -> Parsed {

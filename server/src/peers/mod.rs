@@ -85,7 +85,12 @@ impl Peers {
 
     /// Sends bytes of a snapshot file once they are read; dropped when too much is to be read already.
     pub fn send_piece(&self, to: NodeId, at: SnapshotAt, length: u64) {
-        self.pieces.ask(to, at, length);
+        self.pieces.send(to, at, length);
+    }
+
+    /// Has bytes of a snapshot file read for a client's request; false when too much is to be read already.
+    pub fn read_piece(&self, asked: (u64, u64), at: SnapshotAt, length: u64) -> bool {
+        self.pieces.read(asked, at, length)
     }
 
     /// Sends work on the link that this node opened.

@@ -1,6 +1,7 @@
-//! Pieces of snapshot files for other nodes: read beside everything else.
+//! Pieces of snapshot files, for other nodes and for clients: read beside everything else.
 //!
-//! Invariant: at most two are read at once, and few wait. Who wants one that was dropped asks again.
+//! Invariant: at most two are read at once, and few wait. A node that wants one that was dropped asks again; a client is
+//! always answered.
 
 use std::fs::File;
 use std::io;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use quorate_engine::effect::Input;
 use quorate_engine::journal::File as Name;
 use quorate_protocol::id::NodeId;
 use quorate_protocol::limits::SNAPSHOT_OUTPUT_MAX;
@@ -26,9 +28,17 @@ const WAITING_MAX: usize = 256;
 /// Bytes of a piece at the most, whatever is asked for.
 const PIECE_MAX: usize = SNAPSHOT_OUTPUT_MAX / 2;
 
+/// Who has asked for a piece.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Node(NodeId),
+    /// A client: its connection and request.
+    Client(u64, u64),
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
-    to: NodeId,
+    to: Asked,
     at: SnapshotAt,
     length: u64,
 }
@@ -44,9 +54,32 @@ impl Default for Pieces {
 }
 
 impl Pieces {
-    /// Adds one, or drops it.
-    pub(super) fn ask(&self, to: NodeId, at: SnapshotAt, length: u64) {
-        self.0.push(Wanted { to, at, length }, 1);
+    /// Adds one for a node, or drops it.
+    pub(super) fn send(&self, to: NodeId, at: SnapshotAt, length: u64) {
+        self.0.push(Wanted { to: Asked::Node(to), at, length }, 1);
+    }
+
+    /// Adds one for a client, if there is room.
+    pub(super) fn read(&self, (conn, request): (u64, u64), at: SnapshotAt, length: u64) -> bool {
+        self.0.push(Wanted { to: Asked::Client(conn, request), at, length }, 1)
+    }
+}
+
+fn hand_over(shared: &Shared, to: Asked, at: SnapshotAt, read: io::Result<Option<Bytes>>, path: &Path) {
+    match (to, read) {
+        (Asked::Client(conn, request), read) => {
+            let weight = read.as_ref().map_or(0, |bytes| bytes.as_ref().map_or(0, Bytes::len));
+            let bytes = read.map_err(|error| error.to_string());
+            shared.mailbox.post_urgent(Input::PieceRead { conn, request, bytes }, weight);
+        }
+        (Asked::Node(to), Ok(bytes)) => {
+            let piece = SnapshotPiece { at, bytes: bytes.unwrap_or_default() };
+            shared.peers.send_snapshot(to, SnapshotFrame::Piece(piece));
+        }
+        (Asked::Node(_), Err(error)) => {
+            let line = format!("{} cannot be read: {error}", path.display());
+            shared.peers.complain(Kind::Snapshot, NodeId(0), line);
+        }
     }
 }
 
@@ -59,16 +92,7 @@ pub async fn read_pieces(dir: PathBuf, shared: Arc<Shared>) {
             let path = dir.join(Name::Snapshot(at.group, at.index).path());
             let shared = Arc::clone(&shared);
             tokio::task::spawn_blocking(move || {
-                match read(&path, at.offset, length) {
-                    Ok(bytes) => {
-                        let piece = SnapshotPiece { at, bytes };
-                        shared.peers.send_snapshot(to, SnapshotFrame::Piece(piece));
-                    }
-                    Err(error) => {
-                        let line = format!("{} cannot be read: {error}", path.display());
-                        shared.peers.complain(Kind::Snapshot, NodeId(0), line);
-                    }
-                }
+                hand_over(&shared, to, at, read(&path, at.offset, length), &path);
                 drop(permit);
             });
         }
@@ -76,15 +100,15 @@ pub async fn read_pieces(dir: PathBuf, shared: Arc<Shared>) {
 }
 
 /// Up to `length` bytes; none if the file is gone.
-fn read(path: &Path, offset: u64, length: u64) -> io::Result<Bytes> {
+fn read(path: &Path, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Bytes::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let left = file.metadata()?.len().saturating_sub(offset);
     let length = usize::try_from(length.min(left)).unwrap_or(PIECE_MAX).min(PIECE_MAX);
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, offset)?;
-    Ok(bytes.into())
+    Ok(Some(bytes.into()))
 }
