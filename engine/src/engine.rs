@@ -33,6 +33,7 @@ use crate::journal::{Meta, Persist, Recovered};
 use crate::ring::Ring;
 use crate::system::System;
 use demands::Demands;
+pub(crate) use replicas::founding;
 use replicas::{Replicas, rank};
 use snapshots::{Background, LOG_FLOOR};
 

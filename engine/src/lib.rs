@@ -18,6 +18,7 @@ pub mod outbox;
 pub mod outcome;
 pub mod partition;
 pub mod queue;
+pub mod rebase;
 pub mod ring;
 #[cfg(test)]
 mod script;

@@ -57,6 +57,16 @@ impl Partition {
         }
     }
 
+    /// What goes over into another cluster of so many partitions: the keys and the topics. Letters on their way are
+    /// sent anew.
+    #[must_use]
+    pub fn rebased(self, group: GroupId, partitions: u16) -> Self {
+        let mut rebased = Self { store: self.store, queues: self.queues, ..Self::new(group, partitions) };
+        rebased.queues.rebase();
+        rebased.post_letters();
+        rebased
+    }
+
     /// Switches deliberate bugs on.
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {

@@ -46,6 +46,19 @@ impl State {
         state
     }
 
+    /// What goes over into another cluster; see `rebase.rs`.
+    ///
+    /// # Errors
+    /// When a number would not fit any more.
+    pub fn rebased(self, group: GroupId, meta: &Meta) -> Result<Self, &'static str> {
+        Ok(match self {
+            Self::System(system) => Self::System(Box::new(system.rebased(meta)?)),
+            Self::Partition(partition) => {
+                Self::Partition(Box::new(partition.rebased(group, meta.partitions)))
+            }
+        })
+    }
+
     /// Switches deliberate bugs on.
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
@@ -115,7 +128,8 @@ impl State {
         }
     }
 
-    fn tables(&mut self) -> Vec<&mut dyn Rows> {
+    /// All tables, in the order in which a snapshot shows them.
+    pub(crate) fn tables(&mut self) -> Vec<&mut dyn Rows> {
         match self {
             Self::System(system) => system.tables(),
             Self::Partition(partition) => partition.tables(),

@@ -142,6 +142,14 @@ impl System {
         }
     }
 
+    /// What goes over into another cluster, founded so: the tokens, so that none is given twice, and the feature level.
+    ///
+    /// # Errors
+    /// When there are no tokens left.
+    pub fn rebased(self, meta: &Meta) -> Result<Self, &'static str> {
+        Ok(Self { locks: self.locks.rebased()?, level: self.level, ..Self::new(meta) })
+    }
+
     /// Switches deliberate bugs on.
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
@@ -281,6 +289,12 @@ impl System {
         )));
         self.locks.end_session(ctx, node, session, out);
         self.post(Item::NodeEnded((node, session)));
+    }
+
+    /// Ends a node's session out of its time.
+    #[cfg(test)]
+    pub(crate) fn end_for_tests(&mut self, ctx: &Ctx, node: NodeId) {
+        self.end_node(ctx, node, &mut Outcomes::new());
     }
 
     /// Whether the connection's session is its node's live one.

@@ -60,7 +60,7 @@ pub(super) struct Replicas {
 
 /// The configuration with which a cluster of these nodes is founded.
 #[must_use]
-pub(super) fn founding(group: GroupId, meta: &Meta) -> Conf {
+pub(crate) fn founding(group: GroupId, meta: &Meta) -> Conf {
     let ring = Ring::new(meta.founders.iter().map(|(node, _)| *node));
     let wanted = Members::new(&meta.founders).targets(&ring, group);
     let founder = |node: NodeId| Replica { node, incarnation: 0 };

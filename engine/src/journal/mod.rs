@@ -437,5 +437,13 @@ pub fn found(meta: &Meta, life: u32, out: &mut Vec<Io>) {
     twin::replace(File::Hard, 1, &contents.to_wire(), out);
 }
 
+/// What is to be done to found a directory whose groups begin with these rows, and with snapshots that are on stable
+/// storage already. The manifest comes first: with it, and not before, the directory says what it is.
+pub fn found_with(meta: &Meta, rows: Vec<(GroupId, Row)>, out: &mut Vec<Io>) {
+    let contents = HardFile { meta: meta.clone(), segments: (0, 0), rows, since: Vec::new() };
+    twin::replace(File::Hard, 1, &contents.to_wire(), out);
+    twin::replace(File::Meta, 1, &meta.to_wire(), out);
+}
+
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,8 @@ use crate::table::{Rows, Table, load_row, take_row};
 
 /// Names of which refused tries are remembered; beyond it the memory starts anew.
 const REFUSED_MAX: usize = 4096;
+/// Tokens that a restored cluster leaves out: those that the old one may have given after the cut.
+const TOKENS_LEFT_OUT: u64 = 1 << 40;
 /// Places in a queue from here on are ordinary; those below are upgrades.
 const ORDINARY: u64 = 1 << 63;
 
@@ -132,6 +134,18 @@ impl Locks {
             #[cfg(feature = "faults")]
             faults: Faults::default(),
         }
+    }
+
+    /// No locks, and tokens above all that another cluster with the same past may give (`rebase.rs`).
+    ///
+    /// # Errors
+    /// When there are none left.
+    pub fn rebased(self) -> Result<Self, &'static str> {
+        let last = *self.token.get(&0).expect("the row exists from the beginning");
+        let jumped = last.checked_add(TOKENS_LEFT_OUT).filter(|&token| i64::try_from(token).is_ok());
+        let mut fresh = Self::new();
+        fresh.token.insert(0, jumped.ok_or("it has been restored so often that no fencing tokens are left")?);
+        Ok(fresh)
     }
 
     /// Switches deliberate bugs on.

@@ -341,3 +341,16 @@ fn lockinfo_shows_the_first_thousand_and_how_many_there_are() {
     assert_eq!(of("holding"), Some(&Reply::Int(1500)));
     assert!(matches!(of("holders"), Some(Reply::Array(rows)) if rows.len() == LOCKINFO_MAX));
 }
+
+#[test]
+fn a_restore_leaves_tokens_out_as_long_as_there_are_some() {
+    let with = |token| {
+        let mut locks = Locks::new();
+        locks.token.insert(0, token);
+        locks.rebased().map(|locks| *locks.token.get(&0).expect("it has one"))
+    };
+    assert_eq!(with(5), Ok(5 + (1 << 40)));
+    let last = (1 << 63) - 1 - (1 << 40);
+    assert_eq!(with(last), Ok((1 << 63) - 1));
+    assert!(with(last + 1).is_err() && with(u64::MAX).is_err());
+}

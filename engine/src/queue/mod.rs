@@ -17,6 +17,7 @@
 mod delivery;
 mod index;
 mod letters;
+mod rebase;
 mod rows;
 
 use alloc::format;
