@@ -115,6 +115,22 @@ impl Writer {
     }
 }
 
+/// A time in milliseconds since 1970 as people write it, in UTC.
+#[must_use]
+pub fn when(millis: u64) -> String {
+    let (days, seconds) = (millis / 86_400_000, millis / 1000 % 86_400);
+    // Years that begin in March, in eras of 400: the leap day is a year's last.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let (month, year) = if month < 10 { (month + 3, year) } else { (month - 9, year + 1) };
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{:04}-{month:02}-{date:02} {hour:02}:{minute:02}:{second:02} UTC", year + 400 * era)
+}
+
 /// What was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
@@ -295,6 +311,20 @@ mod tests {
             }
         }
         if reader.is_done() { Ok(pieces) } else { Err(Malformed("it ends early")) }
+    }
+
+    #[test]
+    fn times_are_told_as_people_write_them() {
+        for (millis, text) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400_000, "2000-02-29 00:00:00 UTC"),
+            (1_709_251_199_999, "2024-02-29 23:59:59 UTC"),
+            (1_709_251_200_000, "2024-03-01 00:00:00 UTC"),
+            (1_798_761_599_000, "2026-12-31 23:59:59 UTC"),
+            (4_107_542_400_000, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(when(millis), text);
+        }
     }
 
     #[test]

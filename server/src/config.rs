@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::check::CheckFlags;
 use crate::journal::Founding;
+use crate::restore::RestoreFlags;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -30,6 +31,8 @@ enum Mode {
     Dev(DevFlags),
     /// Say what a data directory holds, and whether it is sound.
     Check(CheckFlags),
+    /// Make of a backup the data directory of a node of a new cluster.
+    Restore(RestoreFlags),
 }
 
 /// What `quorate-server dev` takes.
@@ -155,6 +158,8 @@ pub enum Plan {
     Dev(DevFlags),
     /// A look at a data directory.
     Check(CheckFlags),
+    /// A data directory out of a backup.
+    Restore(RestoreFlags),
 }
 
 impl CommandLine {
@@ -174,6 +179,7 @@ impl CommandLine {
         match self.command {
             Some(Mode::Dev(flags)) => Ok(Plan::Dev(flags)),
             Some(Mode::Check(flags)) => Ok(Plan::Check(flags)),
+            Some(Mode::Restore(flags)) => Ok(Plan::Restore(flags)),
             None => {
                 let file = self.node.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
                 Ok(Plan::Node(Box::new(self.node.or(file).check()?)))
@@ -268,7 +274,7 @@ impl NodeFlags {
     }
 }
 
-fn parse_cluster(spec: &str) -> Result<Vec<(NodeId, String)>, String> {
+pub(crate) fn parse_cluster(spec: &str) -> Result<Vec<(NodeId, String)>, String> {
     let mut nodes = BTreeMap::new();
     for part in spec.split(',').map(str::trim) {
         let parsed = part.split_once('=').and_then(|(id, address)| {
@@ -287,6 +293,11 @@ fn parse_cluster(spec: &str) -> Result<Vec<(NodeId, String)>, String> {
         return Err(format!("--initial-cluster names {} nodes, at most {NODES_MAX} are taken", nodes.len()));
     }
     Ok(nodes.into_iter().collect())
+}
+
+/// The nodes of a first configuration in one notation, whatever the operator wrote.
+pub(crate) fn founders_spec(founders: &[(NodeId, String)]) -> String {
+    founders.iter().map(|(id, address)| format!("{}={address},", id.0)).collect()
 }
 
 /// Where other nodes reach this one. Founders are named by --initial-cluster.
@@ -331,9 +342,8 @@ impl Config {
     /// What an empty data directory is founded as, together with a new cluster.
     #[must_use]
     pub fn founding(&self, founders: &[(NodeId, String)]) -> Founding {
-        let spec: String = founders.iter().map(|(id, address)| format!("{}={address},", id.0)).collect();
         Founding {
-            cluster: ClusterId(xxh3_64(spec.as_bytes())),
+            cluster: ClusterId(xxh3_64(founders_spec(founders).as_bytes())),
             node: self.node,
             partitions: PARTITIONS,
             founders: founders.to_vec(),
@@ -396,7 +406,7 @@ mod tests {
             CommandLine::try_parse_from([&["quorate-server"], args].concat()).map_err(|e| one_line(&e))?;
         match line.plan()? {
             Plan::Node(config) => Ok(*config),
-            Plan::Dev(_) | Plan::Check(_) => Err("no node".into()),
+            Plan::Dev(_) | Plan::Check(_) | Plan::Restore(_) => Err("no node".into()),
         }
     }
 

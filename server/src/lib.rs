@@ -16,4 +16,5 @@ pub mod mailbox;
 pub mod node;
 pub mod outlet;
 pub mod peers;
+pub mod restore;
 pub mod subscriptions;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use quorate_server::config::{CommandLine, Config, LogFormat, Plan, one_line};
-use quorate_server::{check, dev, node};
+use quorate_server::{check, dev, node, restore};
 use tracing_subscriber::filter::LevelFilter;
 
 /// The exit code of wrong settings; everything else that fails is 1.
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             Ok(false) => return ExitCode::FAILURE,
             Err(text) => Err(text),
         },
+        Plan::Restore(flags) => restore::run(&flags),
         Plan::Node(config) if config.print_config => {
             print_config(&config);
             Ok(())

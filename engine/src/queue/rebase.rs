@@ -11,7 +11,9 @@ impl Queues {
     /// letter that was on its way to another partition has no place in the outbox again.
     pub fn rebase(&mut self) {
         let waiters: Vec<u64> = self.waiters.iter().map(|(&place, _)| place).collect();
-        waiters.into_iter().for_each(|place| drop(self.remove_waiter(place)));
+        for place in waiters {
+            self.remove_waiter(place);
+        }
         let seats: Vec<(TopicNumber, ConnId)> = self.subscriptions.iter().map(|(&seat, _)| seat).collect();
         for (topic, conn) in seats {
             self.remove_subscription(topic, conn);

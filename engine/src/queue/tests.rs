@@ -364,3 +364,23 @@ fn a_letter_that_arrives_is_a_new_message_and_waits_where_there_is_no_room() {
     assert_eq!(q.say(1, "QINFO dead").matches("ready: 0").count(), 1, "it is where it was");
     assert_eq!(q.say(1, "ACK dead 2@5"), "1");
 }
+
+#[test]
+fn what_goes_over_into_another_cluster_is_nobodys_and_is_delivered_again() {
+    let mut q = tenth();
+    assert_eq!(q.say(1, "QSET jobs DLQ dead MAXDELIVER 2"), "OK");
+    let ids: Vec<String> = ["a", "b", "c"].iter().map(|body| q.say(1, &format!("PUB jobs {body}"))).collect();
+    q.say(1, "FETCH jobs COUNT 2");
+    assert_eq!(q.say(1, &format!("NACK jobs {}@1 DEAD", ids[0])), "1");
+    post(&mut q);
+    q.say(2, "SUB listened");
+    q.say(2, "FETCH awaited BLOCK 1000");
+    q.event(|queues, _, _| queues.rebase());
+    assert_eq!((q.say(1, "QINFO listened"), q.say(1, "QINFO awaited")), ("(nil)".into(), "(nil)".into()));
+    assert_eq!(q.subject.letters_for(), [FAR], "it is to be posted again");
+    let again = q.say(3, "FETCH jobs COUNT 9");
+    assert_eq!(again, format!("1) {} 2 b\n2) {} 1 c", ids[1], ids[2]));
+    q.event(|queues, ctx, out| queues.close(ctx, conn(3), out));
+    assert_eq!(q.subject.topics.len(), 1);
+    assert!(q.say(1, "QINFO jobs").contains("leaving: 2"), "MAXDELIVER counts on");
+}

@@ -58,8 +58,6 @@ fn options_come_in_any_order_and_case() {
     let add = MemberOp::Add(MemberAdd { node: NodeId(4), peer_address: "[::1]:7412".into() });
     assert_eq!(understood("member add 4 [::1]:7412"), Command::Op(Op::Member(add)));
     assert_eq!(understood("MEMBER CANCEL 4"), Command::Op(Op::Member(MemberOp::Cancel(NodeId(4)))));
-    let at = SnapshotAt { group: GroupId(3), index: 7, offset: 9 };
-    assert_eq!(understood("snapshot read 3 7 9"), Command::Node(NodeAsk::SnapshotRead(at)));
     assert_eq!(understood("ping"), Command::Connection(ConnAsk::Ping(None)));
 }
 
@@ -115,12 +113,6 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
         ("MEMBER ADD 4 h:0", "ERR the peer address must be host:port"),
         ("MEMBER ADD 4 h:65536", "ERR the peer address must be host:port"),
         ("MEMBER REMOVE 4 now", "ERR syntax error: 'now' is not expected here"),
-        ("SNAPSHOT TAKE", "ERR unknown subcommand 'TAKE'. Try HELP SNAPSHOT."),
-        ("SNAPSHOT LIST now", "ERR syntax error: 'now' is not expected here"),
-        ("SNAPSHOT READ 1 5", "ERR syntax error: an argument is missing; usage: SNAPSHOT"),
-        ("SNAPSHOT READ 65 5 0", "ERR the group must be a number from 0 to 64, not 65"),
-        ("SNAPSHOT READ 1 0 0", "ERR the index must be a number from 1 to"),
-        ("SNAPSHOT READ 1 5 -1", "ERR the offset must be a number from 0 to"),
         ("MEMBER EVICT 4", "ERR unknown subcommand 'EVICT'. Try HELP MEMBER."),
     ];
     for (line, expected) in cases {
@@ -140,6 +132,25 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
     assert!(parse(&[]).is_err());
     let many: String = (0..2000).map(|n| format!(" k{n}")).collect();
     assert!(refused(&format!("DEL{many}")).starts_with("TOOBIG 2000 keys in one command"));
+}
+
+#[test]
+fn snapshots_are_taken_listed_and_read() {
+    assert_eq!(understood("SNAPSHOT"), Command::Node(NodeAsk::Snapshot));
+    assert_eq!(understood("snapshot list"), Command::Node(NodeAsk::Snapshots));
+    let at = SnapshotAt { group: GroupId(3), index: 7, offset: 9 };
+    assert_eq!(understood("Snapshot Read 3 7 9"), Command::Node(NodeAsk::SnapshotRead(at)));
+    for (line, expected) in [
+        ("SNAPSHOT TAKE", "ERR unknown subcommand 'TAKE'. Try HELP SNAPSHOT."),
+        ("SNAPSHOT LIST now", "ERR syntax error: 'now' is not expected here"),
+        ("SNAPSHOT READ 1 5", "ERR syntax error: an argument is missing; usage: SNAPSHOT"),
+        ("SNAPSHOT READ 65 5 0", "ERR the group must be a number from 0 to 64, not 65"),
+        ("SNAPSHOT READ 1 0 0", "ERR the index must be a number from 1 to"),
+        ("SNAPSHOT READ 1 5 -1", "ERR the offset must be a number from 0 to"),
+    ] {
+        let text = refused(line);
+        assert!(text.starts_with(expected), "{line}: {text}");
+    }
 }
 
 #[test]

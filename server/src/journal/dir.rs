@@ -102,7 +102,7 @@ impl DataDir {
         match journal::read_meta(&read.contents).map_err(damaged)? {
             Some((_, meta)) => dir.check(&meta, founding)?,
             None => {
-                dir.name().map_err(failed)?;
+                name_directories(path).map_err(failed)?;
                 let mut ios = Vec::new();
                 found(&founding.meta().map_err(failed)?, founding.life, &mut ios);
                 dir.perform(&ios, &mut |wait| !wait).map_err(failed)?;
@@ -139,19 +139,6 @@ impl DataDir {
             *read = self::read(self.path(), &self.disk.maps, &mapped)
                 .map_err(|error| OpenError::Io(self.path().to_owned(), error))?;
         }
-    }
-
-    /// Puts the directory's own name, and those of the directories above it, on stable storage: once, before it is
-    /// founded, because all that is synced in it later is lost with them.
-    fn name(&self) -> io::Result<()> {
-        for dir in nameable(self.path())? {
-            match File::open(dir).and_then(|dir| dir.sync_all()) {
-                // Who may not read it has not made what is in it.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-                done => done?,
-            }
-        }
-        Ok(())
     }
 
     /// Gives back the room behind the seals that recovery has written, and files that were made ahead in
@@ -198,7 +185,8 @@ impl DataDir {
                 "belongs to node {is}, not to node {wanted}; correct --node-id or --data-dir"
             ));
         }
-        if meta.cluster != founding.cluster {
+        // Not the cluster's id: that of a restored one is another than its founding would give.
+        if meta.founders != founding.founders {
             let known: Vec<String> =
                 meta.founders.iter().map(|(id, address)| format!("{}={address}", id.0)).collect();
             let known = known.join(",");
@@ -310,7 +298,7 @@ fn copy(path: &Path) -> io::Result<Option<Bytes>> {
 }
 
 /// What is not there is no error.
-fn there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         done => done.map(Some),
@@ -347,6 +335,19 @@ fn detach(read: &Found, recovered: &mut Recovered) {
     }
 }
 
+/// Puts a data directory's own name, and those of the directories above it, on stable storage: once, before it is
+/// founded, because all that is synced in it later is lost with them.
+pub(super) fn name_directories(path: &Path) -> io::Result<()> {
+    for dir in nameable(path)? {
+        match File::open(dir).and_then(|dir| dir.sync_all()) {
+            // Who may not read it has not made what is in it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
 /// A directory and those above it on the same file system: any of them may just have been made, by this
 /// process or by one that was killed. A mount point was there before.
 pub(super) fn nameable(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -356,7 +357,7 @@ pub(super) fn nameable(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(path.ancestors().take_while(same).map(Path::to_owned).collect())
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     let failed = |error| OpenError::Io(path.to_owned(), error);
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
     let mut file = options.open(path.join("LOCK")).map_err(failed)?;

@@ -4,9 +4,11 @@ mod background;
 mod dir;
 mod disk;
 mod mmap;
+mod restore;
 mod sync;
 
 pub use dir::{DataDir, Founding, Look, OpenError};
+pub use restore::Restoring;
 pub use sync::{Listener, SyncThread};
 
 #[cfg(test)]

@@ -58,7 +58,8 @@ impl Me {
         let node = hello.node.0;
         if hello.cluster != self.meta.cluster {
             return Some(format!(
-                "node {me} belongs to another cluster; compare --initial-cluster or --join of both nodes"
+                "node {me} belongs to another cluster; compare --initial-cluster or --join of both nodes, and if it \
+                 was restored, restore all nodes from the same file"
             ));
         }
         if hello.to != self.meta.node {
