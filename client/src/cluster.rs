@@ -41,6 +41,8 @@ pub struct GroupStatus {
     pub applied: u64,
     /// The digest of its state at the applied index; equal on all replicas at the same one.
     pub digest: String,
+    /// The index of its newest snapshot; none before there is one, and from a node that does not tell.
+    pub snapshot: Option<u64>,
 }
 
 /// A node of the cluster.
@@ -69,6 +71,21 @@ pub struct PartitionInfo {
     pub replicas: Vec<u64>,
     /// The nodes that are to hold it, as the members are now; none from a node that does not tell.
     pub target: Option<Vec<u64>>,
+}
+
+/// The newest snapshot that a node has of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// 0 is the system group, others are partitions.
+    pub group: u64,
+    /// The last entry of the log that is in it.
+    pub index: u64,
+    /// That entry's term.
+    pub term: u64,
+    /// Group time of the state, in milliseconds.
+    pub time: u64,
+    /// Bytes of its file.
+    pub bytes: u64,
 }
 
 impl Client {
@@ -152,6 +169,17 @@ pub(crate) fn partitions(reply: Reply) -> Result<Vec<PartitionInfo>, Error> {
     })
 }
 
+/// Reads the answer of SNAPSHOT LIST.
+pub(crate) fn snapshots(reply: Reply) -> Result<Vec<SnapshotInfo>, Error> {
+    list(reply, |row| {
+        let numbers = list(row, number)?;
+        let Ok([group, index, term, time, bytes]) = <[u64; 5]>::try_from(numbers) else {
+            return Err(unexpected(Reply::Nil));
+        };
+        Ok(SnapshotInfo { group, index, term, time, bytes })
+    })
+}
+
 fn group(row: Reply) -> Result<GroupStatus, Error> {
     let mut fields = Fields::of(row)?;
     Ok(GroupStatus {
@@ -162,5 +190,6 @@ fn group(row: Reply) -> Result<GroupStatus, Error> {
         commit: number(fields.take("commit"))?,
         applied: number(fields.take("applied"))?,
         digest: text(fields.take("digest"))?,
+        snapshot: maybe(fields.take("snapshot"), number)?.filter(|&index| index > 0),
     })
 }

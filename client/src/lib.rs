@@ -73,7 +73,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_protocol::reply::Reply;
 
-pub use cluster::{GroupStatus, Member, PartitionInfo, Status};
+pub use cluster::{GroupStatus, Member, PartitionInfo, SnapshotInfo, Status};
 pub use error::Error;
 pub use keys::{Set, Ttl};
 pub use locks::{Held, Holder, Lock, LockInfo, Waiter};

@@ -14,7 +14,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::Error;
-use crate::cluster::{self, Member, PartitionInfo, Status};
+use crate::cluster::{self, Member, PartitionInfo, SnapshotInfo, Status};
+use crate::values;
 
 /// A connection to one node, for what that node knows by itself; [`crate::Client`] is for everything else.
 #[derive(Debug)]
@@ -103,5 +104,41 @@ impl Node {
     /// As `call`.
     pub async fn partitions(&mut self) -> Result<Vec<PartitionInfo>, Error> {
         cluster::partitions(self.call(["PARTITIONS"]).await?)
+    }
+
+    /// How long each answer may take from now on: writing snapshots of much data takes its time.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// SNAPSHOT: has the node write a snapshot of every group that it holds, with all that was acknowledged before.
+    ///
+    /// # Errors
+    /// As `call`.
+    pub async fn snapshot(&mut self) -> Result<(), Error> {
+        values::done(self.call(["SNAPSHOT"]).await?)
+    }
+
+    /// SNAPSHOT LIST: the newest snapshot of every group that the node holds.
+    ///
+    /// # Errors
+    /// As `call`.
+    pub async fn snapshots(&mut self) -> Result<Vec<SnapshotInfo>, Error> {
+        cluster::snapshots(self.call(["SNAPSHOT", "LIST"]).await?)
+    }
+
+    /// SNAPSHOT READ: bytes of a group's snapshot from an offset on; empty at its end, none when the node has it no more.
+    ///
+    /// # Errors
+    /// As `call`.
+    pub async fn read_snapshot(
+        &mut self,
+        group: u64,
+        index: u64,
+        offset: u64,
+    ) -> Result<Option<Bytes>, Error> {
+        let place = [group, index, offset].map(|number| number.to_string());
+        let words = ["SNAPSHOT", "READ"].map(str::to_owned).into_iter().chain(place);
+        values::maybe(self.call(words).await?, values::bytes)
     }
 }

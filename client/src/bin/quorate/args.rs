@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -59,8 +60,32 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         change: Change,
     },
+    /// Save the whole cluster to a file, or make a new cluster out of one; alone, have a node write its snapshots.
+    Snapshot {
+        /// What is to be done.
+        #[command(subcommand)]
+        what: Option<Snapshot>,
+    },
     /// Run a program while a lock is held: quorate lock NAME -- PROGRAM ARGS…
     Lock(LockArgs),
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snapshot {
+    /// Save every group of the cluster, as it is now, to one file; nobody is held up.
+    Save {
+        /// The file; it must not exist.
+        file: PathBuf,
+    },
+    /// Make of such a file the data directory of a node of a new cluster (runs quorate-server restore).
+    #[command(disable_help_flag = true)]
+    Restore {
+        /// FILE --data-dir DIR --node-id N --initial-cluster ID=HOST:PEERPORT,...; see --help.
+        #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
     #[command(external_subcommand)]
     Other(Vec<OsString>),
 }
@@ -144,6 +169,12 @@ impl LockArgs {
     }
 }
 
+/// The command SNAPSHOT, for what is not ours.
+pub(crate) fn snapshot_command(what: Option<Snapshot>) -> Vec<Bytes> {
+    let more = if let Some(Snapshot::Other(words)) = what { words } else { Vec::new() };
+    bytes([OsString::from("SNAPSHOT")].into_iter().chain(more))
+}
+
 /// Words as they are sent: any bytes.
 pub(crate) fn bytes(words: impl IntoIterator<Item = OsString>) -> Vec<Bytes> {
     words.into_iter().map(|word| Bytes::from(word.into_vec())).collect()
@@ -161,6 +192,7 @@ mod tests {
         match parsed(line).verb {
             Some(Verb::Other(words)) => bytes(words),
             Some(Verb::Lock(lock)) => lock.as_command().expect("the command LOCK"),
+            Some(Verb::Snapshot { what }) => snapshot_command(what),
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -174,6 +206,14 @@ mod tests {
         assert_eq!(words("quorate help lock"), ["help", "lock"]);
         assert_eq!(words("quorate -s a:1,b:2 get k"), ["get", "k"]);
         assert_eq!(words("quorate lock a OWNER me TTL 5"), ["LOCK", "a", "OWNER", "me", "TTL", "5"]);
+        assert_eq!(words("quorate snapshot"), ["SNAPSHOT"]);
+        assert_eq!(words("quorate snapshot read 1 2 3"), ["SNAPSHOT", "read", "1", "2", "3"]);
+        let Some(Verb::Snapshot { what: Some(Snapshot::Restore { words }) }) =
+            parsed("quorate snapshot restore --data-dir d f --help").verb
+        else {
+            panic!("restore is ours")
+        };
+        assert_eq!(words, ["--data-dir", "d", "f", "--help"]);
         assert_eq!(parsed("quorate -s a:1,b:2 get k").server, ["a:1", "b:2"]);
     }
 

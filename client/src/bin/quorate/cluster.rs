@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_client::{Client, Error, Member, Node, PartitionInfo};
+use quorate_protocol::command::{Command, NodeAsk, parse};
 use quorate_protocol::reply::Reply;
 
 /// How long a node may take to be reached, and to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a node may take to write snapshots of all that it holds.
+pub(crate) const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// See the top of the file.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ pub(crate) struct Cluster {
 /// Who belongs to the cluster and who holds what, as one node sees it.
 #[derive(Debug)]
 pub(crate) struct View {
+    pub(crate) cluster: String,
     pub(crate) members: Vec<Member>,
     pub(crate) partitions: Vec<PartitionInfo>,
 }
@@ -44,7 +48,10 @@ impl Cluster {
 
     /// Asks a node: the one that answered last, or the first that can be reached.
     pub(crate) async fn ask_node(&mut self, words: Vec<Bytes>) -> Result<Reply, Error> {
+        let writes = matches!(parse(&words), Ok(Command::Node(NodeAsk::Snapshot)));
+        let patience = if writes { SNAPSHOT_PATIENCE } else { PATIENCE };
         if let Some(node) = &mut self.node {
+            node.set_patience(patience);
             match node.call(words.clone()).await {
                 Err(Error::Unreachable(_) | Error::Timeout) => self.node = None,
                 answer => return answer,
@@ -53,7 +60,10 @@ impl Cluster {
         let mut last = Error::Usage("give at least one address with --server".to_owned());
         for address in &self.servers {
             let answer = match Node::connect(address, PATIENCE).await {
-                Ok(mut node) => node.call(words.clone()).await.map(|reply| (node, reply)),
+                Ok(mut node) => {
+                    node.set_patience(patience);
+                    node.call(words.clone()).await.map(|reply| (node, reply))
+                }
                 Err(error) => Err(error),
             };
             match answer {
@@ -86,7 +96,8 @@ impl Cluster {
 
     async fn view_of(&mut self, address: &str) -> Result<View, Error> {
         let mut node = Node::connect(address, PATIENCE).await?;
-        Ok(View { members: node.members().await?, partitions: node.partitions().await? })
+        let cluster = node.status().await?.cluster;
+        Ok(View { cluster, members: node.members().await?, partitions: node.partitions().await? })
     }
 
     /// Remembers where nodes are, those first that will stay.

@@ -1,7 +1,7 @@
 //! `quorate`: the cluster from a shell.
 //!
 //! Charter: understands the command line and hands it to one room each: `lock` runs a program under a lock, `member`
-//! changes who belongs to the cluster, `status` shows it, `pass` sends any other command as it stands, `repl` does so
+//! changes who belongs to the cluster, `status` shows it, `snapshot` saves it, `pass` sends any other command as it stands, `repl` does so
 //! line by line. What is shown goes through `show`, what goes wrong through `trouble`.
 //!
 //! Invariant: only what was asked for goes to standard output; everything else goes to standard error, as a sentence
@@ -14,12 +14,13 @@ mod member;
 mod pass;
 mod repl;
 mod show;
+mod snapshot;
 mod status;
 mod trouble;
 
 use std::process::ExitCode;
 
-use args::{Args, Verb};
+use args::{Args, Snapshot, Verb};
 use clap::Parser as _;
 use cluster::Cluster;
 use show::Screen;
@@ -48,6 +49,11 @@ async fn obey(verb: Verb, cluster: &mut Cluster, screen: &Screen) -> Result<Exit
         Verb::Status => status::status(cluster, screen).await,
         Verb::Members => status::members(cluster, screen).await,
         Verb::Member { change } => member::run(cluster, screen, &change).await,
+        Verb::Snapshot { what: Some(Snapshot::Save { file }) } => {
+            snapshot::save(cluster, screen, &file).await
+        }
+        Verb::Snapshot { what: Some(Snapshot::Restore { words }) } => Err(snapshot::restore(&words)),
+        Verb::Snapshot { what } => pass::once(cluster, screen, args::snapshot_command(what)).await,
         Verb::Lock(lock) if lock.program.is_empty() => pass::once(cluster, screen, lock.as_command()?).await,
         Verb::Lock(lock) => lock::run(cluster, &lock).await,
         Verb::Other(words) => pass::once(cluster, screen, args::bytes(words)).await,

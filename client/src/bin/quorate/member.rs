@@ -192,6 +192,7 @@ mod tests {
             target: Some(target.to_vec()),
         };
         View {
+            cluster: String::new(),
             members: vec![member(1, "active", "a:1"), member(4, standing, client)],
             partitions: (1..).zip(partitions).map(partition).collect(),
         }
