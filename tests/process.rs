@@ -222,12 +222,37 @@ impl Cluster {
     /// When it does not come up.
     #[must_use]
     pub fn start_at(places: Vec<Place>) -> Self {
-        let n = places.len();
-        let nodes = places.into_iter().map(Node::at).collect();
-        let mut this = Self { scratch: Scratch::new(), nodes, founders: n };
-        (1..=n).for_each(|id| this.spawn(id));
-        (1..=n).for_each(|id| this.wait_ready(id));
+        let mut this = Self::plan_at(places);
+        this.spawn_all();
         this
+    }
+
+    /// A cluster of which no node is started yet.
+    #[must_use]
+    pub fn plan(n: usize) -> Self {
+        Self::plan_at(vec![Place::here(); n])
+    }
+
+    fn plan_at(places: Vec<Place>) -> Self {
+        let founders = places.len();
+        let nodes = places.into_iter().map(Node::at).collect();
+        Self { scratch: Scratch::new(), nodes, founders }
+    }
+
+    /// Starts all nodes and waits until every one can serve.
+    ///
+    /// # Panics
+    /// When they do not come up.
+    pub fn spawn_all(&mut self) {
+        (1..=self.size()).for_each(|id| self.spawn(id));
+        (1..=self.size()).for_each(|id| self.wait_ready(id));
+    }
+
+    /// The nodes that found the cluster, as `--initial-cluster` names them.
+    #[must_use]
+    pub fn founders(&self) -> String {
+        let named = |(node, id): (&Node, u64)| format!("{id}={}:{}", node.place.ip, node.peer);
+        self.nodes[..self.founders].iter().zip(1..).map(named).collect::<Vec<_>>().join(",")
     }
 
     /// Finds ports for one more node, which is not started: it joins when it is. Returns its id.
@@ -245,8 +270,6 @@ impl Cluster {
     pub fn command(&self, id: usize) -> Command {
         let founders = self.nodes[..self.founders].iter();
         let peer = |node: &Node| format!("{}:{}", node.place.ip, node.peer);
-        let spec: Vec<String> =
-            founders.clone().zip(1..).map(|(node, id)| format!("{id}={}", peer(node))).collect();
         let known: Vec<String> = founders.map(peer).collect();
         let node = &self.nodes[id - 1];
         let address = |port: u16| format!("{}:{port}", node.place.ip);
@@ -263,7 +286,7 @@ impl Cluster {
         if id > self.founders {
             command.args(["--join", &known.join(",")]);
         } else {
-            command.args(["--initial-cluster", &spec.join(",")]);
+            command.args(["--initial-cluster", &self.founders()]);
         }
         command.args(["--listen", &address(node.client), "--peer-listen", &address(node.peer)]);
         command.args(["--admin-listen", &address(node.admin)]).arg("--data-dir").arg(self.data_dir(id));
