@@ -127,8 +127,8 @@ fn fetch_all(client: &mut Client, topic: &str) -> BTreeMap<String, u64> {
     }
 }
 
-/// What a new cluster has of the old one, and that it gives no number again.
-fn look_at(new: &Cluster, before: u64, told: &Told) {
+/// What a new cluster has of the old one.
+fn look_at(new: &Cluster, before: u64) {
     let mut client = new.client(1);
     for n in 0..before {
         assert_eq!(client.ask(&format!("GET k{n}")), n.to_string(), "of {before}");
@@ -181,7 +181,7 @@ fn what_was_acknowledged_before_is_in_the_new_clusters_and_no_number_comes_twice
     told.id = told.id.max((0..50).map(|n| number(&client.ask(&format!("PUB late{n} x")))).max().unwrap_or(0));
 
     let three = revived(&file, 3);
-    look_at(&three, before, &told);
+    look_at(&three, before);
     numbers_rise(&three, &told);
     poll("the replicas agree", || {
         let all: Vec<_> = (1..=3).map(|id| digests(&three, id)).collect();
@@ -189,7 +189,7 @@ fn what_was_acknowledged_before_is_in_the_new_clusters_and_no_number_comes_twice
         all.iter().all(|digests| *digests == all[0]).then_some(())
     });
     let one = revived(&file, 1);
-    look_at(&one, before, &told);
+    look_at(&one, before);
     numbers_rise(&one, &told);
     let cluster_of = |cluster: &Cluster| {
         let status = cluster.client(1).ask_all("STATUS");

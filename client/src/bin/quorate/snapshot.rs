@@ -215,9 +215,13 @@ impl Sources {
 
     /// Has a node take snapshots.
     async fn prepare(&mut self, node: u64) -> Result<(), Error> {
-        let mut connection = Node::connect(&self.addresses[&node], PATIENCE).await?;
+        let address = &self.addresses[&node];
+        let mut connection = Node::connect(address, PATIENCE).await?;
         connection.set_patience(SNAPSHOT_PATIENCE);
-        connection.snapshot().await?;
+        tokio::select! {
+            done = connection.snapshot() => done?,
+            error = until_silent(address) => return Err(error),
+        }
         connection.set_patience(PATIENCE);
         let mut source = Source { node: connection, list: BTreeMap::new() };
         source.look().await?;
@@ -230,6 +234,17 @@ impl Sources {
         self.ready.remove(&node);
         self.holders.values_mut().for_each(|holders| _ = holders.remove(&node));
         self.last = Some(error);
+    }
+}
+
+/// Ends when a node does not answer any more: writing much takes long, but a node that does so still answers.
+async fn until_silent(address: &str) -> Error {
+    loop {
+        tokio::time::sleep(PATIENCE / 2).await;
+        let answer = async { Node::connect(address, PATIENCE).await?.status().await };
+        if let Err(error) = answer.await {
+            return error;
+        }
     }
 }
 
