@@ -66,6 +66,8 @@ pub struct Faults {
     pub conf_forgotten: bool,
     /// Ends the session of a member that is removed while its node counts on it.
     pub forgotten_at_once: bool,
+    /// Answers SNAPSHOT before the manifest names what was written.
+    pub saved_too_soon: bool,
     /// Bugs of the lock table.
     pub locks: crate::lock::Faults,
     /// Bugs of the queues.

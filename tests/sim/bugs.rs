@@ -58,6 +58,8 @@ pub enum Bug {
     ForgottenAtOnce,
     /// A dead letter that comes to another partition twice is taken twice.
     LetterTakenTwice,
+    /// SNAPSHOT is answered before the manifest names what was written.
+    SavedTooSoon,
 }
 
 impl Bug {
@@ -91,6 +93,7 @@ impl Bug {
                 plan.only = Some(Profile::Locks);
                 plan.fault_every = 0;
             }
+            Self::SavedTooSoon => plan.saves = true,
             Self::StaleReads => {
                 plan.partitioned = true;
                 plan.pauses = true;
@@ -132,6 +135,7 @@ impl Bug {
             Self::ConfForgotten => faults.conf_forgotten = true,
             Self::ForgottenAtOnce => faults.forgotten_at_once = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
+            Self::SavedTooSoon => faults.saved_too_soon = true,
             Self::RecycledRecord | Self::VoteForgotten => {}
         }
     }

@@ -189,6 +189,19 @@ impl Disk {
         self.files.get(&file).map(|state| &state.live[..])
     }
 
+    /// A file as the medium holds it; none if its name is not there.
+    #[must_use]
+    pub fn medium(&self, file: File) -> Option<Bytes> {
+        let state = self.files.get(&file).filter(|state| state.named)?;
+        let mut bytes = state.live.clone();
+        for (sector, held) in &state.unsynced {
+            let begin = sector * SIZE;
+            let end = (begin + SIZE).min(bytes.len());
+            bytes[begin..end].copy_from_slice(&held[..end - begin]);
+        }
+        Some(bytes.into())
+    }
+
     /// What a starting process reads.
     #[must_use]
     pub fn contents(&self) -> Contents {

@@ -19,6 +19,7 @@ pub mod node;
 pub mod plan;
 pub mod rest;
 pub mod rng;
+pub mod saver;
 pub mod trace;
 pub mod workload;
 pub mod world;

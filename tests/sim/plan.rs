@@ -66,6 +66,8 @@ pub struct Plan {
     pub full_disks: bool,
     /// Nodes are stopped as an operator does it.
     pub stops: bool,
+    /// Snapshots are asked for.
+    pub saves: bool,
     /// Clients.
     pub clients: usize,
     /// What all of them are for, if it is one thing.
@@ -110,6 +112,7 @@ impl Plan {
             wipes: false,
             full_disks: false,
             stops: false,
+            saves: false,
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
             only: None,
             pipeline: rng.pick(&[1, 2, 4, 8]),
@@ -136,6 +139,7 @@ impl Plan {
         self.wipes = several && rng.chance(250);
         self.full_disks = rng.chance(250);
         self.stops = rng.chance(300);
+        self.saves = rng.chance(400);
     }
 
     /// Machines go off, snapshots are taken often, and, if it is asked for, bits flip.

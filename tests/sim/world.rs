@@ -23,6 +23,7 @@ use super::network::Network;
 use super::node::Node;
 use super::plan::Plan;
 use super::rng::Rng;
+use super::saver::{self, Saver};
 use super::trace::{Trace, hash_bytes};
 
 /// Something that happens at its time.
@@ -61,6 +62,8 @@ pub enum Event {
     Fault(Fault),
     /// The operator looks what to do next.
     Operator,
+    /// Somebody makes a backup.
+    Save,
 }
 
 struct Scheduled {
@@ -113,6 +116,8 @@ pub struct World {
     pub client_rng: Rng,
     /// Who changes the members.
     pub operator: Operator,
+    /// Who makes backups.
+    pub saver: Saver,
     /// Whether clients and faults have been stopped.
     pub resting: bool,
     events: BinaryHeap<Reverse<Scheduled>>,
@@ -138,6 +143,7 @@ impl World {
             fault_rng: Rng::new(seed, 4),
             client_rng: Rng::new(seed, 5),
             operator: Operator::new(0),
+            saver: Saver::new(Rng::new(seed, 6)),
             resting: false,
             events: BinaryHeap::new(),
             next_event: 0,
@@ -150,6 +156,7 @@ impl World {
         world.add_clients();
         world.operator = Operator::new(world.add_auditor());
         world.plan_members();
+        world.plan_saves();
         world.plan_faults();
         world
     }
@@ -193,6 +200,7 @@ impl World {
             Event::Think { client } => self.think(client),
             Event::Fault(fault) => self.fault(fault),
             Event::Operator => self.operate(),
+            Event::Save => self.save(),
         }
     }
 
@@ -277,6 +285,7 @@ impl World {
                         self.send_link(at, place_of(peer), side, heard);
                     }
                 }
+                Effect::Reply { conn, reply, .. } if conn >= saver::FIRST => self.saved(at, conn, &reply),
                 Effect::Reply { conn, request, reply } => self.replied(at, conn, request, reply),
                 Effect::Push { conn, delivery } => self.pushed(at, conn, delivery),
                 Effect::Close { conn, reason } => self.closed(at, conn, reason),

@@ -5,6 +5,8 @@
 
 use allocation_counter::measure;
 use bytes::{Bytes, BytesMut};
+use quorate_protocol::backup;
+use quorate_protocol::chunk;
 use quorate_protocol::frame::{self, Frame, RequestFrame};
 use quorate_protocol::id::{
     Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, NodeId, Replica, SessionId,
@@ -142,6 +144,7 @@ fn link_frames() -> Vec<LinkFrame> {
         Work::Op(Op::Del(vec!["a".into(), "b".into()])),
         Work::CloseConn(conn()),
         Work::OpenClient,
+        Work::SeeIndex,
         Work::Take(Parcel {
             source: GroupId(0),
             first: 1,
@@ -289,6 +292,36 @@ fn frames() {
     let raw =
         |input: &[u8]| frame::decode(&mut BytesMut::from(input)).ok().flatten().map(|frame| encode(&frame));
     attack("Frame as it comes", 7, &samples, raw);
+}
+
+/// A backup of two groups, and where in it a checksum stands over what.
+fn backup(rows: &[u8]) -> Vec<u8> {
+    let head = backup::Head::new(ClusterId(1), 1, 2);
+    let mut out = head.to_wire().to_vec();
+    for group in head.groups() {
+        let (mut file, mut offset) = (Vec::new(), 0);
+        for (kind, payload) in
+            [(chunk::HEADER, &b"header"[..]), (chunk::ROWS, rows), (chunk::FOOTER, b"footer")]
+        {
+            offset += chunk::put(kind, payload, (group, 9, offset), &mut file);
+        }
+        backup::Part { group, index: 9, term: 1, time: 5, bytes: offset }.put(&mut out);
+        out.extend(file);
+    }
+    let mut writer = backup::Writer::default();
+    writer.note(&out);
+    out.extend(writer.tail());
+    out
+}
+
+#[test]
+fn backups() {
+    let decode = |input: &[u8]| {
+        let (mut reader, mut buffer) = (backup::Reader::new(), BytesMut::from(input));
+        while reader.next(&mut buffer).ok()?.is_some() {}
+        reader.is_done().then(|| input.to_vec())
+    };
+    attack("Backup", 10, &[backup(b"rows"), backup(&[7; 700])], decode);
 }
 
 /// Requests written as RESP arrays.

@@ -83,6 +83,8 @@ impl Engine {
                 demand.named_by = Some(handed_out);
             }
             let done = demand.named_by.is_some_and(|seq| seq <= self.demands.durable);
+            #[cfg(feature = "faults")]
+            let done = done || (demand.named_by.is_some() && self.faults.saved_too_soon);
             let answer = if done { Some(Reply::OK) } else { self.refusal(mono, &demand) };
             match answer {
                 Some(reply) => self.gateway.complete(demand.conn, demand.request, reply),

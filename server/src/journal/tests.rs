@@ -139,6 +139,16 @@ fn every_name_on_the_way_to_a_file_is_synced() {
 }
 
 #[test]
+fn a_directory_is_known_by_its_founders_whatever_its_clusters_id() {
+    // A restored cluster has another id than a founding of the same nodes gives.
+    let scratch = scratch("restored");
+    drop(DataDir::open(&scratch.0, &founding(2)).unwrap());
+    let (_, recovered, _) =
+        DataDir::open(&scratch.0, &Founding { cluster: ClusterId(1), ..founding(2) }).unwrap();
+    assert_eq!(recovered.meta.cluster, ClusterId(9));
+}
+
+#[test]
 fn whoever_must_not_use_it_is_told_why() {
     let scratch = scratch("refuse");
     let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
@@ -147,7 +157,8 @@ fn whoever_must_not_use_it_is_told_why() {
     assert!(text(founding(2)).contains(&format!("in use by process {}", std::process::id())));
     drop(dir);
     assert!(text(founding(1)).contains("belongs to node 2, not to node 1"));
-    assert!(text(Founding { cluster: ClusterId(1), ..founding(2) }).contains("belongs to another cluster"));
+    let others = vec![(NodeId(2), "elsewhere:7412".to_owned())];
+    assert!(text(Founding { founders: others, ..founding(2) }).contains("belongs to another cluster"));
     let segment = scratch.0.join(Name::Segment(1).path());
     let mut bytes = fs::read(&segment).unwrap();
     bytes[1000] ^= 1;
