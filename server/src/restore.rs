@@ -8,7 +8,7 @@
 //! that it is done, everything is on stable storage.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::BytesMut;
@@ -89,7 +89,7 @@ fn restore(flags: &RestoreFlags, out: &mut Vec<u8>) -> Result<(), String> {
         founders,
     };
     let mut directory = Restoring::begin(&flags.data_dir).map_err(|error| error.to_string())?;
-    let failed = |error| OpenError::Io(flags.data_dir.clone(), error).to_string();
+    let failed = |error| refusal(&flags.data_dir, error);
     let Head { cluster, saved, .. } = backup.head;
     let write = |out: &mut Vec<u8>, line: String| out.extend(format!("{line}\n").bytes());
     write(
@@ -132,6 +132,16 @@ fn restore(flags: &RestoreFlags, out: &mut Vec<u8>) -> Result<(), String> {
         ),
     );
     Ok(())
+}
+
+fn refusal(path: &Path, error: io::Error) -> String {
+    if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        return format!(
+            "data directory {}: {error}; free some space there and restore again",
+            path.display()
+        );
+    }
+    OpenError::Io(path.to_owned(), error).to_string()
 }
 
 impl Backup {

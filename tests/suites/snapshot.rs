@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use quorate_tests::process::{Client, Cluster, Ran, Scratch, binary, cli, poll, run};
+use rustix::process::Signal;
 
 /// `quorate` with these words, at a node.
 fn quorate(cluster: &Cluster, node: usize, words: &[&str]) -> Ran {
@@ -305,4 +306,25 @@ fn nodes_of_the_old_cluster_and_of_other_restores_stay_outside() {
     cluster.spawn(3);
     cluster.wait_ready(3);
     assert_eq!(cluster.client(3).ask("GET k"), "v");
+}
+
+#[test]
+fn a_save_goes_on_without_a_node_and_is_refused_without_a_majority() {
+    let scratch = Scratch::new();
+    let mut cluster = Cluster::start(3);
+    assert_eq!(cluster.client(1).ask("SET k v"), "OK");
+    // The last node is asked first, as long as all hold the same; it hears nothing any more.
+    cluster.signal(3, Signal::STOP);
+    let ran = save(&cluster, 1, &scratch.path().join("frozen"));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.out.lines().skip(1).take(17).all(|line| !line.ends_with(" 3")), "{ran:?}");
+    cluster.kill(3);
+    cluster.kill(2);
+    let ran = save(&cluster, 1, &scratch.path().join("alone"));
+    assert!(ran.code == Some(1) && ran.err.contains("no leader with a majority"), "{ran:?}");
+    assert!(ran.err.contains("CLUSTERDOWN") && ran.err.contains("nothing was saved"), "{ran:?}");
+    let left = fs::read_dir(scratch.path()).expect("it is ours").count();
+    assert_eq!(left, 1, "the file that was saved");
+    let one = revived(&scratch.path().join("frozen"), 1);
+    assert_eq!(one.client(1).ask("GET k"), "v");
 }

@@ -35,7 +35,11 @@ impl Restoring {
         let failed = |error| OpenError::Io(path.to_owned(), error);
         let mut made = Vec::new();
         match entries(path).map_err(failed)? {
-            None => made.push(path.to_owned()),
+            None => {
+                // Those above it may have to be made too.
+                made.extend(path.ancestors().take_while(|dir| !is_there(dir)).map(Path::to_owned));
+                made.reverse();
+            }
             Some(true) => {}
             Some(false) => {
                 let text = "is not empty; restore into a new one, or move away what is in it";
@@ -110,6 +114,11 @@ impl Drop for Unfinished {
     }
 }
 
+/// Whether a path names something; the empty one is where the process is.
+fn is_there(path: &Path) -> bool {
+    path.as_os_str().is_empty() || path.exists()
+}
+
 /// Whether a directory is empty; none if it is not there. What a file system keeps at its top does not count.
 fn entries(path: &Path) -> io::Result<Option<bool>> {
     let Some(mut entries) = there(fs::read_dir(path))? else { return Ok(None) };
@@ -124,9 +133,10 @@ mod tests {
     fn what_is_not_finished_is_gone_and_what_is_there_is_left_alone() {
         let place = std::env::temp_dir().join(format!("quorate-restoring-{}", std::process::id()));
         let mut slices = [Bytes::from_static(b"abc")].into_iter();
-        let mut restoring = Restoring::begin(&place).expect("it can be made");
+        let below = place.join("of").join("node1");
+        let mut restoring = Restoring::begin(&below).expect("it can be made");
         assert_eq!(restoring.snapshot(GroupId(1), 5, || slices.next()).expect("it can be written"), 3);
-        assert!(place.join(Name::Snapshot(GroupId(1), 5).path()).exists());
+        assert!(below.join(Name::Snapshot(GroupId(1), 5).path()).exists());
         drop(restoring);
         assert!(!place.exists());
 

@@ -233,7 +233,10 @@ impl Sources {
     fn lose(&mut self, node: u64, error: Error) {
         self.ready.remove(&node);
         self.holders.values_mut().for_each(|holders| _ = holders.remove(&node));
-        self.last = Some(error);
+        // What a node says is worth more than that another one says nothing.
+        if !matches!(self.last, Some(Error::Refused(_))) || matches!(error, Error::Refused(_)) {
+            self.last = Some(error);
+        }
     }
 }
 
