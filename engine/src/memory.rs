@@ -20,6 +20,7 @@ use quorate_protocol::wire_struct;
 
 use crate::outcome::Asker;
 use crate::table::{Rows, Table, take_row};
+use crate::trash::Trash;
 
 wire_struct! {
     /// A request that was executed.
@@ -90,6 +91,18 @@ impl Memory {
             _ => return Err(Malformed("unknown table")),
         }
         Ok(())
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.clients.discard(trash, |_| 0);
+        self.executed.discard(trash, |row| {
+            row.reply.as_ref().map_or(0, |reply| match reply {
+                Reply::Bulk(bytes) => bytes.len(),
+                _ => 0,
+            })
+        });
+        trash.throw(self.bytes.into_iter().map(|_| 0));
     }
 
     /// Whether the session is known.

@@ -24,6 +24,7 @@ use quorate_protocol::wire::Malformed;
 
 use crate::keep::keep;
 use crate::table::{Rows, Table, load_row, take_row};
+use crate::trash::Trash;
 
 /// Deliberate bugs, for the tests of the checkers.
 #[cfg(feature = "faults")]
@@ -82,6 +83,11 @@ impl Outbox {
             _ => return Err(Malformed("unknown table")),
         }
         Ok(())
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.items.discard(trash, Item::weight);
     }
 
     /// Whose it is.

@@ -19,9 +19,11 @@ use quorate_protocol::wire::Malformed;
 use crate::memory::Memory;
 use crate::outbox::{Inbox, Outbox};
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
+use crate::portion::Portion;
 use crate::queue::Queues;
 use crate::store::Store;
 use crate::table::{Rows, Table, load_row};
+use crate::trash::Trash;
 
 /// See the top of the file.
 pub struct Partition {
@@ -118,10 +120,18 @@ impl Partition {
         }
     }
 
-    /// Ends what group time has ended.
-    pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
-        self.store.expire(ctx, out);
-        self.queues.expire(ctx, out);
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.store.discard(trash);
+        self.queues.discard(trash);
+        self.memory.discard(trash);
+        self.outbox.discard(trash);
+    }
+
+    /// Ends what group time has ended, as far as the portion goes.
+    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
+        self.queues.expire(ctx, portion, out);
+        self.store.expire(ctx, portion, out);
         self.post_letters();
     }
 

@@ -24,7 +24,8 @@ use quorate_protocol::wire::{Malformed, Wire};
 use quorate_protocol::wire_struct;
 
 use crate::journal::{Conf, Meta};
-use crate::state::State;
+use crate::state::{Sections, State};
+use crate::trash::Trash;
 
 /// The version of the format.
 const VERSION: u8 = 1;
@@ -130,6 +131,8 @@ pub struct Loader {
     chunks: Chunks,
     header: Option<Header>,
     state: State,
+    /// The rows of the last chunk that are not loaded yet.
+    sections: Sections,
     rows: u64,
     complete: bool,
 }
@@ -142,26 +145,65 @@ impl Loader {
             chunks: Chunks::new(group, index),
             header: None,
             state: State::empty(group, meta),
+            sections: Sections::default(),
             rows: 0,
             complete: false,
         }
     }
 
-    /// Takes the next bytes; true when the snapshot is complete.
+    /// Takes the next bytes, and loads all that can be; true when the snapshot is complete.
     ///
     /// # Errors
     /// When they are not what was written.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, Malformed> {
+        self.take(bytes);
+        let mut room = usize::MAX;
+        self.work(&mut room)
+    }
+
+    /// Takes the next bytes, to be loaded later.
+    pub fn take(&mut self, bytes: &[u8]) {
         self.chunks.feed(bytes);
-        while let Some((kind, payload)) = self.chunks.next()? {
+    }
+
+    /// Bytes that were taken and are not loaded.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.chunks.waiting() + self.sections.len()
+    }
+
+    /// Whether `work` would find something to do.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.sections.is_empty() || self.chunks.has_next()
+    }
+
+    /// Loads what was taken, as far as `room` goes (see `State::load`); true when the snapshot is complete.
+    ///
+    /// # Errors
+    /// When the bytes are not what was written.
+    pub fn work(&mut self, room: &mut usize) -> Result<bool, Malformed> {
+        while *room > 0 {
+            if !self.sections.is_empty() {
+                self.rows += self.state.load(&mut self.sections, room)?;
+                continue;
+            }
+            let Some((kind, payload)) = self.chunks.next()? else { break };
+            // Its checksum costs time too.
+            *room = room.saturating_sub(payload.len() / 8);
             match kind {
                 HEADER if self.header.is_none() => self.header = Some(self.read_header(payload)?),
-                ROWS if self.header.is_some() && !self.complete => self.rows += self.state.load(payload)?,
+                ROWS if self.header.is_some() && !self.complete => self.sections = Sections::new(payload),
                 FOOTER if self.header.is_some() && !self.complete => self.conclude(payload)?,
                 _ => return Err(Malformed("a chunk of a snapshot is not where it belongs")),
             }
         }
         Ok(self.complete)
+    }
+
+    /// Gives what was loaded away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.state.discard(trash);
     }
 
     fn read_header(&self, payload: Bytes) -> Result<Header, Malformed> {

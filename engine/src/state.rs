@@ -16,8 +16,42 @@ use crate::memory::Memory;
 use crate::outbox::Outbox;
 use crate::outcome::{Asker, Ctx, Outcomes};
 use crate::partition::Partition;
+use crate::portion::Portion;
 use crate::system::System;
 use crate::table::Rows;
+use crate::trash::Trash;
+
+/// What loading a row costs besides its bytes, in the time that as many bytes take.
+pub const ROW_COST: usize = 512;
+
+/// Rows on their way from a snapshot, in sections of one table each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sections {
+    bytes: Bytes,
+    /// Of the section that is begun: its table, and the rows that are left.
+    table: u64,
+    rows: u64,
+}
+
+impl Sections {
+    /// The bytes of a chunk.
+    #[must_use]
+    pub fn new(bytes: Bytes) -> Self {
+        Self { bytes, table: 0, rows: 0 }
+    }
+
+    /// Bytes that are left.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether all are loaded. A section that lacks rows never is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.rows == 0
+    }
+}
 
 /// See the top of the file.
 pub enum State {
@@ -94,11 +128,11 @@ impl State {
         }
     }
 
-    /// Ends what group time has ended.
-    pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+    /// Ends what group time has ended, as far as the portion goes.
+    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
         match self {
-            Self::System(system) => system.expire(ctx, out),
-            Self::Partition(partition) => partition.expire(ctx, out),
+            Self::System(system) => system.expire(ctx, portion, out),
+            Self::Partition(partition) => partition.expire(ctx, portion, out),
         }
     }
 
@@ -125,6 +159,14 @@ impl State {
         match self {
             Self::System(system) => system.next_deadline(),
             Self::Partition(partition) => partition.next_deadline(),
+        }
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        match self {
+            Self::System(system) => system.discard(trash),
+            Self::Partition(partition) => partition.discard(trash),
         }
     }
 
@@ -169,22 +211,29 @@ impl State {
         (shown, false)
     }
 
-    /// Loads sections of rows, as `show` has written them; returns the number of rows.
+    /// Loads rows of sections that `show` has written, as far as `room` goes, which counts bytes, and `ROW_COST` of
+    /// each row besides. Returns the number of rows.
     ///
     /// # Errors
     /// When the bytes are none.
-    pub fn load(&mut self, mut sections: Bytes) -> Result<u64, Malformed> {
-        let input = &mut sections;
+    pub fn load(&mut self, sections: &mut Sections, room: &mut usize) -> Result<u64, Malformed> {
+        let Sections { bytes, table, rows } = sections;
         let mut loaded = 0;
-        while !input.is_empty() {
-            let (table, rows) = (u64::take(input)?, u64::take(input)?);
-            for _ in 0..rows {
-                match self {
-                    Self::System(system) => system.load(table, input)?,
-                    Self::Partition(partition) => partition.load(table, input)?,
-                }
+        while *room > 0 && !(bytes.is_empty() && *rows == 0) {
+            if *rows == 0 {
+                (*table, *rows) = (u64::take(bytes)?, u64::take(bytes)?);
+                // So that sections without rows are not free.
+                *room = room.saturating_sub(16);
+                continue;
             }
-            loaded += rows;
+            let before = bytes.len();
+            match self {
+                Self::System(system) => system.load(*table, bytes)?,
+                Self::Partition(partition) => partition.load(*table, bytes)?,
+            }
+            *room = room.saturating_sub(ROW_COST + before - bytes.len());
+            *rows -= 1;
+            loaded += 1;
         }
         Ok(loaded)
     }

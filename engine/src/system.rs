@@ -30,8 +30,10 @@ use crate::members::{MemberRow, MemberStanding, Members, Targets};
 use crate::memory::Memory;
 use crate::outbox::{Inbox, Outbox};
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
+use crate::portion::Portion;
 use crate::ring::Ring;
 use crate::table::{Rows, Table, load_row};
+use crate::trash::Trash;
 
 wire_struct! {
     /// A node that has ever opened a session.
@@ -51,6 +53,9 @@ wire_struct! {
         pub client_address: String,
     }
 }
+
+/// What the end of a client session costs of a portion: all that was kept for it goes, and all partitions are told.
+const CLIENT_COST: usize = 128;
 
 /// See the top of the file.
 pub struct System {
@@ -216,15 +221,22 @@ impl System {
         Ok(())
     }
 
-    /// Ends what group time has ended.
-    pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
-        if ctx.time >= self.next_end {
-            self.expire_sessions(ctx, out);
-        }
-        self.locks.expire(ctx, out);
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.locks.discard(trash);
+        self.memory.discard(trash);
+        self.outbox.discard(trash);
     }
 
-    fn expire_sessions(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+    /// Ends what group time has ended, as far as the portion goes.
+    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
+        if ctx.time >= self.next_end {
+            self.expire_sessions(ctx, portion, out);
+        }
+        self.locks.expire(ctx, portion, out);
+    }
+
+    fn expire_sessions(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
         let over = |row: &&NodeRow| row.session != SessionId(0) && row.deadline <= ctx.time;
         let nodes: Vec<NodeId> = self.nodes.iter().filter(|(_, row)| over(row)).map(|(id, _)| *id).collect();
         for node in nodes {
@@ -233,6 +245,9 @@ impl System {
         let clients: Vec<ClientId> =
             self.clients.iter().filter(|&(_, &deadline)| deadline <= ctx.time).map(|(id, _)| *id).collect();
         for client in clients {
+            if !portion.take(CLIENT_COST) {
+                break;
+            }
             self.clients.remove(&client);
             self.memory.forget(client);
             self.locks.end_client(ctx, client, out);
@@ -637,7 +652,7 @@ mod tests {
         assert_refused(&open(&mut system, 10, 3, 8, 2), "is being removed");
         let over = Ctx { at: LogPos { index: 0, offset: 10 }, time: 8 + SESSION_LEASE };
         assert_eq!(system.next_deadline(), Some(1 + SESSION_LEASE), "the others are not renewed here");
-        system.expire(&over, &mut Outcomes::new());
+        system.expire(&over, &mut Portion::endless(), &mut Outcomes::new());
         assert_eq!(forget(&mut system, 11), Reply::Int(1));
         assert_eq!(system.level(), 2, "the old release is gone");
         for target in (1..=16).map(GroupId) {

@@ -9,12 +9,15 @@
 //! Subtlety: a row changed behind the walk's cursor needs no copy; one changed before it is kept, as it
 //! was, until the walk passes it. A key that did not exist at the beginning is kept as `None`.
 
+use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use core::ops::Bound;
 use quorate_protocol::wire::{Malformed, Wire};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::trash::Trash;
 
 struct Row<V> {
     hash: u64,
@@ -79,6 +82,12 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
         self.rows.iter().map(|(key, row)| (key, &row.value))
     }
 
+    /// The first row in key order.
+    #[must_use]
+    pub fn first(&self) -> Option<(&K, &V)> {
+        self.rows.first_key_value().map(|(key, row)| (key, &row.value))
+    }
+
     /// The rows within bounds, in key order.
     pub fn range(&self, bounds: impl core::ops::RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
         self.rows.range(bounds).map(|(key, row)| (key, &row.value))
@@ -137,27 +146,46 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
         self.walk = Some(Walk { cursor: None, kept: BTreeMap::new() });
     }
 
-    /// Shows the next rows, `count` at the most; false when the walk has ended (and when none is under way).
-    pub fn walk(&mut self, count: usize, mut show: impl FnMut(&K, &V)) -> bool {
+    /// Shows the next rows, as long as `show` says that it wants more; false when the walk has ended (and when none is
+    /// under way).
+    pub fn walk(&mut self, mut show: impl FnMut(&K, &V) -> bool) -> bool {
         let Some(mut walk) = self.walk.take() else { return false };
-        for _ in 0..count {
-            let after = walk.cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-            let live = self.rows.range((after, Bound::Unbounded)).next();
-            let kept = walk.kept.first_key_value();
-            let key = match (live, kept) {
+        let after = walk.cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        // One search for all that is shown at once.
+        let mut live = self.rows.range((after, Bound::Unbounded)).peekable();
+        let cursor = loop {
+            let is_kept = match (live.peek(), walk.kept.first_key_value()) {
                 (None, None) => return false,
-                (Some((key, _)), None) | (None, Some((key, _))) => key.clone(),
-                (Some((a, _)), Some((b, _))) => a.min(b).clone(),
+                (Some((key, _)), Some((kept, _))) => kept <= *key,
+                (live, _) => live.is_none(),
             };
-            match walk.kept.remove(&key) {
-                Some(Some(old)) => show(&key, &old),
-                Some(None) => {}
-                None => show(&key, &self.rows[&key].value),
+            let (key, wants_more) = if is_kept {
+                let (key, old) = walk.kept.pop_first().expect("it was just seen");
+                live.next_if(|(live, _)| **live == key);
+                let wants_more = old.is_none_or(|old| show(&key, &old));
+                (Cow::Owned(key), wants_more)
+            } else {
+                let (key, row) = live.next().expect("it was just seen");
+                (Cow::Borrowed(key), show(key, &row.value))
+            };
+            if !wants_more {
+                break key.into_owned();
             }
-            walk.cursor = Some(key);
-        }
+        };
+        walk.cursor = Some(cursor);
         self.walk = Some(walk);
         true
+    }
+
+    /// Gives all rows away, to be dropped bit by bit. `weight`: the bytes of a row that are worth counting.
+    pub fn discard(self, trash: &mut Trash, weight: impl Fn(&V) -> usize + Send + 'static)
+    where
+        K: Send + 'static,
+        V: Send + 'static,
+    {
+        trash.throw(self.rows.into_values().map(move |row| weight(&row.value)));
+        let kept = self.walk.map(|walk| walk.kept).unwrap_or_default();
+        trash.throw(kept.into_iter().map(|_| 0));
     }
 }
 
@@ -199,17 +227,13 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Rows for Table<K, V> {
 
     fn show(&mut self, target: usize, out: &mut Vec<u8>) -> (u64, bool) {
         let mut rows = 0;
-        while out.len() < target {
-            let goes_on = self.walk(1, |key, value| {
-                key.put(out);
-                value.put(out);
-                rows += 1;
-            });
-            if !goes_on {
-                return (rows, false);
-            }
-        }
-        (rows, true)
+        let goes_on = self.walk(|key, value| {
+            key.put(out);
+            value.put(out);
+            rows += 1;
+            out.len() < target
+        });
+        (rows, goes_on)
     }
 }
 
@@ -279,7 +303,12 @@ mod tests {
         let mut seen = Vec::new();
         table.begin_walk();
         let mut turn = 0;
-        while table.walk(3, |k, v| seen.push((*k, *v))) {
+        let mut shown = 0;
+        while table.walk(|k, v| {
+            seen.push((*k, *v));
+            shown += 1;
+            shown % 3 > 0
+        }) {
             turn += 1;
             table.insert(turn, 1000); // new keys, old keys, before and behind the cursor
             table.remove(&(100 - turn));

@@ -80,6 +80,28 @@ fn a_node_that_was_away_for_long_fetches_snapshots() {
 }
 
 #[test]
+fn a_node_with_a_slow_disk_asks_for_no_more_than_it_can_write() {
+    let mut town = Town::with_floor(3, 64 << 10);
+    town.run(30);
+    town.cut_off.insert(NodeId(3));
+    town.run(60);
+    let value = "v".repeat(20_000);
+    for n in 0..400 {
+        town.ask_next(1, vec![set(&format!("{{one}}{n}"), &value)]);
+        town.run(1);
+    }
+    town.run(30);
+    town.stuck.insert(NodeId(3));
+    town.cut_off.clear();
+    town.run(300);
+    let sent = town.sent[&NodeId(3)];
+    assert!(sent > 0 && sent < 4 << 20, "{sent} bytes of 8 MB were sent to a node that can write none");
+    town.unstick();
+    town.run_until("node 3 has caught up", |town| town.agree(&[1, 2, 3]));
+    assert!(town.sent[&NodeId(3)] > 4 << 20, "what was not sent before was fetched then");
+}
+
+#[test]
 fn a_replica_that_has_lost_what_it_acknowledged_is_replaced() {
     let mut town = Town::with_floor(3, 64 << 10);
     town.run(30);

@@ -82,6 +82,21 @@ impl Chunks {
         self.input.extend_from_slice(bytes);
     }
 
+    /// Bytes that were taken and are in no chunk yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.input.len()
+    }
+
+    /// Whether `next` would find a chunk, or that there is none.
+    #[must_use]
+    pub fn has_next(&self) -> bool {
+        self.input.first_chunk::<4>().is_some_and(|length| {
+            let length = u32::from_le_bytes(*length) as usize;
+            length > PAYLOAD_MAX || self.input.len() >= FRAME + length
+        })
+    }
+
     /// The next chunk, its kind and payload; none when more bytes are needed.
     ///
     /// # Errors
@@ -98,6 +113,8 @@ impl Chunks {
             return Err(Malformed("a chunk of a snapshot is longer than any"));
         }
         if self.input.len() < FRAME + length {
+            // A large one is not to be copied again and again as it grows.
+            self.input.reserve(FRAME + length - self.input.len());
             return Ok(None);
         }
         self.input.advance(FRAME);

@@ -22,7 +22,7 @@ mod damages;
 const GROUPS: usize = 17;
 /// What one write may take while nodes die; far above what it takes.
 const BOUND: u64 = 8000;
-/// Bytes of log beyond which every group has taken a snapshot: the floor of 64 MiB, and half of what is live.
+/// Bytes of log beyond which every group has taken a snapshot: the floor of 16 MiB, and half of what is live.
 const ENOUGH_FOR_SNAPSHOTS: usize = 88 << 20;
 
 /// A key in every partition.
@@ -417,7 +417,7 @@ fn disk_use(dir: &Path) -> u64 {
 fn disk_use_follows_live_data_and_a_killed_node_is_soon_there_again() {
     const SIZE: usize = 16 << 10;
     // Enough that what is kept whatever there is (a segment in use, one ahead, one that waits to be written again, the
-    // reserve, 64 MiB of log) stays below the bound.
+    // reserve, 16 MiB of log) stays below the bound.
     const LIVE: usize = 192 << 20;
     const ROUNDS: usize = 3;
     let mut cluster = Cluster::start(1);
@@ -437,7 +437,7 @@ fn disk_use_follows_live_data_and_a_killed_node_is_soon_there_again() {
         mib(used),
         mib(most)
     ));
-    assert!(used <= 2 * LIVE as u64 + (256 << 20), "{} MiB on the disk", mib(used));
+    assert!(used <= 2 * LIVE as u64 + (64 << 20), "{} MiB on the disk", mib(used));
     cluster.kill(1);
     let start = millis();
     cluster.spawn(1);

@@ -9,9 +9,11 @@ use raft::eraftpb::{Entry as RawEntry, HardState, Snapshot};
 use raft::storage::{GetEntriesContext, RaftState};
 use raft::{Storage, StorageError};
 
-use super::Setup;
+use super::entries::Entries;
 use super::raw::{is_change, raw_id, replica_of, to_raw_entry};
+use super::{APPLY_BYTES, Setup};
 use crate::journal::Conf;
+use crate::trash::Trash;
 
 /// What raft is told of a snapshot file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,17 +26,18 @@ pub(super) struct Taken {
 pub(super) struct Log {
     /// Index and term of the last entry that is not kept.
     base: (Index, Term),
-    /// Entry `i` has index `base + 1 + i`.
-    entries: VecDeque<RawEntry>,
+    /// The entry at place `i` has index `base + 1 + i`.
+    entries: Entries,
     /// Indexes of the entries among them that change the replicas.
     changes: VecDeque<Index>,
-    pub(super) bytes: usize,
     hard: HardState,
     conf: Conf,
     /// The snapshot that can be sent.
     taken: Option<Taken>,
     /// A replica needs a newer snapshot than `taken`.
     pub(super) wanted: Cell<bool>,
+    /// Entries that went.
+    pub(super) trash: Trash,
 }
 
 impl Log {
@@ -49,13 +52,13 @@ impl Log {
             (setup.snapshot.0 > 0).then(|| Taken { at: setup.snapshot, conf: setup.snapshot_conf.clone() });
         let mut log = Self {
             base: setup.snapshot,
-            entries: VecDeque::new(),
+            entries: Entries::default(),
             changes: VecDeque::new(),
-            bytes: 0,
             hard,
             conf: setup.conf.clone(),
             taken,
             wanted: Cell::new(false),
+            trash: Trash::default(),
         };
         log.append(setup.entries.iter().map(to_raw_entry).collect());
         log
@@ -69,33 +72,34 @@ impl Log {
         let Some(first) = entries.first() else { return };
         let keep = self.place(first.index).expect("what was compacted is never written again");
         assert!(keep <= self.entries.len(), "the log has no holes");
-        self.bytes -= self.entries.drain(keep..).map(|gone| size_of_entry(&gone)).sum::<usize>();
-        self.bytes += entries.iter().map(size_of_entry).sum::<usize>();
+        self.entries.truncate(keep, &mut self.trash);
         self.changes.retain(|&index| index < first.index);
         self.changes.extend(entries.iter().filter(|entry| is_change(entry)).map(|entry| entry.index));
-        self.entries.extend(entries);
+        entries.into_iter().for_each(|entry| self.entries.push(entry));
     }
 
     /// Keeps no entry up to an index.
     pub(super) fn compact(&mut self, upto: Index) {
-        while self.entries.front().is_some_and(|entry| entry.index <= upto) {
-            let gone = self.entries.pop_front().expect("it was just seen");
-            self.bytes -= size_of_entry(&gone);
-            self.base = (gone.index, gone.term);
+        let count = self.place(upto).map_or(0, |place| (place + 1).min(self.entries.len()));
+        if let Some(last) = count.checked_sub(1).and_then(|place| self.entries.get(place)) {
+            self.base = (last.index, last.term);
+            self.entries.drop_front(count, &mut self.trash);
         }
         self.changes.retain(|&index| index > upto);
-        if self.entries.is_empty() {
-            self.entries.shrink_to(64);
-        }
     }
 
     /// The log begins anew behind a snapshot.
     pub(super) fn restart(&mut self, taken: Taken) {
+        self.forget();
         self.base = taken.at;
-        self.entries.clear();
-        self.changes.clear();
-        self.bytes = 0;
         self.taken = Some(taken);
+    }
+
+    /// Lets go of all entries.
+    pub(super) fn forget(&mut self) {
+        self.entries.truncate(0, &mut self.trash);
+        self.entries = Entries::default();
+        self.changes.clear();
     }
 
     /// A newer snapshot can be sent.
@@ -104,13 +108,19 @@ impl Log {
         self.wanted.set(false);
     }
 
+    /// Bytes of the entries that are kept.
+    pub(super) fn bytes(&self) -> usize {
+        self.entries.bytes()
+    }
+
     pub(super) fn taken(&self) -> Option<&Taken> {
         self.taken.as_ref()
     }
 
     /// The commands of the entries after `index`, newest first.
     pub(super) fn data_after(&self, index: Index) -> impl Iterator<Item = &Bytes> {
-        let after = self.entries.iter().rev().take_while(move |entry| entry.index > index);
+        let all = self.entries.range(0..self.entries.len());
+        let after = all.rev().take_while(move |entry| entry.index > index);
         after.filter(|entry| !is_change(entry)).map(|entry| &entry.data)
     }
 
@@ -120,14 +130,13 @@ impl Log {
     }
 }
 
-/// What an entry takes of the memory, roughly.
-fn size_of_entry(entry: &RawEntry) -> usize {
-    size_of::<RawEntry>() + entry.data.len()
-}
+/// An entry that only carries a stamp is smaller than this, and every other one is larger.
+const STAMP_ALONE: usize = 16;
 
-/// What an entry counts when raft cuts a slice of the log: the smallest are not free either.
+/// What an entry counts when raft cuts a slice of the log: the smallest are not free either. One that only carries a
+/// stamp is as dear as all that a group may apply in a turn: it brings to its end what time has ended.
 pub(super) fn size_of_committed(entry: &RawEntry) -> usize {
-    32 + entry.data.len()
+    if (1..STAMP_ALONE).contains(&entry.data.len()) { APPLY_BYTES } else { 32 + entry.data.len() }
 }
 
 impl Storage for Log {

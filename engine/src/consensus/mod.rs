@@ -18,6 +18,7 @@
 //! - Proposals are made by the leader only; a follower's raft never forwards one (asserted).
 
 pub mod change;
+mod entries;
 mod log;
 mod patience;
 mod raw;
@@ -32,6 +33,7 @@ use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, ReadOnlyOption, StateRole};
 
 use crate::journal::{CONFIGURATION, Conf, Entry, Hard};
+use crate::trash::Trash;
 use change::Change;
 use log::{Log, Taken, size_of_committed};
 use patience::{ELECTION_TICKS, ELECTION_TICKS_MAX};
@@ -46,7 +48,7 @@ const APPENDS_IN_FLIGHT: usize = 64;
 /// Bytes of committed entries that end a group's part of a turn, and that are handed out at once: a turn
 /// applies less than twice as much, or one larger entry. After a restart a whole log is committed at once;
 /// what all groups together apply in a turn must stay far below an election timeout.
-pub const APPLY_BYTES: usize = 128 << 10;
+pub const APPLY_BYTES: usize = 32 << 10;
 /// Bytes of entries that a leader keeps for replicas that are about to need them, though a snapshot covers them.
 const KEPT_BYTES: usize = 64 << 20;
 /// The context by which raft marks the campaign of a leadership transfer.
@@ -377,6 +379,17 @@ impl Consensus {
         self.raw.mut_store().compact(upto);
     }
 
+    /// Entries that were let go of, to be dropped bit by bit.
+    pub fn trash(&mut self) -> &mut Trash {
+        &mut self.raw.mut_store().trash
+    }
+
+    /// Lets go of all entries: the end of a replica.
+    pub fn discard(mut self, trash: &mut Trash) {
+        self.raw.mut_store().forget();
+        trash.append(self.trash());
+    }
+
     /// Starts a read round; it is answered in `Progress::reads`, or never (ask again with a new context).
     pub fn read_index(&mut self, context: u64) {
         self.raw.read_index(context.to_le_bytes().to_vec());
@@ -554,7 +567,7 @@ impl Consensus {
     /// Bytes of the entries that it keeps.
     #[must_use]
     pub fn log_bytes(&self) -> usize {
-        self.raw.store().bytes
+        self.raw.store().bytes()
     }
 
     /// The data of the entries after `index`, newest first, as far as they are in the log.

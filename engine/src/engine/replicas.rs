@@ -201,7 +201,7 @@ impl Engine {
     fn drop_replica(&mut self, id: GroupId) -> Option<Row> {
         let mut group = self.groups.remove(&id)?;
         self.last_words.append(&mut group.give_up_all());
-        let row = group.into_row();
+        let row = group.into_row(&mut self.trash);
         self.gateway.skipped(id);
         self.gateway.drop_replica(id);
         self.leading_changed |= self.leading.remove(&id).is_some();

@@ -5,7 +5,7 @@
 //! use stays below twice the live data, and all groups come by turns. What clients want comes before that
 //! (`demands.rs`).
 //!
-//! Invariant: one snapshot at a time is written on a node.
+//! Invariant: one snapshot at a time is written on a node. No turn works for snapshots longer than some milliseconds.
 
 use alloc::collections::VecDeque;
 use quorate_protocol::id::{GroupId, NodeId};
@@ -17,9 +17,13 @@ use crate::group::{Group, PIECE, gone};
 use crate::journal::Entry;
 
 /// Bytes of log that a server keeps at least before it takes a snapshot.
-pub(super) const LOG_FLOOR: u64 = 64 << 20;
+pub(super) const LOG_FLOOR: u64 = 16 << 20;
 /// Bytes of log above which a snapshot is taken though another node fetches the one before.
 const LOG_CEILING: u64 = 1 << 30;
+
+/// What all groups together load in a turn of snapshots that they fetch, as `State::load` counts it: some
+/// milliseconds' worth.
+const LOAD_ROOM: usize = 512 << 10;
 
 /// What is under way on the files.
 pub(super) struct Background {
@@ -27,13 +31,21 @@ pub(super) struct Background {
     /// Bytes of entries that this node has written, ever since its oldest.
     written: u64,
     next: u64,
+    /// What may still be loaded in this turn, as `State::load` counts it; and whether a slice may be made.
+    room: usize,
+    may_slice: bool,
     /// Number → the replica (group and incarnation) whose plan it is.
     under_way: VecDeque<(u64, GroupId, u32)>,
 }
 
 impl Background {
     pub(super) fn new(floor: u64, written: u64) -> Self {
-        Self { floor, written, next: 1, under_way: VecDeque::new() }
+        Self { floor, written, next: 1, room: 0, may_slice: false, under_way: VecDeque::new() }
+    }
+
+    /// A turn ends.
+    pub(super) fn begin_turn(&mut self) {
+        (self.room, self.may_slice) = (LOAD_ROOM, true);
     }
 
     pub(super) fn written(&self) -> u64 {
@@ -49,8 +61,10 @@ impl Engine {
     /// Plans for the files, and words for other nodes.
     pub(super) fn run_background(&mut self, mono: u64, fx: &mut Effects) {
         self.begin_snapshots(mono);
+        let fetching = self.groups.values().filter(|group| group.fetches()).count();
         for (&id, group) in &mut self.groups {
-            while let Some(ios) = group.background() {
+            group.load_rows(mono, fetching, &mut self.background.room);
+            while let Some(ios) = group.background(&mut self.background.may_slice) {
                 let number = self.background.next;
                 self.background.next += 1;
                 self.background.under_way.push_back((number, id, group.consensus().me().incarnation));

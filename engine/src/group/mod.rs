@@ -37,10 +37,12 @@ use crate::journal::{COMMANDS, CONFIGURATION, Conf, Entry, Hard, Meta, RESET, Ro
 use crate::memory::Admission;
 use crate::outbox::Outbox;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes};
+use crate::portion::Portion;
 use crate::snapshot::Loader;
 use crate::state::State;
 use crate::system::System;
 use crate::time::GroupClock;
+use crate::trash::Trash;
 use snapshots::Files;
 pub use snapshots::{PIECE, SnapshotReport, gone};
 
@@ -147,6 +149,8 @@ pub struct Group {
     clock: Option<GroupClock>,
     /// Since when it leads.
     led_since: u64,
+    /// The last entry that it has proposed for what has ended by time.
+    ending: Index,
     /// The term and role that `clock` and the lists below belong to.
     term: Term,
     /// What the turn has gathered, with the sending of each.
@@ -163,6 +167,7 @@ pub struct Group {
     /// was refused.
     refused: BTreeMap<(NodeId, u64), u64>,
     told: Vec<Told>,
+    trash: Trash,
     #[cfg(feature = "faults")]
     faults: crate::engine::Faults,
 }
@@ -248,6 +253,7 @@ impl Group {
             time: 0,
             clock: None,
             led_since: 0,
+            ending: 0,
             term: 0,
             open: Vec::new(),
             open_bytes: 0,
@@ -259,6 +265,7 @@ impl Group {
             next_context: 1,
             refused: BTreeMap::new(),
             told: Vec::new(),
+            trash: Trash::default(),
             #[cfg(feature = "faults")]
             faults: crate::engine::Faults::default(),
         }
@@ -326,18 +333,6 @@ impl Group {
             || message.entries.iter().any(|entry| entry.kind == COMMANDS && !entry.data.is_empty())
     }
 
-    /// Gives up what waits here, and tells it: the end of a replica.
-    pub fn give_up_all(&mut self) -> Vec<Told> {
-        self.give_up();
-        self.take_told()
-    }
-
-    /// What the disk knows of the replica, or will know; the end of it.
-    #[must_use]
-    pub fn into_row(self) -> Row {
-        Row { hard: self.consensus.hard(), conf: self.consensus.conf().clone(), ..self.row }
-    }
-
     /// What there is to tell.
     pub fn take_told(&mut self) -> Vec<Told> {
         core::mem::take(&mut self.told)
@@ -372,11 +367,21 @@ impl Group {
             // What has come waits: for the next leader, or for this one if nothing comes of it.
             return;
         }
-        let due = self.open.is_empty() && clock.is_due(now, self.state.next_deadline());
+        let deadline = self.state.next_deadline();
+        // What has ended and was too much for the last entries; one entry for that at a time.
+        let has_rest = deadline.is_some_and(|deadline| deadline <= self.time) && self.applied >= self.ending;
+        let due = has_rest || (self.open.is_empty() && clock.is_due(now, deadline));
         if due || !self.open.is_empty() {
             let stamp = clock.stamp(now);
             self.clock = Some(clock);
-            self.propose(stamp);
+            if due {
+                // An entry without commands carries the stamp alone, and brings more to its end than others.
+                self.propose_entry(Batch::begin(stamp), &[]);
+                self.ending = self.consensus.last_index();
+            }
+            if !self.open.is_empty() {
+                self.propose(stamp);
+            }
         }
         self.ask_read_round(now);
     }
@@ -401,8 +406,9 @@ impl Group {
                 askers.clear();
             }
         }
-        // An entry without commands carries the stamp alone.
-        self.propose_entry(entry, &askers);
+        if !askers.is_empty() {
+            self.propose_entry(entry, &askers);
+        }
     }
 
     fn propose_entry(&mut self, mut entry: Vec<u8>, askers: &[Asker]) {
@@ -465,7 +471,9 @@ impl Group {
         self.term = term;
         if leads {
             self.led_since = now;
-            let in_log = self.consensus.data_after(self.applied).filter_map(Batch::stamp_of).max();
+            self.ending = 0;
+            // Stamps never fall along the log, which may be long: the newest is the highest.
+            let in_log = self.consensus.data_after(self.applied).find_map(Batch::stamp_of);
             self.clock = Some(GroupClock::new(now, self.time.max(in_log.unwrap_or(0))));
         }
     }
@@ -498,6 +506,7 @@ impl Group {
             // Of consensus alone: a change of replicas, or a new leader's first entry, which only marks its term.
             return;
         }
+        let bytes = entry.data.len();
         let batch = match Batch::read(entry.data) {
             Ok(batch) => batch,
             Err(why) => panic!("entry {} of group {} cannot be applied: {why}", entry.index, self.id.0),
@@ -508,7 +517,8 @@ impl Group {
         let mut out = Outcomes::new();
         let time = batch.stamp;
         let ctx = |offset| Ctx { at: LogPos { index: entry.index, offset }, time };
-        self.state.expire(&ctx(0), &mut out);
+        let mut portion = Portion::of_entry(bytes, batch.commands.len());
+        self.state.expire(&ctx(0), &mut portion, &mut out);
         for (offset, logged) in batch.placed() {
             self.apply_one(&ctx(offset), logged, &mut out);
         }

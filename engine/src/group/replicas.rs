@@ -14,11 +14,12 @@
 use alloc::vec::Vec;
 use quorate_protocol::id::{NodeId, Replica};
 
-use super::Group;
+use super::{Group, Told};
 use crate::consensus::change::{Change, Target};
 use crate::effect::TICK;
-use crate::journal::Conf;
+use crate::journal::{Conf, Row};
 use crate::members::Targets;
+use crate::trash::Trash;
 
 /// Entries by which a learner's log may be behind the leader's when it becomes a voter.
 const CLOSE: u64 = 256;
@@ -30,6 +31,29 @@ fn nodes(replicas: &[Replica]) -> impl Iterator<Item = NodeId> {
 }
 
 impl Group {
+    /// Gives up what waits here, and tells it: the end of a replica.
+    pub fn give_up_all(&mut self) -> Vec<Told> {
+        self.give_up();
+        self.take_told()
+    }
+
+    /// What the disk knows of the replica, or will know; the end of it.
+    #[must_use]
+    pub fn into_row(mut self, trash: &mut Trash) -> Row {
+        let row = Row { hard: self.consensus.hard(), conf: self.consensus.conf().clone(), ..self.row };
+        self.files.discard(trash);
+        self.state.discard(trash);
+        trash.append(&mut self.trash);
+        self.consensus.discard(trash);
+        row
+    }
+
+    /// Hands out what it has let go of, to be dropped bit by bit.
+    pub fn throw_away(&mut self, trash: &mut Trash) {
+        trash.append(&mut self.trash);
+        trash.append(self.consensus.trash());
+    }
+
     /// Makes the next step towards the targets. `lost` says whether a replica is known to have lost what it
     /// acknowledged, `life` which life a node is in. Whether a step was made.
     pub fn balance(

@@ -6,6 +6,8 @@
 //! Invariants:
 //! - A snapshot is named in the row, offered and relied on only when it is synced.
 //! - A fetched one is checked chunk by chunk while it is loaded, and its digest before it takes the state's place.
+//! - A turn makes one slice at the most, and loads a bounded part of what has come; what waits to be loaded or written is
+//!   bounded too, because no more is asked for meanwhile.
 //! - A leader takes no new snapshot while a replica fetches the present one, within bounds, so that a transfer ends.
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -19,12 +21,15 @@ use crate::effect::TICK;
 use crate::journal::{File, Io, Meta};
 use crate::snapshot::{Header, Loader, Writer};
 use crate::state::State;
+use crate::trash::Trash;
 
 /// Plans of one group that may be under way.
 const PLANS: usize = 2;
+/// Plans of one group that may wait before no more pieces are asked for: a slow disk must not fill the memory.
+const PLANS_WAITING: usize = 4;
 /// Bytes of a piece.
 pub const PIECE: u64 = 256 << 10;
-/// Bytes that a fetching replica has asked for and not received.
+/// Bytes that all fetching replicas of a node have asked for and not received, but each a piece at least.
 const WINDOW: u64 = 4 * PIECE;
 /// How long a piece may take before it is asked for again; microseconds.
 const ASK_AGAIN: u64 = 10 * TICK;
@@ -84,6 +89,8 @@ pub(super) struct Files {
     /// Bytes of the newest snapshot, and group time of its state.
     size: u64,
     time: u64,
+    /// This replica's part of `WINDOW`.
+    window: u64,
     /// The node's counter of log bytes when the oldest entry was written that no snapshot covers.
     oldest: Option<u64>,
     /// The counter when the snapshot that is being written was begun.
@@ -107,6 +114,16 @@ impl Files {
     pub(super) fn recovered(&mut self, size: u64, time: u64, has_entries: bool) {
         (self.size, self.time) = (size, time);
         self.oldest = has_entries.then_some(0);
+    }
+
+    /// Gives away what was loaded, to be dropped bit by bit.
+    pub(super) fn discard(&mut self, trash: &mut Trash) {
+        if let Some(fetching) = self.fetching.take() {
+            fetching.loader.discard(trash);
+        }
+        if let Some((_, state)) = self.loaded.take() {
+            state.discard(trash);
+        }
     }
 
     fn plan(&mut self, purpose: Purpose, plan: Vec<Io>) {
@@ -178,13 +195,15 @@ impl Group {
         self.files.writing = Some(Writing { writer, complete: false });
     }
 
-    /// The next plan for the snapshot files, if one may be under way.
-    pub fn background(&mut self) -> Option<Vec<Io>> {
+    /// The next plan for the snapshot files, if one may be under way. `may_slice`: whether a slice may be made for it
+    /// in this turn, until one is.
+    pub fn background(&mut self, may_slice: &mut bool) -> Option<Vec<Io>> {
         if self.files.under_way.len() >= PLANS {
             return None;
         }
-        if self.files.plans.is_empty() {
+        if self.files.plans.is_empty() && *may_slice {
             self.write_slice();
+            *may_slice = self.files.plans.is_empty();
         }
         let plan = self.files.plans.pop_front()?;
         let purpose = self.files.purposes.pop_front().expect("every plan has a purpose");
@@ -275,10 +294,17 @@ impl Group {
     }
 
     fn ask_for_pieces(&mut self, now: u64) {
+        let waits = self.files.plans.len() >= PLANS_WAITING;
         let Some(fetching) = self.files.fetching.as_mut().filter(|fetching| !fetching.complete) else {
             return;
         };
-        while fetching.asked < fetching.received + WINDOW {
+        let window = self.files.window.max(PIECE);
+        if waits || fetching.loader.waiting() as u64 >= window {
+            // The sender is not to blame for the silence.
+            fetching.heard = now;
+            return;
+        }
+        while fetching.asked < fetching.received + window {
             let at = SnapshotAt { group: self.id, index: fetching.offer.index, offset: fetching.asked };
             self.files.words.push((fetching.offer.from.node, SnapshotFrame::Ask(at)));
             fetching.asked += PIECE;
@@ -301,25 +327,48 @@ impl Group {
         fetching.received += piece.bytes.len() as u64;
         let file = File::Snapshot(self.id, index);
         let write = Io::Write { file, offset, bytes: piece.bytes.clone() };
-        match fetching.loader.feed(&piece.bytes) {
-            Err(_) => return self.give_up_fetching(),
-            Ok(complete) => fetching.complete = complete,
-        }
-        let complete = fetching.complete;
+        fetching.loader.take(&piece.bytes);
         self.files.plan(Purpose::Bytes, alloc::vec![write]);
-        if complete {
-            self.files.plan(Purpose::Fetched, alloc::vec![Io::Sync { file }]);
-        } else {
-            self.ask_for_pieces(now);
+        self.ask_for_pieces(now);
+    }
+
+    /// Whether there are rows to be loaded.
+    #[must_use]
+    pub fn has_rows_to_load(&self) -> bool {
+        let fetching = self.files.fetching.as_ref().filter(|fetching| !fetching.complete);
+        fetching.is_some_and(|fetching| fetching.loader.has_work())
+    }
+
+    /// Whether it fetches a snapshot.
+    #[must_use]
+    pub fn fetches(&self) -> bool {
+        self.files.fetching.as_ref().is_some_and(|fetching| !fetching.complete)
+    }
+
+    /// Loads rows that have come, as far as `room` goes. `fetching`: replicas of this node that fetch a snapshot.
+    pub fn load_rows(&mut self, now: u64, fetching: usize, room: &mut usize) {
+        self.files.window = WINDOW / fetching.max(1) as u64;
+        if !self.has_rows_to_load() {
+            return;
+        }
+        let fetching = self.files.fetching.as_mut().expect("it has rows");
+        match fetching.loader.work(room) {
+            Err(_) => self.give_up_fetching(),
+            Ok(true) => {
+                fetching.complete = true;
+                let file = File::Snapshot(self.id, fetching.offer.index);
+                self.files.plan(Purpose::Fetched, alloc::vec![Io::Sync { file }]);
+            }
+            Ok(false) => self.ask_for_pieces(now),
         }
     }
 
     fn give_up_fetching(&mut self) {
-        if let Some(fetching) = self.files.fetching.take()
-            && fetching.received > 0
-        {
+        let Some(fetching) = self.files.fetching.take() else { return };
+        if fetching.received > 0 {
             self.drop_file(fetching.offer.index);
         }
+        fetching.loader.discard(&mut self.trash);
     }
 
     fn drop_file(&mut self, index: Index) {
@@ -335,6 +384,7 @@ impl Group {
         let at = (header.index, header.term);
         let fits = offer.log_term == at.1 && at.0 > self.applied;
         if !fits || !self.consensus.install(now, offer, header.conf.clone()) {
+            state.discard(&mut self.trash);
             return self.drop_file(at.0);
         }
         if let Some(Writing { writer, .. }) = self.files.writing.take() {
@@ -348,7 +398,7 @@ impl Group {
     pub(super) fn take_installed(&mut self, at: (Index, Term)) {
         let (header, state) = self.files.loaded.take().expect("raft takes what was loaded");
         assert!((header.index, header.term) == at, "raft takes the snapshot that was loaded");
-        self.state = state;
+        core::mem::replace(&mut self.state, state).discard(&mut self.trash);
         #[cfg(feature = "faults")]
         self.state.set_faults(&self.faults);
         (self.applied, self.applied_term, self.time) = (header.index, header.term, header.time);

@@ -235,8 +235,8 @@ pub enum Io {
 pub const SECTOR: u64 = 512;
 /// Frontiers begin at multiples of this: another block than the one they vouch for.
 pub const BLOCK: u64 = 4096;
-/// Bytes of a segment in a server.
-pub const SEGMENT_SIZE: u64 = 64 << 20;
+/// Bytes of a segment in a server: room for the largest entry, and little beyond what is live. See decision 8.
+pub const SEGMENT_SIZE: u64 = 16 << 20;
 
 wire_struct! {
     /// The body of a marker (`Batch`, `Frontier`, `Seal`, and a segment's first record).

@@ -4,9 +4,10 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
-use quorate_protocol::id::ConnId;
+use quorate_protocol::id::{ClientId, ConnId};
 
 use super::{Hold, Owner, Wait};
+use crate::trash::Trash;
 
 /// A hold or a wait, by its lock and its number.
 pub(super) type Key = (Bytes, u64);
@@ -28,6 +29,7 @@ pub(super) struct Index {
     pub(super) holds: BTreeMap<Owner, BTreeSet<Key>>,
     pub(super) waits: BTreeMap<Owner, BTreeSet<Key>>,
     pub(super) asked_on: BTreeMap<ConnId, BTreeSet<Key>>,
+    pub(super) asked_in: BTreeMap<ClientId, BTreeSet<Key>>,
 }
 
 impl Index {
@@ -53,6 +55,9 @@ impl Index {
         self.lines.entry(key.0.clone()).or_default().waits += 1;
         self.waits.entry(wait.owner.clone()).or_default().insert(key.clone());
         self.asked_on.entry(wait.asker.conn).or_default().insert(key.clone());
+        if let Some(seq) = wait.asker.client {
+            self.asked_in.entry(seq.client).or_default().insert(key.clone());
+        }
     }
 
     pub(super) fn drop_wait(&mut self, key: &Key, wait: &Wait) {
@@ -60,6 +65,19 @@ impl Index {
         self.change_line(&key.0, |line| line.waits -= 1);
         drop_from(&mut self.waits, &wait.owner, key);
         drop_from(&mut self.asked_on, &wait.asker.conn, key);
+        if let Some(seq) = wait.asker.client {
+            drop_from(&mut self.asked_in, &seq.client, key);
+        }
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub(super) fn discard(self, trash: &mut Trash) {
+        trash.throw(self.deadlines.into_iter().map(|_| 0));
+        trash.throw(self.lines.into_iter().map(|_| 0));
+        trash.throw(self.holds.into_values().flatten().map(|_| 0));
+        trash.throw(self.waits.into_values().flatten().map(|_| 0));
+        trash.throw(self.asked_on.into_values().flatten().map(|_| 0));
+        trash.throw(self.asked_in.into_values().flatten().map(|_| 0));
     }
 
     fn change_line(&mut self, name: &Bytes, change: impl FnOnce(&mut Line)) {

@@ -7,7 +7,7 @@
 //! - Never two holders of a lock of whom one is exclusive. (Checked at every grant, in release too.)
 //! - Tokens rise with every grant, over all locks, and are never reused: one counter, no memory per name.
 //! - No waiting request that could be granted is left waiting: whatever takes a holder or a waiter away calls
-//!   `grant`.
+//!   `grant`. Where it is much, it follows by portions (`closing.rs`).
 //! - No set of owners waits for each other: every request is checked when it begins to wait, and nothing
 //!   else adds a wait. (A withdrawal takes one away; a grant turns "ahead of me" into "holds against me".)
 //!
@@ -15,15 +15,16 @@
 //! a shared holder) stands before all others. An exclusive request is granted when nobody but its own owner
 //! holds the lock, which covers upgrades too.
 
+mod closing;
 mod graph;
 mod index;
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{ClientId, ConnId, NodeId, SessionId};
+use quorate_protocol::id::ConnId;
 use quorate_protocol::limits::{LOCK_HOLDERS_MAX, LOCK_WAITERS_MAX, LOCKINFO_MAX, LOCKS_MAX};
 use quorate_protocol::op::{Lock, Renew, Unlock};
 use quorate_protocol::reply::{Code, Reply};
@@ -33,7 +34,9 @@ use quorate_protocol::{wire_enum, wire_struct};
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 use index::{Index, Key, Line};
 
+use crate::portion::Portion;
 use crate::table::{Rows, Table, load_row, take_row};
+use crate::trash::Trash;
 
 /// Names of which refused tries are remembered; beyond it the memory starts anew.
 const REFUSED_MAX: usize = 4096;
@@ -112,6 +115,11 @@ pub struct Locks {
     waits: Table<Key, Wait>,
     /// One row: the last token.
     token: Table<u8, u64>,
+    /// Connections that have ended and hold too much to release it at once: the last of a range of one node session,
+    /// and the counter to go on with.
+    closing: Table<ConnId, u64>,
+    /// Locks that more requests can be granted than at once.
+    granting: Table<Bytes, u8>,
     index: Index,
     /// Whom a lock was refused during the present lease. Not replicated state: only a hint for the log.
     refused: BTreeMap<Bytes, Owner>,
@@ -129,6 +137,8 @@ impl Locks {
             holds: Table::new(501),
             waits: Table::new(502),
             token,
+            closing: Table::new(504),
+            granting: Table::new(505),
             index: Index::default(),
             refused: BTreeMap::new(),
             #[cfg(feature = "faults")]
@@ -157,7 +167,9 @@ impl Locks {
     /// The digest of all locks.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        self.holds.digest().wrapping_add(self.waits.digest()).wrapping_add(self.token.digest())
+        let rest = self.closing.digest().wrapping_add(self.granting.digest());
+        let locks = self.holds.digest().wrapping_add(self.waits.digest());
+        locks.wrapping_add(self.token.digest()).wrapping_add(rest)
     }
 
     /// Whether no lock is held or awaited.
@@ -169,6 +181,9 @@ impl Locks {
     /// The earliest end of a lease or a wait.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
+        if self.has_rest() {
+            return Some(0);
+        }
         self.index.deadlines.first().map(|(deadline, ..)| *deadline)
     }
 
@@ -294,10 +309,11 @@ impl Locks {
         ])
     }
 
-    /// Ends the leases and waits that group time has ended.
-    pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+    /// Ends the leases and waits that group time has ended, as far as the portion goes.
+    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
+        self.work_off(ctx, portion, out);
         while let Some((deadline, is_wait, key)) = self.index.deadlines.first() {
-            if *deadline > ctx.time {
+            if *deadline > ctx.time || !portion.take(2) {
                 break;
             }
             let key = key.clone();
@@ -324,75 +340,6 @@ impl Locks {
             )));
         }
         self.refused.remove(name);
-    }
-
-    /// A connection has ended: what it owns is released, what it asked is withdrawn.
-    pub fn close(&mut self, ctx: &Ctx, conn: ConnId, out: &mut Outcomes) {
-        let owner = Owner::Conn(conn);
-        let mut names = BTreeSet::new();
-        for key in self.index.holds.get(&owner).cloned().unwrap_or_default() {
-            self.remove_hold(&key);
-            names.insert(key.0);
-        }
-        for key in self.index.asked_on.get(&conn).cloned().unwrap_or_default() {
-            // A named owner that asks in a client session may go on on another connection.
-            let wait = self.waits.get(&key).expect("the index names rows");
-            if wait.owner == owner || wait.asker.client.is_none() {
-                let wait = self.remove_wait(&key);
-                answer(out, wait.asker, Reply::Nil);
-                names.insert(key.0);
-            }
-        }
-        for name in names {
-            self.grant(ctx, &name, out);
-        }
-    }
-
-    /// The session of a node has ended, and with it all connections of that session.
-    pub fn end_session(&mut self, ctx: &Ctx, node: NodeId, session: SessionId, out: &mut Outcomes) {
-        let conn = |counter| ConnId { node, session, counter };
-        let (first, last) = (conn(0), conn(u64::MAX));
-        let owners = self.index.holds.range(Owner::Conn(first)..=Owner::Conn(last)).filter_map(
-            |(owner, _)| match owner {
-                Owner::Conn(conn) => Some(*conn),
-                Owner::Named(_) => None,
-            },
-        );
-        let askers = self.index.asked_on.range(first..=last).map(|(conn, _)| *conn);
-        let conns: BTreeSet<ConnId> = owners.chain(askers).collect();
-        for conn in conns {
-            self.close(ctx, conn, out);
-        }
-    }
-
-    /// A client session has ended: nobody will ask for what still waits in it, and it must not be granted.
-    pub fn end_client(&mut self, ctx: &Ctx, client: ClientId, out: &mut Outcomes) {
-        let asked = |wait: &Wait| wait.asker.client.is_some_and(|seq| seq.client == client);
-        let keys: Vec<Key> =
-            self.waits.iter().filter(|(_, wait)| asked(wait)).map(|(key, _)| key.clone()).collect();
-        let mut names = BTreeSet::new();
-        for key in keys {
-            let wait = self.remove_wait(&key);
-            answer(out, wait.asker, Reply::Nil);
-            names.insert(key.0);
-        }
-        for name in names {
-            self.grant(ctx, &name, out);
-        }
-    }
-
-    /// Grants a lock to whoever is next, as far as it goes.
-    fn grant(&mut self, ctx: &Ctx, name: &Bytes, out: &mut Outcomes) {
-        loop {
-            let Some((key, wait)) = self.queue_of(name).next() else { break };
-            if !self.may_hold(name, &wait.owner, wait.shared) {
-                break;
-            }
-            let key = key.clone();
-            let wait = self.remove_wait(&key);
-            let token = self.hold(name, wait.owner, wait.shared, ctx.time.saturating_add(wait.ttl));
-            answer(out, wait.asker, Reply::int(token));
-        }
     }
 
     /// Whether the holders let this owner hold the lock, whoever waits.
@@ -501,7 +448,7 @@ impl Locks {
 
     /// All tables, in the order in which a snapshot shows them.
     pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
-        alloc::vec![&mut self.token, &mut self.holds, &mut self.waits]
+        alloc::vec![&mut self.token, &mut self.holds, &mut self.waits, &mut self.closing, &mut self.granting]
     }
 
     /// Takes a row of one of the tables from a snapshot.
@@ -519,9 +466,18 @@ impl Locks {
                 let (key, wait) = take_row(input)?;
                 self.insert_wait(key, wait);
             }
+            n if n == self.closing.id() => load_row(&mut self.closing, input)?,
+            n if n == self.granting.id() => load_row(&mut self.granting, input)?,
             _ => return Err(Malformed("unknown table")),
         }
         Ok(())
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.holds.discard(trash, |_| 0);
+        self.waits.discard(trash, |_| 0);
+        self.index.discard(trash);
     }
 
     /// The index as the rows say it is.

@@ -4,7 +4,7 @@ use alloc::collections::BTreeSet;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use quorate_protocol::id::{ClientId, ClientSeq};
+use quorate_protocol::id::{ClientId, ClientSeq, NodeId, SessionId};
 use quorate_protocol::op::{Lock, Op};
 
 use super::*;
@@ -12,7 +12,7 @@ use crate::script::{Dice, Script, Subject, conn};
 
 impl Subject for Locks {
     fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
-        Locks::expire(self, ctx, out);
+        Locks::expire(self, ctx, &mut crate::portion::Portion::endless(), out);
     }
 
     fn apply(&mut self, ctx: &Ctx, asker: &Asker, op: Op, out: &mut Outcomes) {

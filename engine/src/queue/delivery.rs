@@ -4,7 +4,6 @@
 //! Consumers take turns by (unacknowledged messages, last turn): a FETCH has none and its turn is when it
 //! came; among subscriptions the one with the least to do is served, then the one that waited longest.
 
-use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use quorate_protocol::id::ConnId;
 use quorate_protocol::limits::{FETCH_BYTES_MAX, MAX_DELIVER, MESSAGE_LEASE};
@@ -13,7 +12,7 @@ use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
 
 use super::Queues;
-use super::rows::{Held, Lease, MessageKey, State, Topic, TopicNumber};
+use super::rows::{Lease, MessageKey, State, Topic, TopicNumber};
 use crate::outcome::{Ctx, Outcome, Outcomes, answer};
 
 /// Who is served next.
@@ -125,36 +124,5 @@ impl Queues {
         }
         let state = if delay == 0 { State::Ready } else { State::Delayed(ctx.time.saturating_add(delay)) };
         self.change_message(key, |message| message.state = state);
-    }
-
-    /// Takes away what these connections have. None of them is served while the others are closed.
-    pub(super) fn close_all(&mut self, ctx: &Ctx, conns: Vec<ConnId>, out: &mut Outcomes) {
-        let mut topics = BTreeSet::new();
-        let mut back = Vec::new();
-        for conn in conns {
-            for held in self.index.held.get(&conn).cloned().unwrap_or_default() {
-                match held {
-                    Held::Subscription(number) => {
-                        self.remove_subscription(number, conn);
-                        topics.insert(number);
-                    }
-                    Held::Waiter(place) => {
-                        let waiter = self.remove_waiter(place);
-                        topics.insert(waiter.topic);
-                        answer(out, waiter.asker, Reply::Nil);
-                    }
-                    Held::Lease(key) => {
-                        topics.insert(key.0);
-                        back.push(key);
-                    }
-                }
-            }
-        }
-        for key in back {
-            self.give_back(ctx, key, 0, out);
-        }
-        for number in topics {
-            self.serve(ctx, number, out);
-        }
     }
 }

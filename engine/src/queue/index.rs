@@ -9,6 +9,7 @@ use quorate_protocol::id::{ConnId, GroupId};
 use quorate_protocol::limits::FETCH_BYTES_MAX;
 
 use super::rows::{Due, Held, Message, MessageKey, Published, State, Subscription, TopicNumber, Waiter};
+use crate::trash::Trash;
 
 /// A topic's rows, as they are needed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -211,6 +212,23 @@ impl Index {
     pub(super) fn drop_published(&mut self, key: &(TopicNumber, Bytes), row: &Published) {
         self.line(key.0).published -= 1;
         self.due.remove(&(row.until, Due::Published(key.clone())));
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub(super) fn discard(self, trash: &mut Trash) {
+        let listed = |line: Line| {
+            line.ready
+                .into_iter()
+                .map(|_| 0)
+                .chain(line.waiters.into_iter().map(|_| 0))
+                .chain(line.hungry.into_iter().map(|_| 0))
+        };
+        trash.throw(self.lines.into_values().flat_map(listed));
+        trash.throw(self.due.into_iter().map(|_| 0));
+        trash.throw(self.held.into_values().flatten().map(|_| 0));
+        trash.throw(self.unposted.into_iter().map(|_| 0));
+        trash.throw(self.seats.into_iter().map(|_| 0));
+        trash.throw(self.pushed.into_iter().map(|_| 0));
     }
 
     fn hold(&mut self, conn: ConnId, held: Held) {

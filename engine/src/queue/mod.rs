@@ -14,6 +14,7 @@
 //! Subtlety: a message is settled by its newest delivery alone, also when that delivery's lease has ended and
 //! nobody has received the message since: so a slow consumer spares everybody a delivery.
 
+mod closing;
 mod delivery;
 mod index;
 mod letters;
@@ -24,7 +25,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{ConnId, GroupId, NodeId, SessionId};
+use quorate_protocol::id::{ConnId, GroupId};
 use quorate_protocol::limits::{
     CONSUMERS_MAX, DEDUPE_MAX, DEDUPE_WINDOW, MAX_DELIVER, MESSAGE_LEASE, QUEUES_MAX, TOPIC_MESSAGES_MAX,
     TOPICS_MAX,
@@ -35,7 +36,10 @@ use quorate_protocol::wire::Malformed;
 
 use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
+use crate::portion::Portion;
 use crate::table::{Rows, Table, load_row, take_row};
+use crate::trash::Trash;
+use closing::Closing;
 use index::{Index, Line};
 use letters::Place;
 use rows::{Due, Lease, Message, MessageKey, Published, State, Subscription, Topic, TopicNumber, Waiter};
@@ -70,6 +74,9 @@ pub struct Queues {
     published: Table<(TopicNumber, Bytes), Published>,
     /// One row: the last topic's number.
     last_topic: Table<u8, TopicNumber>,
+    /// Connections that have ended and have too much to take it away at once: the last of a range of one node session,
+    /// and where to go on.
+    closing: Table<ConnId, Closing>,
     index: Index,
     /// Derived: what all messages cost, in bytes.
     bytes: u64,
@@ -92,6 +99,7 @@ impl Queues {
             subscriptions: Table::new(605),
             published: Table::new(606),
             last_topic,
+            closing: Table::new(608),
             index: Index::default(),
             bytes: 0,
             #[cfg(feature = "faults")]
@@ -116,6 +124,7 @@ impl Queues {
             self.subscriptions.digest(),
             self.published.digest(),
             self.last_topic.digest(),
+            self.closing.digest(),
         ];
         parts.into_iter().fold(0, u64::wrapping_add)
     }
@@ -141,6 +150,9 @@ impl Queues {
     /// The earliest group time at which something falls due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
+        if !self.closing.is_empty() {
+            return Some(0);
+        }
         self.index.due.first().map(|(time, _)| *time)
     }
 
@@ -390,10 +402,11 @@ impl Queues {
         Reply::Map(fields.into_iter().map(|(name, value)| (Reply::text(name), value)).collect())
     }
 
-    /// Ends the leases, delays, waits and memories that group time has ended.
-    pub fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
+    /// Ends the leases, delays, waits and memories that group time has ended, as far as the portion goes.
+    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
+        self.work_off(ctx, portion, out);
         while let Some((time, due)) = self.index.due.first() {
-            if *time > ctx.time {
+            if *time > ctx.time || !portion.take(2) {
                 break;
             }
             match due.clone() {
@@ -418,18 +431,6 @@ impl Queues {
                 }
             }
         }
-    }
-
-    /// A connection has ended: what it received and did not settle comes back.
-    pub fn close(&mut self, ctx: &Ctx, conn: ConnId, out: &mut Outcomes) {
-        self.close_all(ctx, [conn].into(), out);
-    }
-
-    /// The session of a node has ended, and with it all its connections.
-    pub fn end_session(&mut self, ctx: &Ctx, node: NodeId, session: SessionId, out: &mut Outcomes) {
-        let conn = |counter| ConnId { node, session, counter };
-        let conns = self.index.held.range(conn(0)..=conn(u64::MAX)).map(|(conn, _)| *conn).collect();
-        self.close_all(ctx, conns, out);
     }
 
     fn number_of(&self, topic: &Bytes) -> Option<TopicNumber> {
@@ -503,6 +504,7 @@ impl Queues {
             &mut self.waiters,
             &mut self.subscriptions,
             &mut self.published,
+            &mut self.closing,
         ]
     }
 
@@ -551,9 +553,21 @@ impl Queues {
                 self.index.add_published(&key, &row);
                 self.published.insert(key, row);
             }
+            n if n == self.closing.id() => load_row(&mut self.closing, input)?,
             _ => return Err(Malformed("unknown table")),
         }
         Ok(())
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.topics.discard(trash, |_| 0);
+        self.bodies.discard(trash, Bytes::len);
+        self.messages.discard(trash, |_| 0);
+        self.waiters.discard(trash, |_| 0);
+        self.subscriptions.discard(trash, |_| 0);
+        self.published.discard(trash, |_| 0);
+        self.index.discard(trash);
     }
 
     fn check_topic(&self, number: TopicNumber) -> Result<(), Malformed> {

@@ -10,10 +10,11 @@ use quorate_protocol::peer::Letter;
 
 use super::*;
 use crate::script::{Dice, Script, Subject, conn};
+use quorate_protocol::id::{NodeId, SessionId};
 
 impl Subject for Queues {
     fn expire(&mut self, ctx: &Ctx, out: &mut Outcomes) {
-        Queues::expire(self, ctx, out);
+        Queues::expire(self, ctx, &mut crate::portion::Portion::endless(), out);
     }
 
     fn apply(&mut self, ctx: &Ctx, asker: &Asker, op: Op, out: &mut Outcomes) {

@@ -174,7 +174,11 @@ fn of_the_system_group_go_over_its_tokens_and_its_level() {
     let after = shown(&mut state);
     for (table, rows) in &before {
         // Nobody has anything to tell the system group yet: its inbox is always empty.
-        assert!(rows != &fresh[table] || *table == 113, "the test has nothing in table {table}");
+        // What ends by portions (504, 505) is there for moments only, and does not go over.
+        assert!(
+            rows != &fresh[table] || [113, 504, 505].contains(table),
+            "the test has nothing in table {table}"
+        );
     }
     fresh.insert(207, before[&207].clone());
     let token = [&[0][..], &(2 + TOKENS).to_le_bytes()].concat();
@@ -193,7 +197,8 @@ fn of_a_partition_go_over_its_keys_and_its_topics() {
     let before = shown(&mut old.state);
     let mut fresh = shown(&mut State::new(HERE, &meta(2, &[1])));
     for (table, rows) in &before {
-        assert!(rows != &fresh[table], "the test has nothing in table {table}");
+        // What ends by portions (608) is there for moments only, and does not go over.
+        assert!(rows != &fresh[table] || *table == 608, "the test has nothing in table {table}");
     }
     let (_, mut state) = rebased(old.state, HERE, 60, &[1]);
     let after = shown(&mut state);

@@ -8,6 +8,7 @@ use quorate_protocol::op::{Expiry, Fetch, Op, Pub, Set, When};
 use quorate_protocol::peer::Work;
 
 use crate::outcome::{Asker, Ctx, Outcomes};
+use crate::portion::Portion;
 
 const GROUP: GroupId = GroupId(3);
 
@@ -110,7 +111,7 @@ fn what_is_derived_is_derived_from_loaded_rows_too() {
     for (index, time) in [(20_000, 40_000), (20_001, 90_000), (20_002, 2_000_000)] {
         let mut outs = [Outcomes::new(), Outcomes::new()];
         for (state, out) in [&mut state, &mut loaded].into_iter().zip(&mut outs) {
-            state.expire(&Ctx { at: LogPos { index, offset: 0 }, time }, out);
+            state.expire(&Ctx { at: LogPos { index, offset: 0 }, time }, &mut Portion::endless(), out);
         }
         assert_eq!(outs[0], outs[1]);
         assert_eq!(state.digest(), loaded.digest());
@@ -137,4 +138,37 @@ fn no_byte_of_a_snapshot_can_change_unseen() {
     for (group, index) in [(GroupId(4), 9000), (GROUP, 9001)] {
         assert_ne!(Loader::new(group, index, &meta()).feed(&file), Ok(true), "of another place");
     }
+}
+
+#[test]
+fn a_snapshot_is_loaded_in_portions_and_the_old_state_is_dropped_in_portions() {
+    let mut state = filled();
+    let file = written(&mut state, |_, _| ());
+    let mut loader = loader();
+    loader.take(&file);
+    let mut turns = 0;
+    loop {
+        let mut room = 20_000;
+        let before = loader.waiting();
+        let complete = loader.work(&mut room).unwrap();
+        assert!(before - loader.waiting() < 60_000, "{before} to {}", loader.waiting());
+        turns += 1;
+        if complete {
+            break;
+        }
+        assert!(loader.has_work());
+    }
+    assert!(turns > 50, "{turns}");
+    let (_, loaded) = loader.into_state();
+    assert_eq!(loaded.digest(), state.digest());
+    let mut trash = Trash::default();
+    loaded.discard(&mut trash);
+    let mut dropped = 0;
+    while !trash.is_empty() {
+        let portion = trash.dig();
+        assert!(portion <= 4096, "{portion} things in a turn");
+        dropped += portion;
+    }
+    // 600 keys, 600 messages with their bodies and ids, and what is derived from them.
+    assert!(dropped > 600 * 6, "{dropped}");
 }

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - A version is the serial number of the place in the log where the key was last written (`LogPos::serial`),
 //!   so it rises with every write of any key and never repeats, also after DEL.
-//! - A key whose deadline has passed exists until `expire` runs at a log position; reads never look at a clock.
+//! - A key's deadline takes effect at a log position, by the stamp there; reads never look at a clock. From then on no
+//!   command sees it; it is removed when its turn has come (`portion.rs`).
 
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -17,7 +18,9 @@ use quorate_protocol::wire_struct;
 
 use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
+use crate::portion::Portion;
 use crate::table::{Rows, Table, take_row};
+use crate::trash::Trash;
 
 /// What a key costs beyond its name and value.
 const ROW_COST: u64 = 96;
@@ -105,10 +108,10 @@ impl Store {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
-    /// Removes the keys whose deadline group time has reached.
-    pub fn expire(&mut self, ctx: &Ctx, _out: &mut Outcomes) {
+    /// Removes the keys whose deadline group time has reached, as far as the portion goes.
+    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, _out: &mut Outcomes) {
         while let Some((deadline, key)) = self.deadlines.first() {
-            if *deadline > ctx.time {
+            if *deadline > ctx.time || !portion.take(1) {
                 break;
             }
             let key = key.clone();
@@ -118,6 +121,7 @@ impl Store {
 
     /// SET
     pub fn set(&mut self, ctx: &Ctx, asker: &Asker, op: Set, out: &mut Outcomes) {
+        self.remove_overdue(ctx, &op.key);
         let old = self.rows.get(&op.key);
         let holds = match op.when {
             When::Always => true,
@@ -145,17 +149,22 @@ impl Store {
     }
 
     /// DEL
-    pub fn del(&mut self, _ctx: &Ctx, asker: &Asker, keys: Vec<Bytes>, out: &mut Outcomes) {
+    pub fn del(&mut self, ctx: &Ctx, asker: &Asker, keys: Vec<Bytes>, out: &mut Outcomes) {
         #[cfg(feature = "faults")]
         if self.faults.lost_delete {
             return answer(out, *asker, Reply::Int(1));
         }
-        let gone = keys.iter().filter(|key| self.remove(key)).count();
-        answer(out, *asker, Reply::int(gone as u64));
+        let mut gone = 0u64;
+        for key in &keys {
+            self.remove_overdue(ctx, key);
+            gone += u64::from(self.remove(key));
+        }
+        answer(out, *asker, Reply::int(gone));
     }
 
     /// INCR and its kind: a number is stored as its decimal digits.
     pub fn incr(&mut self, ctx: &Ctx, asker: &Asker, op: Incr, out: &mut Outcomes) {
+        self.remove_overdue(ctx, &op.key);
         let old = self.rows.get(&op.key);
         let deadline = old.and_then(|row| row.deadline);
         let Some(number) = old.map_or(Some(0), |row| parse_integer(&row.value)) else {
@@ -175,6 +184,7 @@ impl Store {
 
     /// EXPIRE and PEXPIRE
     pub fn expire_key(&mut self, ctx: &Ctx, asker: &Asker, op: Expire, out: &mut Outcomes) {
+        self.remove_overdue(ctx, &op.key);
         let Some(row) = self.rows.get(&op.key) else { return answer(out, *asker, Reply::Int(0)) };
         match u64::try_from(op.ms) {
             Err(_) | Ok(0) => {
@@ -192,15 +202,17 @@ impl Store {
     #[must_use]
     pub fn read(&self, op: &Op, time: u64) -> Reply {
         match op {
-            Op::Get(key) => self.rows.get(key).map_or(Reply::Nil, |row| Reply::Bulk(row.value.clone())),
-            Op::Exists(keys) => Reply::int(keys.iter().filter(|key| self.rows.contains(key)).count() as u64),
+            Op::Get(key) => self.seen(key, time).map_or(Reply::Nil, |row| Reply::Bulk(row.value.clone())),
+            Op::Exists(keys) => {
+                Reply::int(keys.iter().filter(|key| self.seen(key, time).is_some()).count() as u64)
+            }
             Op::Ttl(Ttl { key, millis }) => self.ttl(key, *millis, time),
             _ => Reply::error(Code::Err, "this is not a read of a key"),
         }
     }
 
     fn ttl(&self, key: &Bytes, millis: bool, time: u64) -> Reply {
-        match self.rows.get(key).map(|row| row.deadline) {
+        match self.seen(key, time).map(|row| row.deadline) {
             None => Reply::Int(-2),
             Some(None) => Reply::Int(-1),
             Some(Some(deadline)) => {
@@ -208,6 +220,18 @@ impl Store {
                 // Seconds are rounded to the nearest, as Redis does.
                 Reply::int(if millis { left } else { (left + 500) / 1000 })
             }
+        }
+    }
+
+    /// The key's row, unless its time has come.
+    fn seen(&self, key: &Bytes, time: u64) -> Option<&Row> {
+        self.rows.get(key).filter(|row| row.deadline.is_none_or(|deadline| deadline > time))
+    }
+
+    /// Removes a key whose time has come, if `expire` has not got so far: no command sees it.
+    fn remove_overdue(&mut self, ctx: &Ctx, key: &Bytes) {
+        if self.seen(key, ctx.time).is_none() {
+            self.remove(key);
         }
     }
 
@@ -249,6 +273,12 @@ impl Store {
         let (key, row) = take_row::<Bytes, Row>(input)?;
         self.add(keep(key), Row { value: keep(row.value), ..row });
         Ok(())
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.rows.discard(trash, |row| row.value.len());
+        trash.throw(self.deadlines.into_iter().map(|_| 0));
     }
 
     fn remove(&mut self, key: &Bytes) -> bool {

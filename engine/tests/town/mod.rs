@@ -29,8 +29,17 @@ impl Disk {
                 log.clear();
                 continue;
             }
-            log.retain(|kept| kept.index < entry.index);
+            let kept = log.partition_point(|kept| kept.index < entry.index);
+            log.truncate(kept);
             log.push(entry);
+        }
+    }
+
+    /// Takes away what the snapshots cover.
+    pub(crate) fn compact(&mut self) {
+        for (group, log) in &mut self.entries {
+            let covered = self.rows.get(group).map_or(0, |row| row.snapshot.0);
+            log.drain(..log.partition_point(|entry| entry.index <= covered));
         }
     }
 
@@ -76,6 +85,38 @@ impl Disk {
     }
 }
 
+/// How long turns took, by the clock that the bench of pauses brings along.
+pub(crate) struct Watch {
+    pub(crate) clock: fn() -> u64,
+    pub(crate) phase: &'static str,
+    /// (phase, node, what came in) → the number of turns, the longest, and those over 10 ms.
+    pub(crate) turns: BTreeMap<(&'static str, u64, String), (u64, u64, u64)>,
+}
+
+impl Watch {
+    fn note(&mut self, node: NodeId, what: String, began: u64) {
+        let took = (self.clock)() - began;
+        let turns = self.turns.entry((self.phase, node.0, what)).or_default();
+        *turns = (turns.0 + 1, turns.1.max(took), turns.2 + u64::from(took > 10_000));
+    }
+}
+
+/// What kinds of inputs a turn has taken.
+fn kinds(inputs: &[Input]) -> String {
+    let kind = |input: &Input| match input {
+        Input::Tick => "tick",
+        Input::Persisted(_) => "persisted",
+        Input::BackgroundDone(_) => "background",
+        Input::Snapshot { frame: SnapshotFrame::Piece(_), .. } => "piece",
+        Input::Requests { .. } => "requests",
+        Input::Raft { .. } => "raft",
+        Input::Link { .. } => "link",
+        _ => "other",
+    };
+    let kinds: BTreeSet<&str> = inputs.iter().map(kind).collect();
+    kinds.into_iter().collect::<Vec<_>>().join("+")
+}
+
 pub(crate) struct Town {
     pub(crate) now: Now,
     pub(crate) nodes: BTreeMap<NodeId, Engine>,
@@ -89,6 +130,14 @@ pub(crate) struct Town {
     boots: u64,
     /// Node → the next free request number on its connection.
     asked: BTreeMap<u64, u64>,
+    /// Nodes whose snapshot files take nothing at present, and what waits for them.
+    pub(crate) stuck: BTreeSet<NodeId>,
+    waiting: Vec<(NodeId, u64, Vec<Io>)>,
+    /// Bytes of snapshots that were sent to a node.
+    pub(crate) sent: BTreeMap<NodeId, usize>,
+    /// Whether a node takes all that waits for it in one turn, as a server does.
+    pub(crate) gathers: bool,
+    pub(crate) watch: Option<Watch>,
 }
 
 pub(crate) fn meta(node: u64, founders: &[(NodeId, String)]) -> Meta {
@@ -120,6 +169,11 @@ impl Town {
             founders: (1..=n).map(|id| (NodeId(id), format!("peer{id}"))).collect(),
             boots: 0,
             asked: BTreeMap::new(),
+            stuck: BTreeSet::new(),
+            waiting: Vec::new(),
+            sent: BTreeMap::new(),
+            gathers: false,
+            watch: None,
         };
         (1..=n).for_each(|id| this.start(id));
         this
@@ -156,14 +210,40 @@ impl Town {
     }
 
     fn step(&mut self, node: NodeId, input: Input) {
+        let mut inputs = vec![input];
+        if self.gathers {
+            let (mine, others) = self.inbox.drain(..).partition(|(to, _)| *to == node);
+            self.inbox = others;
+            let mine: VecDeque<(NodeId, Input)> = mine;
+            inputs.extend(mine.into_iter().map(|(_, input)| input));
+        }
         let mut fx = Vec::new();
         let Some(engine) = self.nodes.get_mut(&node) else { return };
-        engine.step(self.now, input, &mut fx);
+        let what = self.watch.as_ref().map(|_| kinds(&inputs));
+        let mut began = self.watch.as_ref().map_or(0, |watch| (watch.clock)());
+        for input in inputs {
+            engine.step(self.now, input, &mut fx);
+        }
         engine.step(self.now, Input::EndOfTurn, &mut fx);
         while engine.has_more() {
+            if let (Some(watch), Some(what)) = (&mut self.watch, &what) {
+                watch.note(node, what.clone(), began);
+                began = (watch.clock)();
+            }
             engine.step(self.now, Input::EndOfTurn, &mut fx);
         }
+        if let (Some(watch), Some(what)) = (&mut self.watch, what) {
+            watch.note(node, what, began);
+        }
         fx.into_iter().for_each(|effect| self.perform(node, effect));
+    }
+
+    /// All snapshot files take what waits for them.
+    pub(crate) fn unstick(&mut self) {
+        self.stuck.clear();
+        for (node, number, ios) in core::mem::take(&mut self.waiting) {
+            self.perform(node, Effect::Background { number, ios });
+        }
     }
 
     fn perform(&mut self, node: NodeId, effect: Effect) {
@@ -173,12 +253,16 @@ impl Town {
                 disk.keep(persist.rows, persist.entries);
                 self.inbox.push_back((node, Input::Persisted(persist.seq)));
             }
+            Effect::Background { number, ios } if self.stuck.contains(&node) => {
+                self.waiting.push((node, number, ios));
+            }
             Effect::Background { number, ios } => {
                 disk.perform(ios);
                 self.inbox.push_back((node, Input::BackgroundDone(number)));
             }
             Effect::SendPiece { to, at, length } => {
                 let bytes = disk.read(at, length).unwrap_or_default();
+                *self.sent.entry(to).or_default() += bytes.len();
                 let frame = SnapshotFrame::Piece(SnapshotPiece { at, bytes });
                 self.send(node, to, Input::Snapshot { from: node, frame });
             }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use quorate_engine::journal::{File as Name, Io, SEGMENT_SIZE};
+use quorate_engine::journal::{File as Name, Io};
 
 use super::Listener;
 use super::disk::{is_full, keep_reserve, remove_if_there, room_at};
@@ -24,9 +24,9 @@ pub(super) const RETRY: Duration = Duration::from_millis(100);
 /// Bytes that are written before they are synced.
 const SYNC_EVERY: u64 = 4 << 20;
 /// Below this there is no room for clients any more: what is left is for votes, logs on their way, and compaction.
-const ROOM_LOW: u64 = SEGMENT_SIZE;
+const ROOM_LOW: u64 = 64 << 20;
 /// From this on there is room again.
-const ROOM_AGAIN: u64 = SEGMENT_SIZE + SEGMENT_SIZE / 2;
+const ROOM_AGAIN: u64 = 96 << 20;
 
 /// Whether the disk has room, as it was told last.
 pub(super) struct Room<L> {

@@ -1,0 +1,211 @@
+//! The longest turns of engines with a GiB of state: `cargo bench -p quorate-engine --bench pauses [-- SCENARIO…]`.
+//!
+//! Three engines on a perfect network, with disks in memory. A turn takes all that waits for its node, as a server's
+//! does. Measured is the thread's CPU time from the first input to the end of the turn, because other work on the
+//! machine does not count in it; it should stay below 10 ms whatever happens.
+#![allow(clippy::print_stdout, reason = "this program's output is its purpose")]
+
+#[path = "../tests/town/mod.rs"]
+mod town;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use quorate_protocol::id::NodeId;
+use quorate_protocol::op::{Expiry, Fetch, Lock, Op, Pub, Set, When};
+use rustix::time::{ClockId, clock_gettime};
+use town::{Town, Watch};
+
+/// Bytes of live data, as a partition counts them.
+const LIVE: usize = 1 << 30;
+/// What a key or a message costs besides its bytes, at least.
+const ROW: usize = 128;
+/// Commands that a node is asked in one turn.
+const TOGETHER: usize = 128;
+
+fn cpu() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let (seconds, nanos) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
+    seconds * 1_000_000 + nanos / 1000
+}
+
+/// Which topic or key: all in one partition, or all over them.
+#[derive(Clone, Copy)]
+struct Load {
+    size: usize,
+    spread: bool,
+    queue: bool,
+}
+
+impl Load {
+    fn count(self) -> usize {
+        // Below the bound, which counts names too.
+        LIVE * 15 / 16 / (self.size + ROW + if self.queue { 80 } else { 0 })
+    }
+
+    fn op(self, n: usize, expiry: Expiry) -> Op {
+        let name = if self.spread { format!("key-{n}") } else { format!("{{one}}-{n}") };
+        let body = Bytes::from(vec![u8::try_from(n % 251).expect("it is small"); self.size]);
+        if self.queue {
+            let topic = if self.spread { format!("topic-{}", n % 64) } else { format!("{{one}}-{}", n % 4) };
+            return Op::Pub(Pub { topic: topic.into(), body, dedupe: None, delay: 0 });
+        }
+        Op::Set(Set { key: name.into(), value: body, when: When::Always, expiry, get: false })
+    }
+}
+
+struct Bench {
+    town: Town,
+}
+
+impl Bench {
+    fn new(phase: &'static str) -> Self {
+        let mut town = Town::new(3);
+        town.gathers = true;
+        town.run(30);
+        town.watch = Some(Watch { clock: cpu, phase, turns: BTreeMap::new() });
+        Self { town }
+    }
+
+    fn phase(&mut self, phase: &'static str) {
+        self.town.watch.as_mut().expect("it is watched").phase = phase;
+    }
+
+    fn ask(&mut self, ops: Vec<Op>) {
+        self.town.ask_next(1, ops);
+        self.town.run(1);
+        let refused = self.town.replies.iter().find(|reply| reply.3.failure().is_some());
+        assert!(refused.is_none(), "{refused:?}");
+        self.town.replies.clear();
+        self.town.disks.values_mut().for_each(town::Disk::compact);
+    }
+
+    /// Does this with all numbers of a range, many a turn.
+    fn all(&mut self, range: std::ops::Range<usize>, op: impl Fn(usize) -> Op) {
+        let mut next = range.start;
+        while next < range.end {
+            let end = (next + TOGETHER).min(range.end);
+            self.ask((next..end).map(&op).collect());
+            next = end;
+        }
+    }
+
+    fn report(&self, name: &str) {
+        let watch = self.town.watch.as_ref().expect("it is watched");
+        let mut phases: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let mut turns: Vec<_> = watch.turns.iter().collect();
+        turns.sort_by_key(|(_, (_, longest, _))| std::cmp::Reverse(*longest));
+        let mut over: BTreeMap<&str, u64> = BTreeMap::new();
+        for ((phase, node, what), (count, longest, long)) in turns {
+            *over.entry(phase).or_default() += long;
+            let (whole, part) = (longest / 1000, longest % 1000 / 10);
+            phases
+                .entry(phase)
+                .or_default()
+                .push(format!("{whole}.{part:02} ms node {node} ({what}, {count})"));
+        }
+        for (phase, lines) in phases {
+            println!(
+                "{name} | {phase} | {} over 10 ms | {}",
+                over[phase],
+                lines[..lines.len().min(3)].join("; ")
+            );
+        }
+    }
+}
+
+/// Fills two nodes, lets the third fetch it all, overwrites, lets it fetch all again in place of what it has.
+fn snapshots(name: &str, load: Load) {
+    let mut bench = Bench::new("1 fill, with snapshots");
+    bench.town.cut_off.insert(NodeId(3));
+    let count = load.count();
+    bench.all(0..count, |n| load.op(n, Expiry::Never));
+    bench.phase("2 the third node fetches");
+    bench.town.cut_off.clear();
+    bench.town.run_until("node 3 has caught up", |town| town.agree(&[1, 2, 3]));
+    if !load.queue {
+        bench.phase("3 overwrite, with snapshots");
+        bench.town.cut_off.insert(NodeId(3));
+        bench.all(0..count * 3 / 4, |n| load.op(n * 4 / 3, Expiry::Never));
+        bench.phase("4 the third node fetches in place of what it has");
+        bench.town.cut_off.clear();
+        bench.town.run_until("node 3 has caught up", |town| town.agree(&[1, 2, 3]));
+    }
+    bench.report(name);
+}
+
+/// A node that was away catches up from the log.
+fn log(name: &str, load: Load) {
+    let mut bench = Bench::new("1 fill 48 MiB");
+    bench.town.cut_off.insert(NodeId(3));
+    bench.town.run(60);
+    let few = (48 << 20) / (load.size + ROW);
+    bench.all(0..few, |n| load.op(n, Expiry::Never));
+    bench.phase("2 the third node catches up");
+    bench.town.cut_off.clear();
+    bench.town.run_until("node 3 has caught up", |town| town.agree(&[1, 2, 3]));
+    bench.report(name);
+}
+
+/// All keys of a partition expire at the same time.
+fn expiry(name: &str) {
+    let load = Load { size: 100, spread: false, queue: false };
+    let mut bench = Bench::new("1 fill");
+    let wait = 10_000_000;
+    let count = 1 << 20;
+    bench.all(0..count, |n| load.op(n, Expiry::After(wait)));
+    bench.phase("2 a million keys expire");
+    bench.town.now.mono += wait * 1000;
+    bench.town.run(1);
+    bench.town.run_until("all have expired", |town| town.agree(&[1, 2, 3]));
+    bench.town.run(500);
+    bench.report(name);
+}
+
+/// A connection goes that holds many locks, and has received many messages.
+fn closing(name: &str) {
+    let mut bench = Bench::new("1 fill");
+    let many = 1 << 18;
+    let lock = |n: usize| {
+        let name = format!("lock-{n}").into();
+        Op::Lock(Lock { name, owner: None, ttl: 100_000_000, wait: 0, shared: false })
+    };
+    bench.all(0..many, lock);
+    let load = Load { size: 100, spread: false, queue: true };
+    bench.all(0..many, |n| load.op(n, Expiry::Never));
+    let fetch = |n: usize| {
+        let topic = format!("{{one}}-{}", n % 4).into();
+        Op::Fetch(Fetch { topic, count: 1024, block: 0, lease: Some(100_000_000) })
+    };
+    for n in 0..many / 1024 {
+        bench.ask(vec![fetch(n)]);
+    }
+    bench.phase("2 the connection goes");
+    bench.town.post(1, quorate_engine::effect::Input::Disconnected { conn: 1 });
+    bench.town.run(500);
+    bench.report(name);
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
+    for (name, size, spread, queue) in [
+        ("one-1k", 1024, false, false),
+        ("spread-1k", 1024, true, false),
+        ("one-100", 100, false, false),
+        ("queue-100", 100, false, true),
+    ] {
+        if wanted(name) {
+            snapshots(name, Load { size, spread, queue });
+        }
+    }
+    if wanted("log") {
+        log("log", Load { size: 100, spread: false, queue: false });
+    }
+    if wanted("expiry") {
+        expiry("expiry");
+    }
+    if wanted("closing") {
+        closing("closing");
+    }
+}
