@@ -82,7 +82,10 @@ fn build(package: &str, program: &str) -> PathBuf {
 
 /// An empty directory that is gone after the test.
 #[derive(Debug)]
-pub struct Scratch(PathBuf);
+pub struct Scratch {
+    path: PathBuf,
+    keep: bool,
+}
 
 impl Scratch {
     /// A new one.
@@ -96,19 +99,21 @@ impl Scratch {
         let name = format!("quorate-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).expect("the temporary directory can be written");
-        Self(path)
+        Self { path, keep: false }
     }
 
     /// Its place.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -173,12 +178,14 @@ struct Node {
     client: u16,
     peer: u16,
     admin: u16,
+    /// It joins the cluster instead of founding it.
+    joins: bool,
 }
 
 impl Node {
     fn at(place: Place) -> Self {
         let [client, peer, admin] = free_ports();
-        Self { child: None, place, client, peer, admin }
+        Self { child: None, place, client, peer, admin, joins: false }
     }
 }
 
@@ -202,7 +209,7 @@ impl Place {
 pub struct Cluster {
     scratch: Scratch,
     nodes: Vec<Node>,
-    /// How many of them founded it; the others join.
+    /// How many of them founded it.
     founders: usize,
 }
 
@@ -257,8 +264,35 @@ impl Cluster {
 
     /// Finds ports for one more node, which is not started: it joins when it is. Returns its id.
     pub fn plan_node(&mut self) -> usize {
-        self.nodes.push(Node::at(Place::here()));
+        self.plan_node_at(Place::here())
+    }
+
+    /// The same, at this place.
+    pub fn plan_node_at(&mut self, place: Place) -> usize {
+        self.nodes.push(Node { joins: true, ..Node::at(place) });
         self.nodes.len()
+    }
+
+    /// A node that does not run loses its data directory; from now on it joins when it is started.
+    ///
+    /// # Panics
+    /// When it runs, or the directory cannot be removed.
+    pub fn wipe(&mut self, id: usize) {
+        assert!(!self.runs(id), "node {id} runs");
+        std::fs::remove_dir_all(self.data_dir(id)).expect("it is ours");
+        self.node(id).joins = true;
+    }
+
+    /// Whether a node's process was started and not stopped.
+    #[must_use]
+    pub fn runs(&self, id: usize) -> bool {
+        self.nodes[id - 1].child.is_some()
+    }
+
+    /// Leaves everything where it is when the value is dropped; says where that is.
+    pub fn keep(&mut self) -> &Path {
+        self.scratch.keep = true;
+        self.scratch.path()
     }
 
     fn node(&mut self, id: usize) -> &mut Node {
@@ -270,8 +304,8 @@ impl Cluster {
     pub fn command(&self, id: usize) -> Command {
         let founders = self.nodes[..self.founders].iter();
         let peer = |node: &Node| format!("{}:{}", node.place.ip, node.peer);
-        let known: Vec<String> = founders.map(peer).collect();
         let node = &self.nodes[id - 1];
+        let known: Vec<String> = founders.filter(|founder| founder.peer != node.peer).map(peer).collect();
         let address = |port: u16| format!("{}:{port}", node.place.ip);
         let mut command = match &node.place.namespace {
             None => Command::new(binary()),
@@ -283,7 +317,7 @@ impl Cluster {
             }
         };
         command.args(["--node-id", &id.to_string()]);
-        if id > self.founders {
+        if node.joins {
             command.args(["--join", &known.join(",")]);
         } else {
             command.args(["--initial-cluster", &self.founders()]);

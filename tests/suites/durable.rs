@@ -4,19 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use damages::{DAMAGES, change, files, segments, spoil_last};
 use quorate_protocol::op::partition_of;
+use quorate_tests::damages::{DAMAGES, change, files, segments, spoil_last};
 use quorate_tests::process::{Client, Cluster, millis, poll};
-
-#[path = "durable/damages.rs"]
-mod damages;
+use quorate_tests::small::Small;
 
 /// The system group and the partitions.
 const GROUPS: usize = 17;
@@ -242,47 +238,14 @@ fn every_kind_of_damage_is_told_and_repaired_while_the_cluster_serves() {
     }
 }
 
-/// A small file system in the place of a node's directory. It goes before the cluster's files do.
-struct Small(PathBuf);
-
-impl Small {
-    /// Moves a node that runs to a file system of this size. Without the right to mount one, the test says so and does
-    /// nothing.
-    fn move_node(cluster: &mut Cluster, id: usize, mebibytes: u64) -> Option<Self> {
-        let data = cluster.data_dir(id);
-        assert_eq!(cluster.stop(id), Some(0));
-        let script = "rm -f \"$0\"/journal/reserve \"$0\"/journal/*.next && cp -a \"$0\" \"$0.aside\" && \
-             mount -t tmpfs -o mode=700,size=\"$1\"m tmpfs \"$0\" && cp -a \"$0.aside\"/. \"$0\" && rm -r \"$0.aside\"";
-        let moved = Command::new("sh").args(["-c", script]).arg(&data).arg(mebibytes.to_string()).status();
-        if !moved.is_ok_and(|status| status.success()) {
-            note("SKIPPED: no file system can be mounted here (that needs root): a full disk is not tested");
-            return None;
+/// Moves a node to a small file system. Without the right to mount one, the test says so and does nothing.
+fn on_small_disk(cluster: &mut Cluster, id: usize) -> Option<Small> {
+    match Small::move_node(cluster, id, 320) {
+        Ok(small) => Some(small),
+        Err(why) => {
+            note(&format!("SKIPPED: {why}: a full disk is not tested"));
+            None
         }
-        let small = Self(data);
-        cluster.spawn(id);
-        cluster.wait_ready(id);
-        poll("a reserve is set aside", || small.0.join("journal/reserve").exists().then_some(()));
-        Some(small)
-    }
-
-    /// Somebody else takes all the room.
-    fn fill(&self) {
-        let mut ballast = fs::File::create(self.ballast()).expect("it can be made");
-        while ballast.write_all(&[1; 64 << 10]).is_ok() {}
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.0.join("ballast")
-    }
-
-    fn clear(&self) {
-        fs::remove_file(self.ballast()).expect("it is ours");
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -300,7 +263,7 @@ fn wait_reads(cluster: &Cluster, id: usize, keys: &[String], value: &str) {
 #[test]
 fn a_node_with_a_full_disk_serves_and_the_others_go_on_and_it_recovers_unaided() {
     let mut cluster = Cluster::start(3);
-    let Some(small) = Small::move_node(&mut cluster, 3, 320) else { return };
+    let Some(small) = on_small_disk(&mut cluster, 3) else { return };
     let keys = keys();
     write_all(&mut cluster.client(1), keys.iter().map(|key| (key.clone(), "before".to_owned())));
     small.fill();
@@ -336,7 +299,7 @@ fn a_node_with_a_full_disk_serves_and_the_others_go_on_and_it_recovers_unaided()
 #[test]
 fn a_node_alone_with_a_full_disk_refuses_writes_and_says_why() {
     let mut cluster = Cluster::start(1);
-    let Some(small) = Small::move_node(&mut cluster, 1, 320) else { return };
+    let Some(small) = on_small_disk(&mut cluster, 1) else { return };
     let keys = keys();
     write_all(&mut cluster.client(1), keys.iter().map(|key| (key.clone(), "before".to_owned())));
     for round in 1..=2 {
