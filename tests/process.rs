@@ -199,7 +199,9 @@ pub struct Place {
 }
 
 impl Place {
-    fn here() -> Self {
+    /// Loopback.
+    #[must_use]
+    pub fn here() -> Self {
         Self { ip: Ipv4Addr::LOCALHOST.into(), namespace: None }
     }
 }
@@ -383,6 +385,13 @@ impl Cluster {
     #[must_use]
     pub fn port(&self, id: usize) -> u16 {
         self.nodes[id - 1].client
+    }
+
+    /// Where other nodes dial a node.
+    #[must_use]
+    pub fn peer_address(&self, id: usize) -> SocketAddr {
+        let node = &self.nodes[id - 1];
+        SocketAddr::new(node.place.ip, node.peer)
     }
 
     /// A node's peer port.

@@ -1,6 +1,6 @@
 //! `measure`: figures of real clusters on this machine, for docs/benchmarks.md.
 //!
-//! Nothing here passes or fails: what must hold is in the suites, with generous bounds. `QUORATE_SERVER` names
+//! Nothing here passes or fails but `soak`: what must hold is in the suites, with generous bounds. `QUORATE_SERVER` names
 //! another server binary, to measure two builds side by side.
 #![allow(clippy::print_stdout, reason = "this program's output is its purpose")]
 
@@ -8,7 +8,10 @@ mod failover;
 mod idle;
 mod load;
 mod resign;
+mod soak;
 mod watch;
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -42,15 +45,19 @@ enum Args {
         #[arg(long, default_value_t = 30)]
         seconds: u64,
     },
+    /// Random faults under load, and an audit of all that was acknowledged
+    Soak(soak::Flags),
 }
 
-fn main() {
+fn main() -> ExitCode {
     match Args::parse() {
         Args::Failover { rounds, freeze } => failover::measure(rounds, freeze),
         Args::Resign { rounds } => resign::measure(rounds),
         Args::Load { seconds } => load::measure(seconds),
         Args::Idle { seconds } => idle::measure(seconds),
+        Args::Soak(flags) => return soak::run(&flags),
     }
+    ExitCode::SUCCESS
 }
 
 /// A line of a report: how many, the quantiles and the largest.
