@@ -175,6 +175,8 @@ pub struct Member {
     pub node: NodeId,
     /// Its data directory, once it has opened a session; peers with another one are refused.
     pub identity: Option<Identity>,
+    /// Which life of its id this is, or was: one that it begins later is news that has not come here yet.
+    pub life: u32,
     /// The directories that it had before it was removed and added again; peers with one of them are refused.
     pub retired: Vec<Identity>,
     /// Where its clients connect; empty as long as it has opened no session.

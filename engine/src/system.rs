@@ -84,15 +84,18 @@ pub struct System {
 
 /// The data directories that a recovered log of the system group names, the first of each node: whom to let
 /// in before anything of the log is known to be committed. A node that was forgotten may have come again since, with
-/// another directory.
+/// another directory. Beside each, the life in which it was founded.
 #[must_use]
-pub fn identities(log: &[Entry]) -> BTreeMap<NodeId, Identity> {
+pub fn identities(log: &[Entry]) -> BTreeMap<NodeId, (Identity, u32)> {
     let mut found = BTreeMap::new();
     for entry in log.iter().filter(|entry| !entry.data.is_empty()) {
         let commands = Batch::read(entry.data.clone()).map(|batch| batch.commands).unwrap_or_default();
         for logged in commands {
             match logged.work {
-                Work::OpenSession(open) => _ = found.entry(open.node).or_insert(open.identity),
+                Work::OpenSession(open) => {
+                    let named = (open.identity, open.boot.life());
+                    found.entry(open.node).or_insert(named);
+                }
                 Work::Forget(node) => _ = found.remove(&node),
                 _ => {}
             }
@@ -528,6 +531,7 @@ impl System {
             Member {
                 node,
                 identity: known.map(|known| known.identity),
+                life: row.life,
                 retired: self.members.retired(node).collect(),
                 client_address: known.map(|known| known.client_address.clone()).unwrap_or_default(),
                 peer_address: row.peer_address.clone(),
@@ -671,6 +675,7 @@ mod tests {
         let members = system.take_members().expect("news");
         assert_eq!((members[2].identity, &members[2].retired), (None, &[Identity(3)].into()));
         assert_eq!((members[2].removed, members[2].peer_address.as_str()), (false, "host33:7412"));
+        assert_eq!((members[1].life, members[2].life), (0, 1), "it begins its second life");
         assert_eq!(
             apply(&mut system, 14, conn, session(3, 33, 1, 2)),
             Reply::int(14),

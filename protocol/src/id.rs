@@ -110,6 +110,12 @@ impl Boot {
     pub fn before(life: u32) -> Self {
         Self(u64::from(life) << BOOT_BITS)
     }
+
+    /// The life of its node in which the directory was founded.
+    #[must_use]
+    pub fn life(self) -> u32 {
+        u32::try_from(self.0 >> BOOT_BITS).unwrap_or(u32::MAX)
+    }
 }
 
 wire_struct! {

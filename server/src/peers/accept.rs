@@ -110,7 +110,7 @@ impl Visit {
         if !self.say(&mut stream, &Welcome::Yes(self.me.hello(node, hello.lane))).await {
             return;
         }
-        shared.book.meet(node, &hello.peer_address);
+        shared.book.meet(node, &hello.peer_address, hello.boot.life());
         let until = self.me.disowned(&hello, shared);
         match hello.lane {
             Lane::Raft => hear_raft(stream, node, shared, until).await,

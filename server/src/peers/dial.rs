@@ -27,7 +27,8 @@ pub async fn dial_all(me: Me, shared: Arc<Shared>) {
     let mut removed = false;
     loop {
         let news = shared.book.news();
-        if shared.book.is_removed(me.meta.node) && !std::mem::replace(&mut removed, true) {
+        if shared.book.is_removed(me.meta.node, me.meta.boot.life()) && !std::mem::replace(&mut removed, true)
+        {
             tracing::warn!(
                 "this node has been removed from its cluster and serves nobody any more; stop it, or start it with an \
                  empty data directory and --join to bring it back"

@@ -71,7 +71,7 @@ impl Me {
         if hello.node == self.meta.node || node == 0 {
             return Some(format!("node {node} is no other member of this cluster; correct --node-id"));
         }
-        shared.book.objection(hello.node, hello.identity)
+        shared.book.objection(hello.node, hello.identity, hello.boot.life())
     }
 
     /// Ends when a node that was let in must not have been, with the reason.

@@ -48,6 +48,7 @@ impl Node {
         Member {
             node: self.me.meta.node,
             identity: Some(self.me.meta.identity),
+            life: 0,
             retired: Vec::new(),
             client_address: String::new(),
             peer_address: self.me.peer_address.clone(),

@@ -107,6 +107,11 @@ impl Counters {
             let answer = open.try_first(&format!("INCR {}", counter.key));
             let never = ["-CLUSTERDOWN", "-TRYAGAIN", "-BUSY", "-LOADING"];
             match answer {
+                Some(answer) if answer.starts_with("-ERR the session of") => {
+                    // Its node was away for too long; the sentence says to connect again.
+                    ledger.plain(false);
+                    connection = None;
+                }
                 Some(answer) if never.iter().any(|code| answer.starts_with(code)) => ledger.plain(false),
                 Some(answer) if answer.starts_with("-INDOUBT") => {
                     counter.in_doubt.fetch_add(1, Ordering::SeqCst);

@@ -116,10 +116,10 @@ impl Ledger {
     /// A promise was broken.
     pub(super) fn violated(&self, what: &str) {
         let line = format!("{}: {what}", self.clock());
-        println!("VIOLATION at {line}");
         self.wrong.fetch_add(1, Ordering::SeqCst);
         let mut kept = lock(&self.violations);
         if kept.len() < KEPT {
+            println!("VIOLATION at {line}");
             kept.push(line);
         }
     }
@@ -150,7 +150,8 @@ impl Ledger {
     pub(super) fn failed(&self, what: &str, error: &Error) -> bool {
         let in_doubt = matches!(error, Error::InDoubt(_)) || error.code() == Some(Code::InDoubt);
         let passing =
-            matches!(error, Error::Timeout | Error::Unreachable(_) | Error::Lost(_) | Error::Closed);
+            matches!(error, Error::Timeout | Error::Unreachable(_) | Error::Lost(_) | Error::Closed)
+                || is_of_ended_session(error);
         if in_doubt {
             self.doubts.fetch_add(1, Ordering::SeqCst);
         } else if passing || error.is_passing() {
@@ -213,6 +214,13 @@ impl Ledger {
             rows.pop_first();
         }
     }
+}
+
+/// A connection that has stood while its node was away for longer than the node's session lives: what it asks is not
+/// done, and the sentence says to connect again.
+pub(super) fn is_of_ended_session(error: &Error) -> bool {
+    let text = "the session of this connection's node has ended";
+    matches!(error, Error::Refused(failure) if failure.text.starts_with(text))
 }
 
 /// A lock that nobody holds while panicking for long: what it guards is changed in one go.

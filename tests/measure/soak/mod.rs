@@ -12,6 +12,7 @@ mod health;
 mod homes;
 mod ledger;
 mod locks;
+mod probe;
 mod queues;
 mod registers;
 mod rest;
@@ -79,19 +80,22 @@ struct Load {
     queues: Arc<Queues>,
     tasks: Vec<JoinHandle<()>>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    lie: Option<Lie>,
 }
 
 impl Load {
-    fn lie(&self, lie: Lie) {
-        match lie {
-            Lie::Register => self.registers.lie(),
-            Lie::Counter => self.counters.lie(),
-            Lie::Token => self.locks.lie(),
-            Lie::Message => self.queues.lie(),
+    /// The lie, once nobody writes any more and before the audit. That of a token is told at the start: tokens are judged
+    /// as they come.
+    fn lie(&self) {
+        match self.lie {
+            Some(Lie::Register) => self.registers.lie(),
+            Some(Lie::Counter) => self.counters.lie(),
+            Some(Lie::Message) => self.queues.lie(),
+            Some(Lie::Token) | None => {}
         }
     }
 
-    fn start(runtime: &Runtime, world: &World, queues: Arc<Queues>, seed: u64) -> Self {
+    fn start(runtime: &Runtime, world: &World, queues: Arc<Queues>, flags: &Flags) -> Self {
         let mut this = Self {
             registers: Arc::new(Registers::new()),
             counters: Arc::new(Counters::new()),
@@ -99,12 +103,16 @@ impl Load {
             queues,
             tasks: Vec::new(),
             threads: Vec::new(),
+            lie: flags.lie,
         };
+        if let Some(Lie::Token) = flags.lie {
+            this.locks.lie();
+        }
         let (homes, ledger) = (&world.homes, &world.ledger);
         let mut part = 1000;
         let mut rng = || {
             part += 1;
-            Rng::new(seed, part)
+            Rng::new(flags.seed, part)
         };
         let tasks = &mut this.tasks;
         tasks.push(runtime.spawn(Arc::clone(homes).renew(Arc::clone(ledger))));
@@ -116,7 +124,11 @@ impl Load {
             let address = world.cluster.address(id).to_string();
             let reader = Arc::clone(&this.registers).read(address.clone(), Arc::clone(ledger), rng());
             tasks.push(runtime.spawn(reader));
-            tasks.push(runtime.spawn(health::compare_digests(id as u64, address, Arc::clone(ledger))));
+            let digests = health::compare_digests(id as u64, address.clone(), Arc::clone(ledger));
+            tasks.push(runtime.spawn(digests));
+            if id < world.guest {
+                tasks.push(runtime.spawn(probe::probe(id, address, Arc::clone(ledger), rng())));
+            }
         }
         for worker in 0..9 {
             let (homes, ledger) = (Arc::clone(homes), Arc::clone(ledger));
@@ -172,10 +184,7 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
     let handle = runtime.handle().clone();
     let mut world = World::new(cluster, network, handle, homes, ledger, flags.seed);
     println!("seed {}, {} minutes, {} nodes", flags.seed, flags.minutes, flags.nodes);
-    let load = Load::start(&runtime, &world, queues, flags.seed);
-    if let Some(lie) = flags.lie {
-        load.lie(lie);
-    }
+    let load = Load::start(&runtime, &world, queues, flags);
     let mut tolls = BTreeMap::new();
     guarded(&mut world, |world| {
         world.recover();

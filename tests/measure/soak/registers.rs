@@ -131,7 +131,7 @@ impl Registers {
     ) {
         while ledger.phase() == Phase::Work {
             self.0[at].write(&homes, &ledger, &mut rng).await;
-            pause(&mut rng, 40..160).await;
+            pause(&mut rng, 60..240).await;
         }
     }
 

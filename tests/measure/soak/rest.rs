@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_client::Client;
+use quorate_tests::damages::{files, segments};
 use quorate_tests::process::{binary, millis, run};
 
 use super::Load;
@@ -36,7 +37,10 @@ pub(super) fn bring(world: &mut World, load: Load) -> Vec<String> {
         Some(why) => ledger.violated(&format!("replicas differ after {STEP} ms: {why}")),
     }
     for id in world.members.clone() {
-        figures.push(format!("node {id}: {}", memory(world.cluster.pid(id))));
+        let data = world.cluster.data_dir(id);
+        let (segments, snapshots) = (segments(&data).len(), files(&data.join("snapshots"), ".snap").len());
+        let memory = memory(world.cluster.pid(id));
+        figures.push(format!("node {id}: {memory}, {segments} segments, {snapshots} snapshots"));
     }
     stop(world, &mut figures);
     figures
@@ -69,6 +73,7 @@ async fn quiet(world: &World, mut load: Load, figures: &mut Vec<String>) {
     if let Some(rest) = gone(async || load.locks.held(&client).await).await {
         ledger.violated(&format!("locks are held in the end: {rest}"));
     }
+    load.lie();
     load.registers.audit(&client, ledger).await;
     load.counters.audit(&client, ledger).await;
     load.queues.audit(ledger);
