@@ -440,6 +440,39 @@ fn a_node_that_was_down_while_the_others_compacted_catches_up_by_snapshots() {
     wait_reads(&cluster, 2, &keys, "after");
 }
 
+/// A node that reads the past of its cluster finds members there that have been replaced since, under the same id: one
+/// of them is the very leader from whom the present is to come.
+#[test]
+fn a_node_that_reads_the_past_hears_the_leader_that_was_replaced_since() {
+    let mut cluster = Cluster::start(3);
+    // So much is in the system group's log that nobody applies it in one turn.
+    let owner = "o".repeat(1000);
+    let mut client = cluster.client(2);
+    for n in 0..600 {
+        let answer = client.ask(&format!("LOCK lock-{} OWNER {owner}-{n} TTL 1000", n % 300));
+        assert!(answer == "(nil)" || answer.parse::<u64>().is_ok(), "{answer}");
+    }
+    cluster.kill(1);
+    cluster.wipe(1);
+    let ask = |cluster: &Cluster, line: &str| cluster.client(2).ask_all(line);
+    poll("it is removed", || ask(&cluster, "MEMBER REMOVE 1").starts_with("OK").then_some(()));
+    poll("it is forgotten", || (!ask(&cluster, "MEMBERS").contains("node: 1\n")).then_some(()));
+    cluster.spawn(1);
+    cluster.wait_ready(1);
+    wait_whole(&cluster, 1);
+    poll("node 1 leads the system group", || (cluster.leader(3) == 1).then_some(()));
+    cluster.kill(2);
+    // It has nothing any more: it reads the log from its beginning.
+    change(&cluster.data_dir(2).join("hardstate"), |bytes| bytes.fill(0));
+    let before = cluster.log(2).len();
+    cluster.spawn(2);
+    cluster.wait_ready(2);
+    wait_whole(&cluster, 2);
+    wait_alike(&cluster);
+    let log = cluster.log(2)[before..].to_owned();
+    assert!(!log.contains("another data directory"), "{log}");
+}
+
 /// Ends the load, also when a test fails.
 struct Over<'a>(&'a Load);
 

@@ -60,6 +60,8 @@ pub(super) struct Ledger {
     violations: Mutex<Vec<String>>,
     done: Mutex<BTreeMap<Did, u64>>,
     doubts: AtomicU64,
+    /// Those of clients without a session.
+    plain_doubts: AtomicU64,
     refused: AtomicU64,
     /// Of each group, when somebody was served last.
     served: Vec<AtomicU64>,
@@ -79,6 +81,7 @@ impl Ledger {
             violations: Mutex::default(),
             done: Mutex::default(),
             doubts: AtomicU64::new(0),
+            plain_doubts: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             served: (0..GROUPS).map(|_| AtomicU64::new(now)).collect(),
             longest: (0..GROUPS).map(|_| AtomicU64::new(0)).collect(),
@@ -164,13 +167,22 @@ impl Ledger {
 
     /// A refusal or a doubt of a client without a session.
     pub(super) fn plain(&self, in_doubt: bool) {
-        if in_doubt { &self.doubts } else { &self.refused }.fetch_add(1, Ordering::SeqCst);
+        if in_doubt { &self.plain_doubts } else { &self.refused }.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// What was acknowledged, and how often; in doubt; refused.
-    pub(super) fn counts(&self) -> (BTreeMap<Did, u64>, u64, u64) {
-        let done = lock(&self.done).clone();
-        (done, self.doubts.load(Ordering::SeqCst), self.refused.load(Ordering::SeqCst))
+    /// What was acknowledged, and how often.
+    pub(super) fn done(&self) -> BTreeMap<Did, u64> {
+        lock(&self.done).clone()
+    }
+
+    /// What was not, in words.
+    pub(super) fn not_done(&self) -> String {
+        let [sessions, plain, refused] =
+            [&self.doubts, &self.plain_doubts, &self.refused].map(|count| count.load(Ordering::SeqCst));
+        format!(
+            "in doubt for good: {sessions} in client sessions, {plain} on plain connections; refused for the moment: \
+             {refused}"
+        )
     }
 
     /// From now on the time without service is measured anew.

@@ -254,10 +254,9 @@ fn strike_all(world: &mut World, flags: &Flags, tolls: &mut BTreeMap<Kind, Toll>
 }
 
 fn summary(world: &World, tolls: &BTreeMap<Kind, Toll>, left: &[String]) {
-    let (done, doubts, refused) = world.ledger.counts();
-    let all: Vec<String> = done.iter().map(|(what, n)| format!("{what:?} {n}")).collect();
+    let all: Vec<String> = world.ledger.done().iter().map(|(what, n)| format!("{what:?} {n}")).collect();
     println!("\nacknowledged: {}", all.join(", "));
-    println!("in doubt for good: {doubts}; refused for the moment: {refused}");
+    println!("{}", world.ledger.not_done());
     let faults: u64 = tolls.values().map(|toll| toll.times).sum();
     println!("{faults} faults in {}:", world.ledger.clock());
     for (kind, toll) in tolls {
