@@ -37,6 +37,8 @@ pub(super) enum Kind {
     KillAll,
     /// SIGSTOP, and SIGCONT later.
     Freeze,
+    /// A node that crawls: it stands still again and again, and runs a little between.
+    Crawl,
     /// SIGTERM, and a start.
     Stop,
     /// kill -9, and a node's files are spoilt.
@@ -55,11 +57,12 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Kill,
         Self::KillMost,
         Self::KillAll,
         Self::Freeze,
+        Self::Crawl,
         Self::Stop,
         Self::Damage,
         Self::Wipe,
@@ -159,6 +162,7 @@ impl World {
             }
             Kind::KillAll => self.kill(&self.members.clone()),
             Kind::Freeze => self.freeze(id),
+            Kind::Crawl => self.crawl(id),
             Kind::Stop => self.stop(id),
             Kind::Damage => self.damage(id),
             Kind::Wipe => self.wipe(id),
@@ -217,6 +221,21 @@ impl World {
         wait(time);
         self.cluster.signal(id, Signal::CONT);
         format!("node {id} frozen for {time} ms")
+    }
+
+    fn crawl(&mut self, id: usize) -> String {
+        let (still, runs) = (self.rng.between(20..250), self.rng.between(5..40));
+        let start = millis();
+        let time = self.rng.between(2000..8000);
+        while millis() < start + time {
+            self.cluster.signal(id, Signal::STOP);
+            wait(still);
+            self.cluster.signal(id, Signal::CONT);
+            wait(runs);
+        }
+        format!(
+            "node {id} crawled for {time} ms: stood still for {still} ms, ran for {runs} ms, again and again"
+        )
     }
 
     fn stop(&mut self, id: usize) -> String {
