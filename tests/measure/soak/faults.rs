@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use quorate_tests::damages::DAMAGES;
 use quorate_tests::netns::Network;
 use quorate_tests::process::{Cluster, millis};
@@ -27,7 +28,7 @@ const WHOLE_WITHIN: u64 = 120_000;
 type Way = (usize, usize);
 
 /// What can be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum Kind {
     /// kill -9 of one node.
     Kill,
@@ -45,6 +46,7 @@ pub(super) enum Kind {
     Damage,
     /// kill -9, and a node's directory is gone: removed from the members, it joins again.
     Wipe,
+    /// A node's disk has no room for a while.
     FullDisk,
     /// A node is cut off, both ways.
     CutOff,
@@ -57,22 +59,6 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
-        Self::Kill,
-        Self::KillMost,
-        Self::KillAll,
-        Self::Freeze,
-        Self::Crawl,
-        Self::Stop,
-        Self::Damage,
-        Self::Wipe,
-        Self::FullDisk,
-        Self::CutOff,
-        Self::CutOneWay,
-        Self::Flap,
-        Self::Member,
-    ];
-
     fn needs_network(self) -> bool {
         matches!(self, Self::CutOff | Self::CutOneWay | Self::Flap)
     }
@@ -91,6 +77,8 @@ pub(super) struct World {
     /// The node that comes and goes.
     pub(super) guest: usize,
     pub(super) rng: Rng,
+    /// What may be dealt.
+    pub(super) kinds: Vec<Kind>,
     deck: Vec<Kind>,
     /// Whether file systems can be mounted here.
     can_mount: bool,
@@ -125,7 +113,8 @@ impl World {
         let guest = cluster.size();
         let members = (1..guest).collect();
         let (rng, deck) = (Rng::new(seed, 0), Vec::new());
-        Self { cluster, network, handle, homes, ledger, members, guest, rng, deck, can_mount: true }
+        let kinds = Kind::value_variants().to_vec();
+        Self { cluster, network, handle, homes, ledger, members, guest, rng, kinds, deck, can_mount: true }
     }
 
     /// Where the members' clients connect.
@@ -134,20 +123,20 @@ impl World {
         self.members.iter().map(node).collect()
     }
 
-    /// The next fault of the deck.
-    pub(super) fn deal(&mut self) -> Kind {
+    /// The next fault of the deck; none if nothing that may be dealt is possible here.
+    pub(super) fn deal(&mut self) -> Option<Kind> {
         if self.deck.is_empty() {
             let possible = |kind: &Kind| {
                 (self.network.is_some() || !kind.needs_network())
                     && (self.can_mount || *kind != Kind::FullDisk)
             };
-            self.deck = Kind::ALL.into_iter().filter(possible).collect();
+            self.deck = self.kinds.iter().copied().filter(possible).collect();
             for n in (1..self.deck.len()).rev() {
                 let other = self.rng.index(n + 1);
                 self.deck.swap(n, other);
             }
         }
-        self.deck.pop().expect("it was just filled")
+        self.deck.pop()
     }
 
     /// Does it, and says what was done.

@@ -52,6 +52,9 @@ pub(crate) struct Flags {
     /// Whether there are faults
     #[arg(long, value_enum, default_value = "all")]
     faults: Faults,
+    /// These faults only, by name
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Kind>,
     /// Pretend that something was acknowledged that was never sent: the audit must see it
     #[arg(long, value_enum)]
     lie: Option<Lie>,
@@ -183,6 +186,9 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
     let homes = homes.expect("a new cluster serves");
     let handle = runtime.handle().clone();
     let mut world = World::new(cluster, network, handle, homes, ledger, flags.seed);
+    if !flags.only.is_empty() {
+        world.kinds.clone_from(&flags.only);
+    }
     println!("seed {}, {} minutes, {} nodes", flags.seed, flags.minutes, flags.nodes);
     let load = Load::start(&runtime, &world, queues, flags);
     let mut tolls = BTreeMap::new();
@@ -231,7 +237,10 @@ fn strike_all(world: &mut World, flags: &Flags, tolls: &mut BTreeMap<Kind, Toll>
             std::thread::park_timeout(Duration::from_millis(500));
             continue;
         }
-        let kind = world.deal();
+        let Some(kind) = world.deal() else {
+            println!("SKIPPED: none of the faults of --only is possible here");
+            return;
+        };
         let begun = ledger.clock();
         let what = world.strike(kind);
         let struck = millis();
