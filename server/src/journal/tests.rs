@@ -224,7 +224,10 @@ fn a_failed_sync_stops_the_journal_with_a_last_line() {
     }
 }
 
-/// Writes entries of a MiB, of which 63 fit a segment.
+/// Entries of a MiB that fit a segment.
+const FIT: u64 = (SEGMENT_SIZE >> 20) - 1;
+
+/// Writes entries of a MiB.
 fn fill(dir: &mut DataDir, journal: &mut Journal, seqs: std::ops::RangeInclusive<u64>, snapshot: (u64, u64)) {
     for seq in seqs {
         let mut ios = Vec::new();
@@ -241,26 +244,29 @@ fn a_freed_segment_is_written_again_unless_somebody_holds_its_bytes() {
     let segment = |number| scratch.0.join(Name::Segment(number).path());
     let spare = spare_places(&scratch.0).next().unwrap();
     let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
-    fill(&mut dir, &mut journal, 1..=64, (0, 0));
+    fill(&mut dir, &mut journal, 1..=FIT + 1, (0, 0));
     let first = inode(&segment(1));
     assert!(segment(2).exists());
-    fill(&mut dir, &mut journal, 65..=65, (63, 1));
+    fill(&mut dir, &mut journal, FIT + 2..=FIT + 2, (FIT, 1));
     assert!(!segment(1).exists() && inode(&spare) == first, "it waits to be written again");
-    fill(&mut dir, &mut journal, 66..=127, (63, 1));
+    fill(&mut dir, &mut journal, FIT + 3..=2 * FIT + 1, (FIT, 1));
     assert_eq!(inode(&segment(3)), first);
     drop((dir, journal));
 
     // What is read is mapped: as long as it is held, its file is not written again.
-    fs::write(scratch.0.join(Name::Snapshot(GroupId(3), 63).path()), snapshot_file(63)).unwrap();
+    fs::write(scratch.0.join(Name::Snapshot(GroupId(3), FIT).path()), snapshot_file(FIT)).unwrap();
     let (mut dir, recovered, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
     assert_eq!(recovered.damage, []);
     let held: Vec<_> = recovered.entries[&GroupId(3)].clone();
-    assert_eq!(held.iter().map(|entry| entry.index).collect::<Vec<_>>(), (64..=127).collect::<Vec<_>>());
+    assert_eq!(
+        held.iter().map(|entry| entry.index).collect::<Vec<_>>(),
+        (FIT + 1..=2 * FIT + 1).collect::<Vec<_>>()
+    );
     let second = inode(&segment(2));
-    fill(&mut dir, &mut journal, 128..=128, (127, 1));
+    fill(&mut dir, &mut journal, 2 * FIT + 2..=2 * FIT + 2, (2 * FIT + 1, 1));
     assert!(!segment(2).exists());
     assert!(spare_places(&scratch.0).all(|place| !place.exists() || inode(&place) != second));
-    fill(&mut dir, &mut journal, 129..=200, (127, 1));
+    fill(&mut dir, &mut journal, 2 * FIT + 3..=3 * FIT + 11, (2 * FIT + 1, 1));
     assert!(held.iter().all(|entry| entry.data.iter().all(|&byte| byte == 7)));
 }
 
