@@ -113,8 +113,6 @@ impl Chunks {
             return Err(Malformed("a chunk of a snapshot is longer than any"));
         }
         if self.input.len() < FRAME + length {
-            // A large one is not to be copied again and again as it grows.
-            self.input.reserve(FRAME + length - self.input.len());
             return Ok(None);
         }
         self.input.advance(FRAME);
