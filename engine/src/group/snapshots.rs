@@ -177,7 +177,10 @@ impl Group {
     /// Whether a newer snapshot could be begun.
     #[must_use]
     pub fn may_begin_snapshot(&self) -> bool {
-        self.files.writing.is_none() && self.files.loaded.is_none() && self.applied > self.row.snapshot.0
+        // Both would write to one file, if it comes to the same index by entries before all has come.
+        let files = &self.files;
+        let free = files.writing.is_none() && files.fetching.is_none() && files.loaded.is_none();
+        free && self.applied > self.row.snapshot.0
     }
 
     /// Whether a replica of the group needs a newer snapshot than there is.
@@ -320,8 +323,12 @@ impl Group {
             return;
         }
         if piece.bytes.is_empty() {
-            // The sender has a newer one by now, and will offer it.
-            return self.give_up_fetching();
+            // The sender has a newer one by now, and will offer it; or this is the end of the file, and what has come is
+            // yet to be loaded.
+            if !fetching.loader.has_work() {
+                self.give_up_fetching();
+            }
+            return;
         }
         fetching.heard = now;
         fetching.received += piece.bytes.len() as u64;
@@ -365,6 +372,11 @@ impl Group {
 
     fn give_up_fetching(&mut self) {
         let Some(fetching) = self.files.fetching.take() else { return };
+        // Its sync, if it is under way, says nothing of what is fetched next.
+        let purposes = self.files.under_way.iter_mut().chain(&mut self.files.purposes);
+        purposes
+            .filter(|purpose| **purpose == Purpose::Fetched)
+            .for_each(|purpose| *purpose = Purpose::Bytes);
         if fetching.received > 0 {
             self.drop_file(fetching.offer.index);
         }
@@ -452,3 +464,6 @@ impl Group {
 pub fn gone(at: SnapshotAt) -> SnapshotFrame {
     SnapshotFrame::Piece(SnapshotPiece { at, bytes: Bytes::new() })
 }
+
+#[cfg(test)]
+mod tests;
