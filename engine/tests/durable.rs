@@ -283,3 +283,42 @@ fn with_no_room_anywhere_writes_are_refused_and_reads_are_served() {
     town.run(20);
     assert_eq!(town.replies_of(1).pop().map(|(_, reply)| reply), Some(Reply::OK));
 }
+
+#[test]
+fn a_group_that_stands_still_is_no_reason_for_others_to_take_snapshots_again_and_again() {
+    let mut town = Town::with_floor(3, 64 << 10);
+    town.run(30);
+    work(&mut town, 1, 1, 100);
+    // What node 1 proposes now is written and never committed.
+    town.cut_off.insert(NodeId(1));
+    let before = town.disks[&NodeId(1)].entries.clone();
+    town.ask_next(1, (0..40).map(|n| set(&format!("tail{n}"), "v")).collect());
+    town.run(3);
+    let grown = |(group, log): &(&GroupId, &Vec<_>)| {
+        **group != GroupId::SYSTEM && before.get(*group).is_none_or(|before| log.len() > before.len())
+    };
+    let stuck = town.disks[&NodeId(1)].entries.iter().find(grown).map(|(group, _)| *group);
+    let stuck = stuck.expect("node 1 leads a partition");
+    for node in 2..=3 {
+        let disk = town.disks.get_mut(&NodeId(node)).expect("a disk");
+        disk.entries.remove(&stuck);
+        let row = disk.rows.get_mut(&stuck).expect("it is held everywhere");
+        (row.standing, row.snapshot) = (Standing::Lost, (0, 0));
+        town.start(node);
+    }
+    town.cut_off.clear();
+    town.run(200);
+    let mut taken = BTreeMap::from([(1, 0), (2, 0)]);
+    for n in 0..400 {
+        let before = town.disks.clone();
+        town.ask_next(2, vec![set(&format!("key{}", n % 50), &"v".repeat(4000))]);
+        town.run(1);
+        for (&node, taken) in &mut taken {
+            let (before, rows) = (&before[&NodeId(node)].rows, &town.disks[&NodeId(node)].rows);
+            *taken += rows.iter().filter(|(group, row)| before[group].snapshot != row.snapshot).count();
+        }
+    }
+    let report = town.engine(1).report();
+    assert!(report.iter().any(|one| one.group == stuck && one.leader.is_none()), "{stuck:?} stands still");
+    assert!(taken[&2] > 3 && taken[&1] <= 2 * taken[&2], "snapshots of each node: {taken:?}");
+}

@@ -90,16 +90,15 @@ impl Engine {
             return group.begin_snapshot(counter);
         }
         let live: u64 = self.groups.values().map(Group::snapshot_size).sum();
-        let oldest = self.groups.values().filter_map(Group::oldest_entry).min();
-        let kept = counter - oldest.unwrap_or(counter);
-        if kept <= self.background.floor + live / 2 {
-            return;
-        }
-        let free = |group: &&mut Group| {
-            group.may_begin_snapshot() && (kept > LOG_CEILING || !group.is_fetched(mono))
+        let bound = self.background.floor + live / 2;
+        // How much was written since a group's own oldest entry: one that cannot take a snapshot (what it holds is not
+        // committed, say) is no reason for others to take theirs again and again, which would free nothing.
+        let kept = |group: &Group| group.oldest_entry().map_or(0, |oldest| counter - oldest);
+        let due = |group: &&mut Group| {
+            let kept = kept(group);
+            kept > bound && group.may_begin_snapshot() && (kept > LOG_CEILING || !group.is_fetched(mono))
         };
-        let candidates = self.groups.values_mut().filter(free).filter(|group| group.oldest_entry().is_some());
-        if let Some(group) = candidates.min_by_key(|group| group.oldest_entry()) {
+        if let Some(group) = self.groups.values_mut().filter(due).max_by_key(|group| kept(group)) {
             group.begin_snapshot(counter);
         }
     }

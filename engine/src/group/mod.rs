@@ -204,14 +204,14 @@ impl Group {
             newborn: false,
         };
         let replayed = setup.entries.last().map_or(row.snapshot.0, |entry| entry.index);
-        let bytes: usize = setup.entries.iter().map(|entry| entry.data.len()).sum();
+        let has_entries = !setup.entries.is_empty();
         let mut this = Self::new(now, setup, row.clone(), meta);
         if let Some((header, state)) = loaded {
             (this.applied, this.applied_term, this.time) = (header.index, header.term, header.time);
             this.state = state;
         }
         this.replayed = replayed;
-        this.files.recovered(snapshot.len() as u64, this.time, bytes > 0);
+        this.files.recovered(snapshot.len() as u64, this.time, has_entries);
         this.changed = false;
         Ok(this)
     }
