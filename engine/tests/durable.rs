@@ -320,5 +320,5 @@ fn a_group_that_stands_still_is_no_reason_for_others_to_take_snapshots_again_and
     }
     let report = town.engine(1).report();
     assert!(report.iter().any(|one| one.group == stuck && one.leader.is_none()), "{stuck:?} stands still");
-    assert!(taken[&2] > 3 && taken[&1] <= 2 * taken[&2], "snapshots of each node: {taken:?}");
+    assert!(taken[&2] > 10 && 2 * taken[&1] <= 3 * taken[&2], "snapshots of each node: {taken:?}");
 }

@@ -1,8 +1,8 @@
 //! When groups take snapshots, and what goes to the snapshot files and the snapshot lane.
 //!
 //! Charter: the log of all groups lies in one journal, which is freed from its oldest end. So when it has grown by more
-//! than `log_floor` and half of what the snapshots take, the group that holds the oldest entry takes a new one. Disk
-//! use stays below twice the live data, and all groups come by turns. What clients want comes before that
+//! than `log_floor` and half of what the snapshots take since a group's oldest entry, that group takes a new one, the
+//! oldest first. Disk use stays below twice the live data, and all groups come by turns. What clients want comes before that
 //! (`demands.rs`).
 //!
 //! Invariant: one snapshot at a time is written on a node. No turn works for snapshots longer than some milliseconds.
