@@ -6,15 +6,17 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use clap::Args;
 use quorate_engine::batch::Batch;
 use quorate_engine::journal::{
     COMMANDS, CONFIGURATION, Conf, Entry, Inspection, RESET, Row, Standing, entries_at, inspect, is_sound,
+    twin,
 };
 use quorate_protocol::id::{GroupId, Index, Replica};
 use quorate_protocol::wire::Wire;
 
-use crate::journal::Look;
+use crate::journal::{Look, OpenError};
 
 /// Characters of a command that are shown.
 const SHOWN: usize = 400;
@@ -49,14 +51,15 @@ fn report(flags: &CheckFlags, out: &mut Vec<u8>) -> Result<bool, String> {
     let shown = flags.dir.display();
     let failed = |error: &dyn std::fmt::Display| format!("data directory {shown}: {error}");
     if !flags.dir.is_dir() {
-        return Err(failed(&"there is no such directory"));
+        return Err(failed(&"there is no such directory; give the --data-dir of a node"));
     }
     let look = Look::at(&flags.dir).map_err(|error| failed(&error))?;
-    let founded = quorate_engine::journal::read_meta(&look.contents).map_err(|damage| failed(&damage))?;
+    let unknown = |damage| OpenError::Damaged(flags.dir.clone(), damage).to_string();
+    let founded = quorate_engine::journal::read_meta(&look.contents).map_err(unknown)?;
     if founded.is_none() {
-        return Err(failed(&"no node has founded it"));
+        return Err(failed(&"no node has founded it; give the --data-dir of a node"));
     }
-    let found = inspect(&look.contents).map_err(|damage| failed(&damage))?;
+    let found = inspect(&look.contents).map_err(unknown)?;
     let write = |out: &mut Vec<u8>| -> io::Result<()> {
         if let Some(holder) = &look.holder {
             writeln!(out, "in use by process {holder}: what is being written may look damaged")?;
@@ -100,6 +103,14 @@ fn overview(look: &Look, found: &Inspection, out: &mut Vec<u8>) -> io::Result<()
             writeln!(out, "  group {}: {first}..={last}", group.0)?;
         }
     }
+    for (name, file) in [("meta", &look.contents.meta), ("hardstate", &look.contents.hard)] {
+        if let Some(what) = file.as_ref().and_then(|file| imperfection(file)) {
+            writeln!(
+                out,
+                "{name}: {what}; nothing is lost by it, and the next start makes the copies alike"
+            )?;
+        }
+    }
     for damage in &found.recovered.damage {
         writeln!(out, "DAMAGE: {damage}")?;
     }
@@ -107,6 +118,15 @@ fn overview(look: &Look, found: &Inspection, out: &mut Vec<u8>) -> io::Result<()
         writeln!(out, "no damage")?;
     }
     Ok(())
+}
+
+/// What is not as it should be of a twin that can still be read. A crash may have left it so, or the disk is going bad.
+fn imperfection(file: &Bytes) -> Option<&'static str> {
+    match &twin::copies(file)[..] {
+        [_] => Some("one of its two copies cannot be read"),
+        [newer, older] if newer.contents != older.contents => Some("its two copies are not alike"),
+        _ => None,
+    }
 }
 
 fn row_in_words(row: &Row, last: Option<Index>) -> String {

@@ -192,9 +192,9 @@ impl CommandLine {
 #[must_use]
 pub fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let said = text.lines().map(str::trim).filter(|line| {
-        !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more information")
-    });
+    // Behind the first of these stands nothing but how the program is used, over several lines.
+    let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let said = said.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
     let said = said.collect::<Vec<_>>().join(" ");
     format!("{}; see quorate-server --help", said.trim_start_matches("error: "))
 }

@@ -45,6 +45,24 @@ fn a_directory_says_what_it_is_and_whether_it_is_sound() {
 }
 
 #[test]
+fn a_bad_copy_of_a_twin_is_told_and_is_no_damage() {
+    let mut cluster = Cluster::start(1);
+    let data = cluster.data_dir(1);
+    assert_eq!(cluster.client(1).ask("SET k v"), "OK");
+    cluster.stop(1);
+    assert!(!check(&data, &[]).out.contains("copies"));
+    for (file, at) in [("meta", 10), ("hardstate", (64 << 10) + 10)] {
+        let mut bytes = fs::read(data.join(file)).expect("it is there");
+        bytes[at] ^= 1;
+        fs::write(data.join(file), bytes).expect("it is ours");
+        let ran = check(&data, &[]);
+        let line = format!("{file}: one of its two copies cannot be read; nothing is lost by it");
+        assert!(ran.code == Some(0) && ran.out.contains(&line), "{}{}", ran.out, ran.err);
+        assert!(ran.out.ends_with("no damage\n"), "{}", ran.out);
+    }
+}
+
+#[test]
 fn damage_is_named_and_nothing_is_written() {
     let mut cluster = Cluster::start(1);
     let data = cluster.data_dir(1);
@@ -66,6 +84,7 @@ fn damage_is_named_and_nothing_is_written() {
     }
     let ran = check(&data, &[]);
     assert!(ran.code == Some(1) && ran.err.contains("meta is damaged at offset 0"), "{}", ran.err);
+    assert!(ran.err.contains("remove it from the cluster's members"), "it says what to do: {}", ran.err);
 }
 
 #[test]
