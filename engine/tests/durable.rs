@@ -322,3 +322,23 @@ fn a_group_that_stands_still_is_no_reason_for_others_to_take_snapshots_again_and
     assert!(report.iter().any(|one| one.group == stuck && one.leader.is_none()), "{stuck:?} stands still");
     assert!(taken[&2] > 10 && 2 * taken[&1] <= 3 * taken[&2], "snapshots of each node: {taken:?}");
 }
+
+#[test]
+fn a_node_whose_commits_take_long_leaves_leading_to_others_until_its_disk_is_well() {
+    let mut town = Town::new(3);
+    town.run(30);
+    let before = led(&town, 1);
+    assert!(before > 0, "node 1 leads something");
+    town.silent.insert(NodeId(1));
+    work(&mut town, 2, 1, 30);
+    assert_eq!(led(&town, 1), before, "half a second is no reason");
+    work(&mut town, 2, 31, 100);
+    town.run_until("it leads nothing", |town| led(town, 1) == 0);
+    work(&mut town, 2, 131, 20);
+    assert!(town.replies_of(2).iter().all(|(_, reply)| reply.failure().is_none()), "clients notice nothing");
+    town.unsilence();
+    town.run(400);
+    assert_eq!(led(&town, 1), 0, "it has to be well for a while");
+    town.run_until("it leads again", |town| led(town, 1) == before);
+    town.run_until("all agree", |town| town.agree(&[1, 2, 3]));
+}

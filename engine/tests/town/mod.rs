@@ -133,6 +133,9 @@ pub(crate) struct Town {
     /// Nodes whose snapshot files take nothing at present, and what waits for them.
     pub(crate) stuck: BTreeSet<NodeId>,
     waiting: Vec<(NodeId, u64, Vec<Io>)>,
+    /// Nodes of whose commits nothing is heard at present, and the last of each.
+    pub(crate) silent: BTreeSet<NodeId>,
+    unheard: BTreeMap<NodeId, u64>,
     /// Bytes of snapshots that were sent to a node.
     pub(crate) sent: BTreeMap<NodeId, usize>,
     /// Whether a node takes all that waits for it in one turn, as a server does.
@@ -171,6 +174,8 @@ impl Town {
             asked: BTreeMap::new(),
             stuck: BTreeSet::new(),
             waiting: Vec::new(),
+            silent: BTreeSet::new(),
+            unheard: BTreeMap::new(),
             sent: BTreeMap::new(),
             gathers: false,
             watch: None,
@@ -246,11 +251,22 @@ impl Town {
         }
     }
 
+    /// All commits are done.
+    pub(crate) fn unsilence(&mut self) {
+        self.silent.clear();
+        let unheard = core::mem::take(&mut self.unheard);
+        self.inbox.extend(unheard.into_iter().map(|(node, seq)| (node, Input::Persisted(seq))));
+    }
+
     fn perform(&mut self, node: NodeId, effect: Effect) {
         let disk = self.disks.get_mut(&node).expect("every node has one");
         match effect {
             Effect::Persist(persist) => {
                 disk.keep(persist.rows, persist.entries);
+                if self.silent.contains(&node) {
+                    self.unheard.insert(node, persist.seq);
+                    return;
+                }
                 self.inbox.push_back((node, Input::Persisted(persist.seq)));
             }
             Effect::Background { number, ios } if self.stuck.contains(&node) => {
