@@ -342,3 +342,23 @@ fn a_node_whose_commits_take_long_leaves_leading_to_others_until_its_disk_is_wel
     town.run_until("it leads again", |town| led(town, 1) == before);
     town.run_until("all agree", |town| town.agree(&[1, 2, 3]));
 }
+
+/// A disk may be full of the node's own log: what can be freed of it is freed, though it is not much.
+#[test]
+fn without_room_a_node_lets_go_of_what_log_it_can() {
+    let mut town = Town::with_floor(1, 1 << 20);
+    town.run(30);
+    let taken = |town: &Town| town.disks[&NodeId(1)].rows.values().filter(|row| row.snapshot.0 > 0).count();
+    for n in 0..40 {
+        town.ask_next(1, vec![set("key", &format!("{n}{}", "v".repeat(4000)))]);
+        town.run(1);
+    }
+    assert_eq!(taken(&town), 0, "there is little log");
+    town.post(1, Input::Room(false));
+    town.run(20);
+    assert!(taken(&town) > 0);
+    town.post(1, Input::Room(true));
+    let before = taken(&town);
+    town.run(20);
+    assert_eq!(taken(&town), before);
+}

@@ -90,7 +90,9 @@ impl Engine {
             return group.begin_snapshot(counter);
         }
         let live: u64 = self.groups.values().map(Group::snapshot_size).sum();
-        let bound = self.background.floor + live / 2;
+        // Without room whatever can be freed is freed: a snapshot takes the place of the one before, and of the log.
+        let bound =
+            if self.replicas.room { self.background.floor + live / 2 } else { self.background.floor / 16 };
         // How much was written since a group's own oldest entry: one that cannot take a snapshot (what it holds is not
         // committed, say) is no reason for others to take theirs again and again, which would free nothing.
         let kept = |group: &Group| group.oldest_entry().map_or(0, |oldest| counter - oldest);
