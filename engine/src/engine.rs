@@ -69,6 +69,8 @@ pub struct Faults {
     pub forgotten_at_once: bool,
     /// Answers SNAPSHOT before the manifest names what was written.
     pub saved_too_soon: bool,
+    /// Bugs of the leader leases.
+    pub leases: crate::consensus::lease::Faults,
     /// Bugs of the lock table.
     pub locks: crate::lock::Faults,
     /// Bugs of the queues.
@@ -122,6 +124,8 @@ pub struct GroupReport {
     pub commit: Index,
     /// Its applied index.
     pub applied: Index,
+    /// Until when no other node can lead, by this node's clock; 0 if it does not know.
+    pub lease: u64,
     /// The digest of the state at the applied index; equal on every replica at the same index.
     pub digest: u64,
     /// The index of its newest snapshot; 0 before there is one.

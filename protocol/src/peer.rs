@@ -185,6 +185,9 @@ wire_struct! {
         pub priority: i64,
         /// Pairs an answer with its question (ReadIndex, forced campaign).
         pub context: Bytes,
+        /// Of a leader's word (heartbeat, append, offer of a snapshot): when it was sent, by the leader's clock; of
+        /// an answer to one: the newest of these that was heard. Microseconds; 0 is none.
+        pub sent: u64,
         /// Entries of an append.
         pub entries: Vec<RaftEntry>,
     }

@@ -60,6 +60,10 @@ pub enum Bug {
     LetterTakenTwice,
     /// SNAPSHOT is answered before the manifest names what was written.
     SavedTooSoon,
+    /// A leader's lease lasts longer than the promises behind it.
+    LeaseTooLong,
+    /// A leader's lease goes on while leadership is handed over.
+    LeaseKept,
 }
 
 impl Bug {
@@ -99,6 +103,16 @@ impl Bug {
                 plan.pauses = true;
                 plan.fault_every = plan.fault_every.min(400_000);
             }
+            Self::LeaseTooLong => {
+                plan.partitioned = true;
+                plan.pauses = true;
+                plan.lossy = true;
+                plan.fault_every = plan.fault_every.min(100_000);
+            }
+            Self::LeaseKept => {
+                plan.stops = true;
+                plan.fault_every = plan.fault_every.min(400_000);
+            }
             Self::LetterTakenTwice => {
                 plan.only = Some(Profile::Queues);
                 plan.clients = 10;
@@ -134,6 +148,8 @@ impl Bug {
             Self::LostActsOn => faults.lost_acts_on = true,
             Self::ConfForgotten => faults.conf_forgotten = true,
             Self::ForgottenAtOnce => faults.forgotten_at_once = true,
+            Self::LeaseTooLong => faults.leases.too_long = true,
+            Self::LeaseKept => faults.leases.kept_in_transfer = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
             Self::RecycledRecord | Self::VoteForgotten => {}

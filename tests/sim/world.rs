@@ -310,7 +310,8 @@ impl World {
     pub fn observe(&mut self, at: usize) {
         let Some(engine) = &self.nodes[at].engine else { return };
         let reports = engine.report();
-        self.checks.observe(self.time, at, &reports);
+        let clock = self.nodes[at].clock.clone();
+        self.checks.observe(self.time, at, &reports, |mono| clock.when(mono));
     }
 
     /// A node is gone: its links and connections with it.

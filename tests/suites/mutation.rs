@@ -191,6 +191,7 @@ fn raft_frame() -> RaftFrame {
         request_snapshot: 0,
         priority: -1,
         context: "context".into(),
+        sent: 5,
         entries,
     };
     let replicas = vec![Replica { node: NodeId(1), incarnation: 0 }];

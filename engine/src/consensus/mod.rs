@@ -19,6 +19,7 @@
 
 pub mod change;
 mod entries;
+pub mod lease;
 mod log;
 mod patience;
 mod raw;
@@ -35,11 +36,12 @@ use raft::{RawNode, ReadOnlyOption, StateRole};
 use crate::journal::{CONFIGURATION, Conf, Entry, Hard};
 use crate::trash::Trash;
 use change::Change;
+use lease::Lease;
 use log::{Log, Taken, size_of_committed};
 use patience::{ELECTION_TICKS, ELECTION_TICKS_MAX};
 pub use patience::{ELECTION_TIMEOUT, HEARTBEAT_TICKS};
 pub use raw::{SNAPSHOT, is_of_leader};
-use raw::{from_raw, from_raw_entry, raw_id, replica_of, to_raw};
+use raw::{from_raw, from_raw_entry, is_answer, raw_id, replica_of, to_raw};
 
 /// Bytes of entries in one append message.
 const APPEND_BYTES: u64 = 8 << 20;
@@ -150,6 +152,7 @@ pub struct Consensus {
     /// A snapshot that is in place of the log and not durable yet: the progress that carries it, and its index. Until
     /// raft may be told that it is applied, an election would look for entries that are gone.
     settling: Option<(u64, Index)>,
+    lease: Lease,
 }
 
 impl Consensus {
@@ -190,6 +193,7 @@ impl Consensus {
             conf: setup.conf,
             installing: None,
             settling: None,
+            lease: Lease::default(),
         };
         this.set_timeout();
         if setup.newborn && setup.rank == 0 && this.conf.voters.contains(&this.me) {
@@ -206,12 +210,20 @@ impl Consensus {
             return;
         }
         self.hold_back_changes(&mut message);
+        let (from, term, sent) = (raw_id(message.from), message.term, message.sent);
+        let answers = is_answer(message.kind);
         if let Some(raw) = to_raw(message) {
-            self.step(now, raw);
+            self.step(now, raw, sent);
+        }
+        #[cfg(feature = "faults")]
+        let sent = if self.lease.is_counted_from_answer() { now } else { sent };
+        if answers && self.leads() && term == self.term() {
+            self.lease.answered(term, from, sent.min(now));
         }
     }
 
-    fn step(&mut self, now: u64, raw: Message) {
+    /// `sent`: when a leader sent it, by its own clock.
+    fn step(&mut self, now: u64, raw: Message, sent: u64) {
         let kind = raw.get_msg_type();
         let asks_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         if asks_vote && now < self.promise_until && raw.context != FORCED {
@@ -220,13 +232,15 @@ impl Consensus {
         if kind == MessageType::MsgTimeoutNow && self.settling.is_some() {
             return;
         }
-        let from = raw.from;
+        let (from, of_term) = (raw.from, raw.term);
         let of_leader =
             matches!(kind, MessageType::MsgHeartbeat | MessageType::MsgAppend | MessageType::MsgSnapshot);
         // Errors mean "not for me" (an unknown sender, a stale answer): nothing to be done about them.
         let _ = self.raw.step(raw);
-        if of_leader && self.raw.raft.leader_id == from {
+        let term = self.term();
+        if of_leader && self.raw.raft.leader_id == from && of_term == term {
             self.promise_until = self.promise_until.max(now + ELECTION_TIMEOUT);
+            self.lease.heard(term, from, sent);
         }
         self.set_timeout();
     }
@@ -270,12 +284,13 @@ impl Consensus {
 
     fn step_snapshot(&mut self, now: u64, offer: RaftMessage, conf: &Conf) -> bool {
         let at = (offer.index, offer.log_term);
+        let sent = offer.sent;
         let Some(mut raw) = to_raw(offer) else { return false };
         (raw.index, raw.log_term) = (0, 0);
         let metadata = raw.mut_snapshot().mut_metadata();
         (metadata.index, metadata.term) = at;
         metadata.set_conf_state(conf.to_raw());
-        self.step(now, raw);
+        self.step(now, raw, sent);
         self.raw.snap().is_some_and(|snapshot| snapshot.get_metadata().index == at.0)
     }
 
@@ -312,6 +327,7 @@ impl Consensus {
 
     /// Begins to hand leadership over to another voter.
     pub fn transfer(&mut self, to: Replica) {
+        self.give_lease_up();
         self.raw.transfer_leader(raw_id(to));
         self.set_timeout();
     }
@@ -490,7 +506,12 @@ impl Consensus {
             return;
         }
         let harmless = kind == MessageType::MsgHeartbeatResponse && self.hard_on_its_way.is_empty();
-        let Some(message) = from_raw(self.group, message) else { return };
+        let Some(mut message) = from_raw(self.group, message) else { return };
+        if is_of_leader(message.kind) {
+            message.sent = now;
+        } else if is_answer(message.kind) {
+            message.sent = self.lease.echo(message.term, raw_id(message.to));
+        }
         if at_once || harmless {
             progress.messages.push(message);
         } else {

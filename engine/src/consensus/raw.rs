@@ -65,6 +65,11 @@ pub fn is_of_leader(kind: u8) -> bool {
     [1, 5, SNAPSHOT].contains(&kind)
 }
 
+/// Whether a message of this kind answers a leader's word.
+pub(super) fn is_answer(kind: u8) -> bool {
+    [2, 6].contains(&kind)
+}
+
 pub(super) fn to_raw(message: RaftMessage) -> Option<Message> {
     let (_, kind) = *KINDS.iter().find(|(number, _)| *number == message.kind)?;
     let mut raw = Message::default();
@@ -113,5 +118,6 @@ pub(super) fn from_raw(group: GroupId, raw: Message) -> Option<RaftMessage> {
         priority: raw.priority,
         entries: entries.collect(),
         context: raw.context,
+        sent: 0,
     })
 }

@@ -286,7 +286,7 @@ impl Engine {
             let life = |node: NodeId| lives.get(&node).copied().unwrap_or(0);
             let is_lost =
                 |replica: Replica| replica.life() < life(replica.node) || lost.contains(&(id, replica));
-            let changed = group.balance(&wanted, is_lost, life);
+            let changed = group.balance(mono, &wanted, is_lost, life);
             if reluctant {
                 group.hand_over(|node| shy.contains(&node));
             } else if !changed && may_make_way {

@@ -22,6 +22,7 @@ impl Engine {
             leader: group.consensus().leader(),
             commit: group.consensus().commit(),
             applied: group.applied(),
+            lease: group.lease(),
             digest: group.digest(),
             snapshot: group.snapshot_report().map_or(0, |report| report.at.0),
         };

@@ -151,6 +151,8 @@ pub struct Group {
     led_since: u64,
     /// The last entry that it has proposed for what has ended by time.
     ending: Index,
+    /// Until when nobody else can lead; 0 is unknown.
+    lease: u64,
     /// The term and role that `clock` and the lists below belong to.
     term: Term,
     /// What the turn has gathered, with the sending of each.
@@ -254,6 +256,7 @@ impl Group {
             clock: None,
             led_since: 0,
             ending: 0,
+            lease: 0,
             term: 0,
             open: Vec::new(),
             open_bytes: 0,
@@ -275,6 +278,7 @@ impl Group {
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
         self.faults = faults.clone();
+        self.consensus.set_lease_faults(&faults.leases);
         self.state.set_faults(faults);
     }
 
@@ -359,9 +363,21 @@ impl Group {
         self.consensus.persisted(number);
     }
 
+    /// Until when nobody else can lead, by this node's clock; 0 if that is not known.
+    #[must_use]
+    pub fn lease(&self) -> u64 {
+        self.lease
+    }
+
+    fn renew_lease(&mut self, now: u64) {
+        let counts = self.clock.is_some() && self.applied_term == self.term;
+        self.lease = if counts { self.consensus.take_lease(now) } else { 0 };
+    }
+
     /// Proposes what the turn has gathered, and asks for a read round if there are reads.
     pub fn flush(&mut self, now: u64) {
         self.notice_role(now);
+        self.renew_lease(now);
         let Some(mut clock) = self.clock else { return };
         if self.consensus.is_handing_over() {
             // What has come waits: for the next leader, or for this one if nothing comes of it.
@@ -442,6 +458,7 @@ impl Group {
             for entry in brought.committed {
                 self.apply(entry);
             }
+            self.renew_lease(now);
             self.answer_reads();
             progress.messages = brought.messages;
             progress.after_persist = brought.after_persist;

@@ -1,4 +1,7 @@
-//! Reads of a group: answered from the applied state, at an index that a quorum confirmed after they arrived.
+//! Reads of a group: answered from the applied state, once everything is applied that was committed when they arrived.
+//!
+//! Within the leader's lease nobody else can have committed anything, so its own commit index is the one to wait for.
+//! Without a lease a quorum is asked in a round.
 //!
 //! Source: Ongaro, "Consensus: Bridging Theory and Practice", 2014, §6.4.
 
@@ -20,7 +23,19 @@ impl Group {
             self.ready_reads.entry(0).or_default().extend(reads);
             return self.answer_reads();
         }
+        if now < self.lease {
+            return self.read_in_lease(reads);
+        }
         self.start_round(now, self.consensus.last_index(), reads);
+    }
+
+    fn read_in_lease(&mut self, reads: Vec<Read>) {
+        let (commit, last) = (self.consensus.commit(), self.consensus.last_index());
+        for read in reads {
+            let at = if read.behind { last } else { commit };
+            self.ready_reads.entry(at).or_default().push(read);
+        }
+        self.answer_reads();
     }
 
     fn start_round(&mut self, now: u64, floor: Index, reads: Vec<Read>) {

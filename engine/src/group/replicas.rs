@@ -58,6 +58,7 @@ impl Group {
     /// acknowledged, `life` which life a node is in. Whether a step was made.
     pub fn balance(
         &mut self,
+        now: u64,
         targets: &Targets,
         lost: impl Fn(Replica) -> bool,
         life: impl Fn(NodeId) -> u32,
@@ -72,7 +73,7 @@ impl Group {
             return self.hand_to(heir);
         }
         let step = if self.consensus.conf().is_joint() {
-            Some(Change::Leave)
+            self.consensus.may_leave(now).then_some(Change::Leave)
         } else {
             self.next_step(targets, lost, life).map(Change::To)
         };

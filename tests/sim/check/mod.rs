@@ -7,6 +7,7 @@ pub mod digests;
 pub mod expiry;
 pub mod journal;
 pub mod leaders;
+pub mod leases;
 pub mod locks;
 pub mod log;
 pub mod order;
@@ -49,6 +50,7 @@ pub struct Checks {
     /// Connection → when it ended, at either end.
     pub conn_ends: BTreeMap<u64, u64>,
     leaders: leaders::Leaders,
+    leases: leases::Leases,
     log: log::Logs,
     digests: digests::Digests,
     journal: Vec<journal::Truth>,
@@ -66,6 +68,7 @@ impl Checks {
             deliveries: Vec::new(),
             conn_ends: BTreeMap::new(),
             leaders: leaders::Leaders::default(),
+            leases: leases::Leases::default(),
             log: log::Logs::new(nodes, voters),
             digests: digests::Digests::default(),
             journal: (0..nodes).map(|_| journal::Truth::default()).collect(),
@@ -132,9 +135,12 @@ impl Checks {
         self.flipped[node]
     }
 
-    /// A node has ended a turn.
-    pub fn observe(&mut self, time: u64, node: usize, reports: &[GroupReport]) {
+    /// A node has ended a turn. `when` says when it will read a time of its own.
+    pub fn observe(&mut self, time: u64, node: usize, reports: &[GroupReport], when: impl Fn(u64) -> u64) {
         for report in reports {
+            let until = if report.lease > 0 { when(report.lease) } else { 0 };
+            let verdict = self.leases.saw(time, node, report, until);
+            self.judge("one leader within a lease", time, verdict);
             let verdict = self.leaders.saw(node, report).and_then(|()| self.log.leads(node, report));
             self.judge("one leader per term", time, verdict);
             let journal = &self.journal;
