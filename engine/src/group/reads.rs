@@ -14,6 +14,9 @@ use super::{Group, READ_RETRY, Read, Round};
 
 impl Group {
     pub(super) fn ask_read_round(&mut self, now: u64) {
+        if now < self.lease && !self.rounds.is_empty() {
+            self.answer_rounds_in_lease();
+        }
         if self.reads.is_empty() {
             return;
         }
@@ -27,6 +30,18 @@ impl Group {
             return self.read_in_lease(reads);
         }
         self.start_round(now, self.consensus.last_index(), reads);
+    }
+
+    /// What was asked without a lease is answered before what is asked within it: a connection's reads are in order.
+    fn answer_rounds_in_lease(&mut self) {
+        let commit = self.consensus.commit();
+        for round in core::mem::take(&mut self.rounds).into_values() {
+            for read in round.reads {
+                let at = if read.behind { commit.max(round.floor) } else { commit };
+                self.ready_reads.entry(at).or_default().push(read);
+            }
+        }
+        self.answer_reads();
     }
 
     fn read_in_lease(&mut self, reads: Vec<Read>) {
