@@ -19,11 +19,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 pub use quorate_protocol::command::NodeAsk;
-use quorate_protocol::id::{ClientId, ClientSeq, Identity, NodeId};
+use quorate_protocol::id::{ClientId, ClientSeq, GroupId, Identity, NodeId};
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Delivery, LinkFrame, RaftFrame, SnapshotAt, SnapshotFrame};
 use quorate_protocol::reply::Reply;
 
+pub use crate::cache::CacheEffect;
 use crate::journal::{Io, Persist};
 
 /// How often the shell ticks, in microseconds.
@@ -120,6 +121,8 @@ pub enum Input {
         /// What it asks.
         requests: Vec<Request>,
     },
+    /// The read view has dropped lines to make room. Comes before anything that happens behind the effect that filled it.
+    Evicted(Vec<(GroupId, Bytes)>),
     /// A client has gone.
     Disconnected {
         /// The connection's counter.
@@ -267,6 +270,8 @@ pub enum Effect {
     },
     /// What the system group knows of the nodes has changed.
     Members(Vec<Member>),
+    /// Change what connections read without asking the engine.
+    Cache(CacheEffect),
     /// Write a line to the log.
     Log(Level, String),
 }

@@ -22,7 +22,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{GroupId, Index, NodeId, Term};
 use quorate_protocol::limits::{LOG_MAX, PEER_FRAME_TARGET};
-use quorate_protocol::peer::{Answer, Forward, LinkFrame, RaftFrame, RaftMessage};
+use quorate_protocol::peer::{Answer, CacheWord, Forward, LinkFrame, RaftFrame, RaftMessage};
 
 use crate::consensus::{APPLY_BYTES, HEARTBEAT_TICKS, Role};
 use crate::effect::{Effect, Effects, Input, Level, Now, Request, Side, Want};
@@ -71,6 +71,8 @@ pub struct Faults {
     pub saved_too_soon: bool,
     /// Bugs of the leader leases.
     pub leases: crate::consensus::lease::Faults,
+    /// Bugs of the cache.
+    pub cache: crate::cache::Faults,
     /// Bugs of the lock table.
     pub locks: crate::lock::Faults,
     /// Bugs of the queues.
@@ -201,6 +203,8 @@ impl Engine {
             group.set_faults(&config.faults);
         }
         let mut gateway = Gateway::new(meta.node, meta.boot, meta.partitions);
+        #[cfg(feature = "faults")]
+        gateway.holder.set_faults(&config.faults.cache);
         groups.keys().for_each(|&group| gateway.hold_replica(group));
         let client_address = config.client_address;
         let me = Me {
@@ -255,6 +259,7 @@ impl Engine {
             Input::PieceRead { conn, request, bytes } => self.piece_read(conn, request, bytes),
             Input::Room(room) => self.replicas.room = room,
             Input::Resign => self.replicas.resigning = true,
+            Input::Evicted(lines) => self.gateway.holder.evicted(lines),
             Input::Snapshot { from, frame } => self.snapshot_frame(mono, from, frame, fx),
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
             Input::Requests { conn, requests } => self.requests(mono, conn, requests),
@@ -300,7 +305,9 @@ impl Engine {
 
     fn link(&mut self, mono: u64, peer: NodeId, side: Side, frame: LinkFrame) {
         match (side, frame) {
-            (Side::Reached, LinkFrame::Forward(forward)) if forward.conn.node == peer => self.accept(forward),
+            (Side::Reached, LinkFrame::Forward(forward)) if forward.conn.node == peer => {
+                self.accept(mono, forward)
+            }
             (Side::Opener, LinkFrame::Answers(answers)) => {
                 for answer in answers {
                     self.gateway.answered(mono, answer);
@@ -316,10 +323,10 @@ impl Engine {
         }
     }
 
-    fn accept(&mut self, forward: Forward) {
+    fn accept(&mut self, mono: u64, forward: Forward) {
         if let Some(group) = self.groups.get_mut(&forward.group) {
             self.awake.insert(forward.group);
-            group.accept(forward);
+            group.accept(mono, forward);
         }
     }
 
@@ -371,9 +378,10 @@ impl Engine {
         let mut messages = Vec::new();
         let mut withheld = Withheld::default();
         let mut persist = Persist::default();
+        let mut cache_words = BTreeMap::new();
         self.gateway.end_turn(mono);
         loop {
-            self.deliver_forwards(fx);
+            self.deliver_forwards(mono, fx);
             let mut busy = false;
             let awake = core::mem::take(&mut self.awake);
             for &id in &awake {
@@ -411,6 +419,7 @@ impl Engine {
             self.update_routes(mono, &awake, fx);
             self.run_household(mono, fx);
             self.gateway.end_turn(mono);
+            busy |= self.tell_cache(mono, &mut cache_words);
             if !busy {
                 break;
             }
@@ -422,6 +431,7 @@ impl Engine {
         self.tell_notices(fx);
         self.deliver_answers(fx);
         self.gateway.take_effects(fx);
+        self.send_cache_words(cache_words, fx);
         let news = self.has_leading_news(fx);
         self.send_raft(messages, news, fx);
         withheld.since = mono;
@@ -454,12 +464,54 @@ impl Engine {
     }
 
     /// Brings forwarded work to the leaders: this node's own groups at once, others by link.
-    fn deliver_forwards(&mut self, fx: &mut Effects) {
+    fn deliver_forwards(&mut self, mono: u64, fx: &mut Effects) {
+        // The line of a key is gone here before a write of it leaves.
+        self.gateway.holder.take_effects(fx);
         for (to, forward) in self.gateway.take_forwards() {
             if to == self.me {
-                self.accept(forward);
+                self.accept(mono, forward);
             } else {
                 fx.push(Effect::Link { peer: to, side: Side::Opener, frame: LinkFrame::Forward(forward) });
+            }
+        }
+    }
+
+    /// Hands on the words of the cache's protocol that are for this node itself, and gathers the others. Whether there
+    /// were any for this node.
+    fn tell_cache(&mut self, mono: u64, out: &mut BTreeMap<NodeId, Vec<CacheWord>>) -> bool {
+        let mut here = Vec::new();
+        let of_groups = self.groups.values_mut().flat_map(Group::take_cache_words);
+        for (to, word) in of_groups.chain(self.gateway.holder.take_words()) {
+            if to == self.me {
+                here.push(word);
+            } else {
+                out.entry(to).or_default().push(word);
+            }
+        }
+        let any = !here.is_empty();
+        for word in here {
+            self.hear_cache(mono, self.me, word);
+        }
+        any
+    }
+
+    fn hear_cache(&mut self, mono: u64, from: NodeId, word: CacheWord) {
+        if !word.is_for_home() {
+            return self.gateway.holder.hear(mono, from, word);
+        }
+        let id = word.group();
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.hear_cache(mono, from, word);
+            self.awake.insert(id);
+        }
+    }
+
+    /// An answer to an invalidation leaves behind the effect that purges the view.
+    fn send_cache_words(&mut self, words: BTreeMap<NodeId, Vec<CacheWord>>, fx: &mut Effects) {
+        self.gateway.holder.take_effects(fx);
+        for (to, words) in words {
+            for cache in in_frames(words, CacheWord::weight) {
+                fx.push(Effect::Raft { to, frame: RaftFrame { cache, ..RaftFrame::default() } });
             }
         }
     }

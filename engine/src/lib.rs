@@ -3,6 +3,7 @@
 extern crate alloc;
 
 pub mod batch;
+pub mod cache;
 pub mod consensus;
 pub mod effect;
 pub mod engine;

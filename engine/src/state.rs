@@ -153,6 +153,15 @@ impl State {
         }
     }
 
+    /// The version and the deadline of a key, if this state has keys; (0, none) of one that does not exist.
+    #[must_use]
+    pub fn line(&self, key: &Bytes, time: u64) -> Option<(u64, Option<u64>)> {
+        match self {
+            Self::System(_) => None,
+            Self::Partition(partition) => Some(partition.store.line(key, time)),
+        }
+    }
+
     /// The earliest group time at which something may end.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {

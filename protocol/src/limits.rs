@@ -100,6 +100,11 @@ pub const DEDUPE_MAX: usize = 1 << 20;
 /// Bytes of keys and values in one partition's store; above it `-OOM`.
 pub const STORE_MAX: u64 = 1 << 30;
 
+/// Bytes that the lines of a node's cache take at the most, unless `cache.max-memory` says otherwise.
+pub const CACHE_MEMORY: usize = 256 << 20;
+/// Lines of one partition that its home knows to be cached somewhere; above it no more are granted.
+pub const DIRECTORY_LINES_MAX: usize = 1 << 20;
+
 /// Lease of a node's session.
 pub const SESSION_LEASE: u64 = 10_000;
 /// Lease of a client's session, renewed by the node that holds its connection.

@@ -300,6 +300,8 @@ wire_enum! {
         Expire(op: Expire) = 37,
         /// TTL
         Ttl(op: Ttl) = 38,
+        /// CACHEINFO key
+        CacheInfo(key: Bytes) = 39,
         /// MEMBER
         Member(op: MemberOp) = 64,
     }
@@ -335,6 +337,7 @@ impl Op {
             | Self::Unsub(name)
             | Self::QInfo(name) => Home::Topic(name),
             Self::Get(name)
+            | Self::CacheInfo(name)
             | Self::Set(Set { key: name, .. })
             | Self::Incr(Incr { key: name, .. })
             | Self::Expire(Expire { key: name, .. })
@@ -346,7 +349,33 @@ impl Op {
     /// Whether the command changes nothing, so that it is answered from the state and never logged.
     #[must_use]
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::LockInfo(_) | Self::QInfo(_) | Self::Get(_) | Self::Exists(_) | Self::Ttl(_))
+        matches!(
+            self,
+            Self::LockInfo(_)
+                | Self::QInfo(_)
+                | Self::Get(_)
+                | Self::Exists(_)
+                | Self::Ttl(_)
+                | Self::CacheInfo(_)
+        )
+    }
+
+    /// The keys that the command may change.
+    #[must_use]
+    pub fn writes(&self) -> &[Bytes] {
+        match self {
+            Self::Set(Set { key, .. }) | Self::Incr(Incr { key, .. }) | Self::Expire(Expire { key, .. }) => {
+                core::slice::from_ref(key)
+            }
+            Self::Del(keys) => keys,
+            _ => &[],
+        }
+    }
+
+    /// The key whose value answers the command, if it is a read of one.
+    #[must_use]
+    pub fn line(&self) -> Option<&Bytes> {
+        if let Self::Get(key) = self { Some(key) } else { None }
     }
 
     /// Whether the command stands alone on its connection: it waits for all before it, all after it wait.

@@ -13,6 +13,12 @@ pub fn now() -> Now {
     Now { mono: micros(&mono), wall: micros(&wall) / 1000 }
 }
 
+/// The `mono` of now, in microseconds.
+#[must_use]
+pub fn mono() -> u64 {
+    micros(&clock_gettime(ClockId::Boottime))
+}
+
 /// Seconds and microseconds since 1970.
 #[must_use]
 pub fn wall() -> (u64, u64) {

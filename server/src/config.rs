@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quorate_protocol::id::{ClusterId, NodeId};
-use quorate_protocol::limits::{NODES_MAX, PARTITIONS};
+use quorate_protocol::limits::{CACHE_MEMORY, NODES_MAX, PARTITIONS};
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -95,6 +95,9 @@ pub struct NodeFlags {
     /// Join a cluster that exists: the peer ports of some of its nodes, as HOST:PEERPORT,...
     #[arg(long, env = "QUORATE_JOIN", value_name = "ADDRS")]
     join: Option<String>,
+    /// Memory for keys that this node has read, in bytes, or with k, m or g behind [default: 256m].
+    #[arg(long, env = "QUORATE_CACHE_MAX_MEMORY", value_name = "SIZE")]
+    cache_max_memory: Option<String>,
     /// How log lines are written [default: text].
     #[arg(long, env = "QUORATE_LOG_FORMAT", value_enum)]
     log_format: Option<LogFormat>,
@@ -130,6 +133,8 @@ pub struct Config {
     pub peer_advertise: String,
     /// How its data directory comes to be.
     pub origin: Origin,
+    /// Memory for keys that this node has read; bytes.
+    pub cache_memory: usize,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged.
@@ -224,6 +229,7 @@ impl NodeFlags {
             initial_cluster: self.initial_cluster.or(other.initial_cluster),
             join: self.join.or(other.join),
             log_format: self.log_format.or(other.log_format),
+            cache_max_memory: self.cache_max_memory.or(other.cache_max_memory),
             log_level: self.log_level.or(other.log_level),
             print_config: self.print_config,
             end_with_stdin: self.end_with_stdin,
@@ -267,6 +273,7 @@ impl NodeFlags {
             peer_advertise,
             origin,
             log_format: self.log_format.unwrap_or_default(),
+            cache_memory: parse_size(self.cache_max_memory.as_deref())?,
             log_level,
             print_config: self.print_config,
             end_with_stdin: self.end_with_stdin,
@@ -338,6 +345,22 @@ fn parse_members(list: &str) -> Result<Vec<String>, String> {
     }
 }
 
+/// A number of bytes, with k, m or g behind it if it is one of KiB, MiB or GiB.
+fn parse_size(text: Option<&str>) -> Result<usize, String> {
+    let Some(text) = text else { return Ok(CACHE_MEMORY) };
+    let lower = text.trim().to_lowercase();
+    let digits = lower.trim_end_matches(['k', 'm', 'g']);
+    let shift = match &lower[digits.len()..] {
+        "" => Some(0),
+        "k" => Some(10),
+        "m" => Some(20),
+        "g" => Some(30),
+        _ => None,
+    };
+    let size = digits.parse::<usize>().ok().zip(shift).and_then(|(n, shift)| n.checked_mul(1 << shift));
+    size.ok_or_else(|| format!("--cache-max-memory: '{text}' is no size; say bytes, or 512k, 256m, 1g"))
+}
+
 impl Config {
     /// What an empty data directory is founded as, together with a new cluster.
     #[must_use]
@@ -372,6 +395,7 @@ impl Config {
             ("peer-advertise", self.peer_advertise.clone()),
             ("data-dir", self.data_dir.display().to_string()),
             origin,
+            ("cache-max-memory", self.cache_memory.to_string()),
             ("log-format", format.to_owned()),
             ("log-level", self.log_level.clone()),
         ];

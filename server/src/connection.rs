@@ -36,6 +36,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::answers::{Answered, Answerer};
+use crate::clock;
 use crate::driver::Shared;
 use crate::mailbox::Room;
 use crate::outlet::{Out, Outlet};
@@ -344,7 +345,10 @@ impl Connection {
                 let text = "RESP2 cannot carry pushed messages; say HELLO 3 first, or use FETCH with BLOCK";
                 self.answer_text(Reply::error(Code::Err, text), weight, switch, false);
             }
-            Ok(Command::Op(op)) => self.ask_text(Want::Op(op), weight, switch, false),
+            Ok(Command::Op(op)) => match self.look_up(&op) {
+                Some(reply) => self.answer_text(reply, weight, switch, false),
+                None => self.ask_text(Want::Op(op), weight, switch, false),
+            },
             Ok(Command::Node(ask)) => self.ask_text(Want::Node(ask), weight, switch, false),
             Ok(Command::Connection(ConnAsk::SessionOpen | ConnAsk::SessionResume(_))) => {
                 let text = "client sessions belong to the binary protocol; see docs/protocol.md";
@@ -358,6 +362,14 @@ impl Connection {
             }
             Err(failure) => self.answer_text(refusal(failure), weight, switch, false),
         }
+    }
+
+    /// Answers a read from what the node holds itself. Nothing may be unanswered before it: this connection's reads
+    /// and writes keep their order.
+    fn look_up(&self, op: &Op) -> Option<Reply> {
+        let key = op.line().filter(|_| self.unanswered() == 0)?;
+        let value = self.shared.view.get(key, clock::mono())?;
+        Some(value.map_or(Reply::Nil, Reply::Bulk))
     }
 
     /// An answer that is known: written at once when nothing stands before it.
@@ -463,6 +475,10 @@ impl Connection {
                 Want::Answered(self.answerer.answer(ask, Dialect::Resp3).reply)
             }
             Err(failure) => Want::Answered(refusal(failure)),
+        };
+        let want = match want {
+            Want::Op(op) if after.is_none() => self.look_up(&op).map_or(Want::Op(op), Want::Answered),
+            want => want,
         };
         match want {
             // Behind another request it takes its turn through the engine.

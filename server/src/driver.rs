@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use quorate_engine::effect::{Effect, Effects, Input, Level, Side, TICK};
 use quorate_engine::engine::Engine;
+use quorate_protocol::id::GroupId;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +22,7 @@ use crate::mailbox::{Mailbox, Taken};
 use crate::outlet::{Out, Outlets};
 use crate::peers::Peers;
 use crate::peers::book::Book;
+use crate::view::View;
 
 /// What the engine's thread shares with the rest of the node.
 #[derive(Debug, Default)]
@@ -32,6 +35,8 @@ pub struct Shared {
     pub peers: Peers,
     /// Who they are.
     pub book: Book,
+    /// What is read without asking the engine.
+    pub view: View,
     /// Cancelled when the node is told to stop: no new clients.
     pub leaving: CancellationToken,
     /// The engine was told, and leads nothing any more.
@@ -43,6 +48,12 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Of a node that reads from this view.
+    #[must_use]
+    pub fn new(view: View) -> Self {
+        Self { view, ..Self::default() }
+    }
+
     /// The number of a new connection. 0 is the node's own.
     pub fn next_conn(&self) -> u64 {
         self.conns.fetch_add(1, Ordering::Relaxed) + 1
@@ -88,6 +99,7 @@ const FAREWELL: u64 = 500_000;
 /// Runs the engine until the mailbox says stop, and then until there is nothing left to tell.
 pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
     let mut fx = Effects::new();
+    let mut evicted = Vec::new();
     let mut taken = Taken::default();
     let mut next_tick = clock::now().mono;
     let mut stopped_at = None;
@@ -96,6 +108,9 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
         let patience = if engine.has_more() { Duration::ZERO } else { clock::until(next_tick, clock::now()) };
         shared.mailbox.take(patience, &mut taken);
         let now = clock::now();
+        if !evicted.is_empty() {
+            engine.step(now, Input::Evicted(std::mem::take(&mut evicted)), &mut fx);
+        }
         for input in taken.inputs.drain(..) {
             resigning |= matches!(input, Input::Resign);
             engine.step(now, input, &mut fx);
@@ -105,7 +120,7 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
             engine.step(now, Input::Tick, &mut fx);
         }
         engine.step(now, Input::EndOfTurn, &mut fx);
-        perform(&mut fx, shared, &disk);
+        perform(&mut fx, shared, &disk, &mut evicted);
         if resigning && engine.is_idle() {
             shared.resigned.notify_one();
         }
@@ -118,7 +133,7 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
     }
 }
 
-fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
+fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread, evicted: &mut Vec<(GroupId, Bytes)>) {
     let mut touched = Vec::new();
     for effect in fx.drain(..) {
         match effect {
@@ -141,11 +156,13 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread) {
             Effect::Push { conn, delivery } => shared.outlets.add(conn, Out::Push(delivery), &mut touched),
             Effect::Close { conn, reason } => shared.outlets.add(conn, Out::Close(reason), &mut touched),
             Effect::Members(members) => shared.book.learn(members),
+            Effect::Cache(effect) => shared.view.apply(effect, evicted),
             Effect::Log(Level::Debug, line) => tracing::debug!("{line}"),
             Effect::Log(Level::Info, line) => tracing::info!("{line}"),
             Effect::Log(Level::Warn, line) => tracing::warn!("{line}"),
         }
     }
+    shared.view.keep_gone(evicted);
     for outlet in touched {
         outlet.wake();
     }

@@ -18,3 +18,4 @@ pub mod outlet;
 pub mod peers;
 pub mod restore;
 pub mod subscriptions;
+pub mod view;

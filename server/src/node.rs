@@ -21,6 +21,7 @@ use crate::config::{Config, Origin};
 use crate::driver::{self, DiskListener, Shared};
 use crate::founded::founded;
 use crate::journal::{DataDir, Founding, SyncThread};
+use crate::view::View;
 use crate::{admin, clock, listen, peers};
 
 /// How long a node that stops goes on answering what it was asked before.
@@ -39,7 +40,8 @@ pub fn run(config: &Config) -> Result<(), String> {
     let (founding, members) = runtime.block_on(founding(config))?;
     let (dir, recovered, journal) =
         DataDir::open(&config.data_dir, &founding).map_err(|error| error.to_string())?;
-    let shared = Arc::<Shared>::default();
+    let view = View::new(recovered.meta.partitions, config.cache_memory);
+    let shared = Arc::new(Shared::new(view));
     let log = recovered.entries.get(&GroupId::SYSTEM).map(Vec::as_slice).unwrap_or_default();
     let founders = recovered.meta.founders.iter().cloned();
     shared.book.begin(founders.chain(addresses(log)).chain(members), identities(log));

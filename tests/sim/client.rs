@@ -265,6 +265,11 @@ impl World {
     pub fn to_server(&mut self, id: u64, what: ForServer) {
         let conn = self.conns.get_mut(&id).expect("connections are never forgotten");
         let node = conn.node;
+        if self.time < self.nodes[node].paused_until {
+            // It lies in the socket until the process goes on.
+            let until = self.nodes[node].paused_until;
+            return self.schedule(until, Event::ToServer { conn: id, what });
+        }
         match what {
             ForServer::Connect if self.nodes[node].is_up() => {
                 self.nodes[node].accepted += 1;
@@ -285,8 +290,11 @@ impl World {
                         self.checks.history.heard(*operation, name, counter, request.id, self.time);
                     }
                 }
-                let requests = requests.into_iter().map(|(request, _)| request).collect();
-                self.post(node, Input::Requests { conn: counter, requests });
+                let requests = requests.into_iter().map(|(request, _)| request);
+                let requests = self.look_up(node, id, counter, requests.collect());
+                if !requests.is_empty() {
+                    self.post(node, Input::Requests { conn: counter, requests });
+                }
             }
             ForServer::Gone if conn.server_open => {
                 conn.server_open = false;
@@ -296,6 +304,26 @@ impl World {
             }
             ForServer::Requests(_) | ForServer::Gone => {}
         }
+    }
+
+    /// Answers reads from what the node holds itself, as long as nothing of the connection is unanswered before them.
+    /// What is left goes to the engine.
+    fn look_up(&mut self, at: usize, id: u64, counter: u64, requests: Vec<Request>) -> Vec<Request> {
+        let mut left = Vec::new();
+        for request in requests {
+            let first = self.conns[&id].unanswered.first().copied();
+            let line = if let Want::Op(op) = &request.want { op.line() } else { None };
+            let line = line.filter(|_| first == Some(request.id) && request.after.is_none());
+            let now = self.nodes[at].clock.read(self.time).mono;
+            match line.and_then(|key| self.nodes[at].view.get(key, now)) {
+                Some(value) => {
+                    self.checks.hits += 1;
+                    self.replied(at, counter, request.id, value.map_or(Reply::Nil, Reply::Bulk));
+                }
+                None => left.push(request),
+            }
+        }
+        left
     }
 
     /// A node answers.

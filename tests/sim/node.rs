@@ -8,10 +8,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use quorate_engine::effect::{Input, TICK};
 use quorate_engine::engine::Engine;
 use quorate_engine::journal::{File, Io, Journal, Persist, Recovered, found, read_meta, recover};
-use quorate_protocol::id::NodeId;
+use quorate_protocol::id::{GroupId, NodeId};
+use quorate_server::view::View;
 
 use super::background::Background;
 use super::clock::Clock;
@@ -65,6 +67,10 @@ pub struct Node {
     pub state: State,
     /// The engine, while it runs.
     pub engine: Option<Engine>,
+    /// What its connections read without asking the engine.
+    pub view: View,
+    /// What the view has dropped and the engine has not heard of.
+    pub evicted: Vec<(GroupId, Bytes)>,
     /// Its clock.
     pub clock: Clock,
     /// Its disk.
@@ -101,6 +107,8 @@ impl Node {
             life: 0,
             state: State::Down,
             engine: None,
+            view: View::new(0, 0),
+            evicted: Vec::new(),
             clock: Clock::new(&mut rng),
             disk: Disk::new(Rng::new(seed, 200 + id.0)),
             background: Background::new(Rng::new(seed, 300 + id.0)),
@@ -179,7 +187,11 @@ impl World {
             return self.schedule_turn(at, until);
         }
         let now = node.clock.read(time);
-        let mut inputs = std::mem::take(&mut node.urgent);
+        let mut inputs = Vec::new();
+        if !node.evicted.is_empty() {
+            inputs.push(Input::Evicted(std::mem::take(&mut node.evicted)));
+        }
+        inputs.append(&mut node.urgent);
         inputs.append(&mut node.work);
         if now.mono >= node.next_tick {
             node.next_tick = (node.next_tick + TICK).max(now.mono);
@@ -360,8 +372,11 @@ impl World {
         self.checks.started(self.time, at, &recovered);
         let now = self.nodes[at].clock.read(self.time);
         let config = self.plan.config(self.nodes[at].id);
+        let view = View::new(recovered.meta.partitions, self.plan.cache_memory);
         let engine = self.guard(at, || Engine::new(now, config, recovered));
         let node = &mut self.nodes[at];
+        node.view = view;
+        node.evicted.clear();
         node.engine = engine;
         node.state = State::Up;
         node.next_tick = now.mono;

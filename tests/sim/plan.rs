@@ -74,6 +74,8 @@ pub struct Plan {
     pub only: Option<Profile>,
     /// Requests that a client lets wait at the most.
     pub pipeline: usize,
+    /// Bytes of the lines that a node keeps.
+    pub cache_memory: usize,
     /// Bytes of a journal segment.
     segment: u64,
     /// Bytes of log before a snapshot is taken.
@@ -116,6 +118,7 @@ impl Plan {
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
             only: None,
             pipeline: rng.pick(&[1, 2, 4, 8]),
+            cache_memory: rng.pick(&[0, 64 * 400, 1 << 20, 1 << 20]),
             segment: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
             log_floor: 64 << 20,
             small_in_flight: rng.chance(300).then(|| rng.index(10) + 1),

@@ -290,11 +290,18 @@ impl World {
                 Effect::Push { conn, delivery } => self.pushed(at, conn, delivery),
                 Effect::Close { conn, reason } => self.closed(at, conn, reason),
                 Effect::Members(_) => {}
+                Effect::Cache(effect) => {
+                    self.note(at, &[6], || format!("{effect:?}"));
+                    let node = &mut self.nodes[at];
+                    node.view.apply(effect, &mut node.evicted);
+                }
                 Effect::Log(level, line) => {
                     self.note(at, &[4, line.len() as u64], || format!("{level:?}: {line}"))
                 }
             }
         }
+        let node = &mut self.nodes[at];
+        node.view.keep_gone(&mut node.evicted);
     }
 
     /// A frame as its receiver reads it; that must be what was sent.

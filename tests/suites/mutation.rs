@@ -161,10 +161,20 @@ fn link_frames() -> Vec<LinkFrame> {
         client: Some(ClientSeq { client: ClientId(5), seq: 2, lowest: 1 }),
         principal: Principal::User("me".into()),
         behind: false,
+        line: 3,
         work,
     };
     let asks = (1..).zip(works).map(ask).collect();
-    let answer = |verdict| Answer { conn: conn(), request: 1, group: GroupId(2), sending: 1, verdict };
+    let lease = LeaseName { group: GroupId(2), term: 3, epoch: 4 };
+    let grant = Grant { lease, number: 5, version: 6, left: Some(7), exclusive: true };
+    let answer = |verdict| Answer {
+        conn: conn(),
+        request: 1,
+        group: GroupId(2),
+        sending: 1,
+        verdict,
+        grant: Some(grant),
+    };
     let answers = values().into_iter().map(Verdict::Reply).chain([Verdict::Moved]).map(answer).collect();
     let delivery = Delivery { topic: "t".into(), id: 1, attempt: 2, body: "body".into() };
     vec![
@@ -197,7 +207,17 @@ fn raft_frame() -> RaftFrame {
     let replicas = vec![Replica { node: NodeId(1), incarnation: 0 }];
     let leading = vec![Led { group: GroupId(1), term: 3, next: 4, replicas }];
     let lost = vec![(GroupId(2), 1)];
-    RaftFrame { messages: vec![message.clone(), message], leading, lost, reluctant: true }
+    let lease = LeaseName { group: GroupId(2), term: 3, epoch: 4 };
+    let cache = vec![
+        CacheWord::Want(LeaseWanted { lease, boot: Boot(1), sent: 2 }),
+        CacheWord::Lease(LeaseGranted { lease, boot: Boot(1), sent: 2, length: 3 }),
+        CacheWord::Invalid(Invalidation { lease, number: 5, keys: vec!["k".into(), "l".into()] }),
+        CacheWord::Purged(Purged { lease, number: 5 }),
+        CacheWord::Recall(lease),
+        CacheWord::Returned(lease),
+        CacheWord::Evicted(Evicted { lease, lines: vec![("k".into(), 5)] }),
+    ];
+    RaftFrame { messages: vec![message.clone(), message], leading, lost, reluctant: true, cache }
 }
 
 fn hello() -> Hello {

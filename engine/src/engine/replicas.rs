@@ -138,7 +138,7 @@ impl Replicas {
 impl Engine {
     pub(super) fn raft(&mut self, mono: u64, from: NodeId, frame: RaftFrame) {
         self.replicas.peers.insert(from);
-        if !frame.leading.is_empty() || frame.messages.is_empty() {
+        if !frame.leading.is_empty() || (frame.messages.is_empty() && frame.cache.is_empty()) {
             if frame.reluctant {
                 self.replicas.reluctant.insert(from);
             } else {
@@ -160,6 +160,9 @@ impl Engine {
                 self.awake.insert(message.group);
                 group.receive(mono, message, &self.meta);
             }
+        }
+        for word in frame.cache {
+            self.hear_cache(mono, from, word);
         }
         for led in frame.leading {
             if led.group.0 <= self.meta.partitions {
@@ -246,7 +249,7 @@ impl Engine {
             self.replicas.idle.iter().filter(is_lost).map(|(&group, row)| (group, row.incarnation)).collect();
         for &to in &self.replicas.peers {
             let (leading, lost) = (leading.clone(), lost.clone());
-            let frame = RaftFrame { messages: Vec::new(), leading, lost, reluctant: self.is_reluctant() };
+            let frame = RaftFrame { leading, lost, reluctant: self.is_reluctant(), ..RaftFrame::default() };
             fx.push(Effect::Raft { to, frame });
         }
     }
@@ -288,7 +291,7 @@ impl Engine {
                 |replica: Replica| replica.life() < life(replica.node) || lost.contains(&(id, replica));
             let changed = group.balance(mono, &wanted, is_lost, life);
             if reluctant {
-                group.hand_over(|node| shy.contains(&node));
+                group.hand_over(mono, |node| shy.contains(&node));
             } else if !changed && may_make_way {
                 may_make_way = !group.make_way(mono, &wanted, |node| shy.contains(&node));
             }

@@ -27,12 +27,17 @@ mod slot;
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
 use alloc::vec::Vec;
+use bytes::Bytes;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, NodeId, SessionId, Term};
-use quorate_protocol::peer::{Answer, Delivery, Forward, Verdict, Work};
+use quorate_protocol::op::Op;
+use quorate_protocol::peer::{Answer, Delivery, Forward, Grant, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
+use crate::cache::holder::{Fill, Holder};
 use crate::effect::{Effect, Effects, Request};
+use crate::keep::keep;
 pub use slot::{Errand, Task};
 use slot::{Kind, Part, PartState, Slot, combine, empty_slot, in_doubt, is_parked, is_sent, new_slot, part};
 
@@ -112,6 +117,8 @@ pub struct Gateway {
     tasks: Vec<(u64, u64, Task)>,
     forwards: Vec<(NodeId, Forward)>,
     effects: Effects,
+    /// What this node keeps of what it has read.
+    pub holder: Holder,
 }
 
 impl Gateway {
@@ -137,6 +144,7 @@ impl Gateway {
             tasks: Vec::new(),
             forwards: Vec::new(),
             effects: Effects::new(),
+            holder: Holder::new(boot, partitions),
         };
         this.connected(OWN, false);
         this
@@ -274,6 +282,7 @@ impl Gateway {
         route.term = term;
         route.since = now;
         self.wake |= leader.is_some();
+        self.holder.set_route(group, leader, term);
     }
 
     /// The term of what this node's replica of a group has applied last, and whether connections are told of all that it
@@ -356,7 +365,7 @@ impl Gateway {
         let Some(slot) = conn.slots.get_mut(&answer.request) else { return };
         let of_group = |part: &&mut Part| part.group == answer.group;
         let Some(part) = slot.parts.iter_mut().find(of_group) else { return };
-        let PartState::Sent { term, .. } = part.state else { return };
+        let PartState::Sent { term, at, .. } = part.state else { return };
         let refused = match &answer.verdict {
             Verdict::Waits => {
                 part.waits = true;
@@ -367,6 +376,9 @@ impl Gateway {
         };
         if refused && answer.sending != part.sending {
             return;
+        }
+        if let Some(grant) = answer.grant {
+            fill(&mut self.holder, now, part, at, grant, &answer.verdict);
         }
         part.state = match answer.verdict {
             Verdict::Reply(_) if refused && part.maybe && !slot.read => PartState::Done(in_doubt()),
@@ -497,4 +509,18 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Keeps the line that has come with an answer.
+fn fill(holder: &mut Holder, now: u64, part: &Part, asked: u64, grant: Grant, verdict: &Verdict) {
+    let (Work::Op(op), Verdict::Reply(reply)) = (&part.work, verdict) else { return };
+    let (key, value, written) = match (op, reply) {
+        (Op::Get(key), Reply::Bulk(value)) => (key, Some(value.clone()), false),
+        (Op::Get(key), Reply::Nil) => (key, None, false),
+        (Op::Set(set), Reply::Status(_)) => (&set.key, Some(set.value.clone()), true),
+        (Op::Incr(incr), Reply::Int(n)) => (&incr.key, Some(Bytes::from(format!("{n}"))), true),
+        _ => return,
+    };
+    let (key, value) = (keep(key.clone()), value.map(keep));
+    holder.fill(now, Fill { key, value, grant, asked, written });
 }

@@ -44,6 +44,7 @@ impl Gateway {
 
     /// Looks after requests that have waited long enough.
     pub fn tick(&mut self, now: u64) {
+        self.holder.tick(now);
         let (routes, replicas) = (self.routes.clone(), self.replicas.clone());
         self.give_up(now, Fate::Unknown, |slot, part, _, term, at| {
             let route = &routes[part.group.slot()];

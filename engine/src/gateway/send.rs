@@ -171,7 +171,13 @@ impl Gateway {
             part.waits = false;
             part.deaf = !(self.replicas.contains(&part.group) && route.tells);
             part.state = PartState::Sent { to, term: route.term, at: now };
+            let line = match part.work.line() {
+                Some(_) => self.holder.epoch(now, part.group),
+                None if part.work.writes().is_empty() => 0,
+                None => self.holder.give_up(part.group, part.work.writes()),
+            };
             let ask = Ask {
+                line,
                 request: id,
                 sending: part.sending,
                 client: slot.client.filter(|_| !slot.read),

@@ -6,24 +6,25 @@ use quorate_protocol::limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
 use quorate_protocol::peer::{Ask, Forward, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
+use super::closing::Job;
 use super::{Group, Read};
 use crate::batch::Logged;
 use crate::outcome::Asker;
 
 impl Group {
     /// Takes work from a connection, if this node leads in the very term that is named.
-    pub fn accept(&mut self, forward: Forward) {
+    pub fn accept(&mut self, now: u64, forward: Forward) {
         let Forward { term, conn, run, asks, .. } = forward;
         for ask in asks {
             if self.clock.is_none() || self.term != term {
                 self.refuse(conn, ask.request, ask.sending, Verdict::Moved);
             } else {
-                self.accept_one(conn, run, ask);
+                self.accept_one(now, conn, run, ask);
             }
         }
     }
 
-    fn accept_one(&mut self, conn: ConnId, run: u64, ask: Ask) {
+    fn accept_one(&mut self, now: u64, conn: ConnId, run: u64, ask: Ask) {
         let asker = Asker { conn, request: ask.request, client: ask.client };
         let is_read = ask.work.is_read();
         let of_client = match &ask.work {
@@ -39,12 +40,13 @@ impl Group {
         if let Work::CloseConn(gone) = &ask.work {
             self.refused.remove(&(gone.node, gone.counter));
         }
-        if is_read {
-            self.reads.push(Read { asker, sending: ask.sending, behind: ask.behind, work: ask.work });
-            return;
-        }
-        self.open_bytes += ask.work.weight();
-        self.open.push((ask.sending, Logged { asker, principal: ask.principal, work: ask.work }));
+        let Ask { sending, line, behind, principal, work, .. } = ask;
+        let job = if is_read {
+            Job::Read(Read { asker, sending, behind, line, work })
+        } else {
+            Job::Write { sending, logged: Logged { asker, principal, work }, gave_up: line }
+        };
+        self.let_in(now, (conn.node, conn.counter), job);
     }
 
     /// Refuses what is over a bound, and what stands behind something refused. Without room it takes no more of
@@ -57,7 +59,8 @@ impl Group {
             let text = "an earlier command of this connection to the same partition was refused; send them again in order";
             return Err(Reply::error(Code::TryAgain, text));
         }
-        if self.in_flight.commands + self.open.len() + self.reads.len() >= self.in_flight_max()
+        if self.in_flight.commands + self.open.len() + self.reads.len() + self.closing.waiting()
+            >= self.in_flight_max()
             || self.in_flight.bytes + self.open_bytes >= IN_FLIGHT_BYTES_MAX
         {
             let text = format!("partition {} has too much work on its way; try again", self.id.0);

@@ -15,6 +15,7 @@
 //! - A read is answered from a state at or after the commit index that a quorum confirmed after the read
 //!   arrived, and, behind writes of its own connection, after everything that was proposed before it.
 
+mod closing;
 mod intake;
 mod reads;
 mod replicas;
@@ -26,7 +27,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{ConnId, GroupId, Index, LogPos, NodeId, Replica, Term};
 use quorate_protocol::limits::ENTRY_TARGET;
-use quorate_protocol::peer::{Answer, Delivery, RaftMessage, Verdict, Work};
+use quorate_protocol::peer::{Answer, Delivery, Grant, RaftMessage, Verdict, Work};
 use quorate_protocol::reply::Reply;
 use quorate_protocol::wire::{Malformed, Wire};
 
@@ -43,6 +44,7 @@ use crate::state::State;
 use crate::system::System;
 use crate::time::GroupClock;
 use crate::trash::Trash;
+use closing::Closing;
 use snapshots::Files;
 pub use snapshots::{PIECE, SnapshotReport, gone};
 
@@ -67,6 +69,8 @@ struct Read {
     asker: Asker,
     sending: u32,
     behind: bool,
+    /// The epoch under which its node would keep the line; 0: it would not.
+    line: u64,
     work: Work,
 }
 
@@ -159,6 +163,7 @@ pub struct Group {
     open: Vec<(u32, Logged)>,
     open_bytes: usize,
     in_flight: InFlight,
+    closing: Closing,
     /// Why the node writes nothing for clients, if it is so.
     no_room: Option<&'static str>,
     reads: Vec<Read>,
@@ -261,6 +266,7 @@ impl Group {
             open: Vec::new(),
             open_bytes: 0,
             in_flight: InFlight::default(),
+            closing: Closing::default(),
             no_room: None,
             reads: Vec::new(),
             rounds: BTreeMap::new(),
@@ -346,6 +352,7 @@ impl Group {
     pub fn tick(&mut self, now: u64, beat: bool) {
         self.consensus.tick(now, beat);
         self.retry_reads(now);
+        self.tick_directory(now);
         self.watch_transfers(now);
     }
 
@@ -363,10 +370,10 @@ impl Group {
         self.consensus.persisted(number);
     }
 
-    /// Until when nobody else can lead, by this node's clock; 0 if that is not known.
+    /// Until when this node or another relies on nobody else leading, by this node's clock; 0 if nobody does.
     #[must_use]
     pub fn lease(&self) -> u64 {
-        self.lease
+        self.lease.max(self.closing.relied_on_until())
     }
 
     fn renew_lease(&mut self, now: u64) {
@@ -378,11 +385,13 @@ impl Group {
     pub fn flush(&mut self, now: u64) {
         self.notice_role(now);
         self.renew_lease(now);
+        self.go_on_handing_over(now);
         let Some(mut clock) = self.clock else { return };
         if self.consensus.is_handing_over() {
             // What has come waits: for the next leader, or for this one if nothing comes of it.
             return;
         }
+        self.let_ready_in(now);
         let deadline = self.state.next_deadline();
         // What has ended and was too much for the last entries; one entry for that at a time.
         let has_rest = deadline.is_some_and(|deadline| deadline <= self.time) && self.applied >= self.ending;
@@ -439,7 +448,11 @@ impl Group {
     /// Whether there is anything to flush or to work off.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.changed || self.consensus.has_progress() || !self.open.is_empty() || !self.reads.is_empty()
+        self.changed
+            || self.consensus.has_progress()
+            || !self.open.is_empty()
+            || !self.reads.is_empty()
+            || self.closing.has_ready()
     }
 
     /// Works off what consensus has brought about, and hands out what goes to disk and to peers.
@@ -456,10 +469,10 @@ impl Group {
             }
             self.rounds_answered(brought.reads);
             for entry in brought.committed {
-                self.apply(entry);
+                self.apply(now, entry);
             }
             self.renew_lease(now);
-            self.answer_reads();
+            self.answer_reads(now);
             progress.messages = brought.messages;
             progress.after_persist = brought.after_persist;
             progress.entries = brought.entries;
@@ -492,11 +505,13 @@ impl Group {
             // Stamps never fall along the log, which may be long: the newest is the highest.
             let in_log = self.consensus.data_after(self.applied).find_map(Batch::stamp_of);
             self.clock = Some(GroupClock::new(now, self.time.max(in_log.unwrap_or(0))));
+            self.begin_directory();
         }
     }
 
     fn give_up(&mut self) {
-        self.clock = None;
+        self.give_up_waiting();
+        (self.clock, self.lease) = (None, 0);
         self.refused.clear();
         self.in_flight = InFlight::default();
         self.open_bytes = 0;
@@ -511,7 +526,7 @@ impl Group {
         }
     }
 
-    fn apply(&mut self, entry: Entry) {
+    fn apply(&mut self, now: u64, entry: Entry) {
         assert!(entry.index == self.applied + 1, "entries are applied in order, without a gap");
         (self.applied, self.applied_term) = (entry.index, entry.term);
         while self.in_flight.entries.front().is_some_and(|&(index, ..)| index <= entry.index) {
@@ -537,7 +552,13 @@ impl Group {
         let mut portion = Portion::of_entry(bytes, batch.commands.len());
         self.state.expire(&ctx(0), &mut portion, &mut out);
         for (offset, logged) in batch.placed() {
+            let writes = own.then(|| logged.work.writes().to_vec()).filter(|keys| !keys.is_empty());
+            let asker = logged.asker;
             self.apply_one(&ctx(offset), logged, &mut out);
+            if let Some(keys) = writes {
+                self.open_keys(now, &asker, &keys);
+                self.tell(core::mem::take(&mut out), own);
+            }
         }
         self.tell(out, own);
     }
@@ -585,18 +606,20 @@ impl Group {
     }
 
     fn tell_verdict(&mut self, to: Asker, verdict: Verdict) {
+        let grant = self.grant_written(&to);
         let concerns = self.clock.is_some() || to.conn.node == self.me;
         if concerns && self.applied > self.replayed {
-            self.tell_answer(to.conn, to.request, verdict);
+            self.tell_answer(&to, verdict, grant);
         }
     }
 
-    fn tell_answer(&mut self, conn: ConnId, request: u64, verdict: Verdict) {
-        self.refuse(conn, request, 0, verdict);
+    fn tell_answer(&mut self, to: &Asker, verdict: Verdict, grant: Option<Grant>) {
+        let Asker { conn, request, .. } = *to;
+        self.told.push(Told::Answer(Answer { conn, request, group: self.id, sending: 0, verdict, grant }));
     }
 
     fn refuse(&mut self, conn: ConnId, request: u64, sending: u32, verdict: Verdict) {
-        self.told.push(Told::Answer(Answer { conn, request, group: self.id, sending, verdict }));
+        self.told.push(Told::Answer(Answer { conn, request, group: self.id, sending, verdict, grant: None }));
     }
 
     /// Whether this node leads, as far as work is concerned, and in which term.

@@ -7,6 +7,7 @@
 
 use alloc::vec::Vec;
 use quorate_protocol::id::Index;
+use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Verdict, Work};
 use quorate_protocol::reply::Reply;
 
@@ -15,7 +16,7 @@ use super::{Group, READ_RETRY, Read, Round};
 impl Group {
     pub(super) fn ask_read_round(&mut self, now: u64) {
         if now < self.lease && !self.rounds.is_empty() {
-            self.answer_rounds_in_lease();
+            self.answer_rounds_in_lease(now);
         }
         if self.reads.is_empty() {
             return;
@@ -24,16 +25,16 @@ impl Group {
         #[cfg(feature = "faults")]
         if self.faults.stale_reads {
             self.ready_reads.entry(0).or_default().extend(reads);
-            return self.answer_reads();
+            return self.answer_reads(now);
         }
         if now < self.lease {
-            return self.read_in_lease(reads);
+            return self.read_in_lease(now, reads);
         }
         self.start_round(now, self.consensus.last_index(), reads);
     }
 
     /// What was asked without a lease is answered before what is asked within it: a connection's reads are in order.
-    fn answer_rounds_in_lease(&mut self) {
+    fn answer_rounds_in_lease(&mut self, now: u64) {
         let commit = self.consensus.commit();
         for round in core::mem::take(&mut self.rounds).into_values() {
             for read in round.reads {
@@ -41,16 +42,16 @@ impl Group {
                 self.ready_reads.entry(at).or_default().push(read);
             }
         }
-        self.answer_reads();
+        self.answer_reads(now);
     }
 
-    fn read_in_lease(&mut self, reads: Vec<Read>) {
+    fn read_in_lease(&mut self, now: u64, reads: Vec<Read>) {
         let (commit, last) = (self.consensus.commit(), self.consensus.last_index());
         for read in reads {
             let at = if read.behind { last } else { commit };
             self.ready_reads.entry(at).or_default().push(read);
         }
-        self.answer_reads();
+        self.answer_reads(now);
     }
 
     fn start_round(&mut self, now: u64, floor: Index, reads: Vec<Read>) {
@@ -69,17 +70,19 @@ impl Group {
         }
     }
 
-    pub(super) fn answer_reads(&mut self) {
+    pub(super) fn answer_reads(&mut self, now: u64) {
         while let Some(first) = self.ready_reads.first_entry() {
             if *first.key() > self.applied {
                 break;
             }
-            for Read { asker, work, .. } in first.remove() {
-                let reply = match work {
+            for read in first.remove() {
+                let reply = match &read.work {
                     Work::SeeIndex => Reply::int(self.applied),
-                    work => self.state.read(self.time, &work),
+                    Work::Op(Op::CacheInfo(key)) => self.cache_info(now, key),
+                    work => self.state.read(self.time, work),
                 };
-                self.tell_answer(asker.conn, asker.request, Verdict::Reply(reply));
+                let grant = self.grant_for(now, &read);
+                self.tell_answer(&read.asker, Verdict::Reply(reply), grant);
             }
         }
     }

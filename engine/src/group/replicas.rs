@@ -63,14 +63,14 @@ impl Group {
         lost: impl Fn(Replica) -> bool,
         life: impl Fn(NodeId) -> u32,
     ) -> bool {
-        if self.leading().is_none() || !self.consensus.may_change() {
+        if self.leading().is_none() || self.is_handing_over() || !self.consensus.may_change() {
             return false;
         }
         let conf = self.consensus.conf();
         if conf.is_joint() && !conf.voters.contains(&self.consensus.me()) {
             let heirs = conf.voters.clone();
             let heir = heirs.into_iter().max_by_key(|replica| self.consensus.matched(*replica));
-            return self.hand_to(heir);
+            return self.hand_to(now, heir);
         }
         let step = if self.consensus.conf().is_joint() {
             self.consensus.may_leave(now).then_some(Change::Leave)
@@ -133,7 +133,7 @@ impl Group {
         (!same && !voters.is_empty()).then_some(Target { voters, learners })
     }
 
-    fn is_close(&self, replica: Replica) -> bool {
+    pub(super) fn is_close(&self, replica: Replica) -> bool {
         self.consensus.matched(replica).is_some_and(|matched| matched + CLOSE >= self.consensus.last_index())
     }
 
@@ -143,7 +143,7 @@ impl Group {
         if self.leading().is_none()
             || now < self.led_since + SETTLED
             || conf.is_joint()
-            || self.consensus.is_handing_over()
+            || self.is_handing_over()
         {
             return false;
         }
@@ -154,12 +154,12 @@ impl Group {
             return false;
         }
         let heir = conf.voters.iter().copied().find(|replica| replica.node == heir);
-        self.hand_to(heir)
+        self.hand_to(now, heir)
     }
 
     /// Hands leadership over to whoever can take it best. Whether it began.
-    pub fn hand_over(&mut self, reluctant: impl Fn(NodeId) -> bool) -> bool {
-        if self.leading().is_none() || self.consensus.is_handing_over() {
+    pub fn hand_over(&mut self, now: u64, reluctant: impl Fn(NodeId) -> bool) -> bool {
+        if self.leading().is_none() || self.is_handing_over() {
             return false;
         }
         let me = self.consensus.me();
@@ -168,13 +168,7 @@ impl Group {
         let heir = able
             .filter(|replica| self.is_close(*replica))
             .max_by_key(|replica| self.consensus.matched(*replica));
-        self.hand_to(heir)
-    }
-
-    fn hand_to(&mut self, heir: Option<Replica>) -> bool {
-        let Some(heir) = heir.filter(|heir| self.is_close(*heir)) else { return false };
-        self.consensus.transfer(heir);
-        true
+        self.hand_to(now, heir)
     }
 
     /// Whether anybody else could lead.

@@ -211,6 +211,12 @@ impl Store {
         }
     }
 
+    /// The version and the deadline of a key; (0, none) of one that does not exist.
+    #[must_use]
+    pub fn line(&self, key: &Bytes, time: u64) -> (u64, Option<u64>) {
+        self.seen(key, time).map_or((0, None), |row| (row.version, row.deadline))
+    }
+
     fn ttl(&self, key: &Bytes, millis: bool, time: u64) -> Reply {
         match self.seen(key, time).map(|row| row.deadline) {
             None => Reply::Int(-2),

@@ -204,6 +204,10 @@ pub(super) fn queue_info(words: &mut Words<'_>) -> Parsed {
     op(Op::QInfo(words.topic()?))
 }
 
+pub(super) fn cache_info(words: &mut Words<'_>) -> Parsed {
+    op(Op::CacheInfo(words.name("key")?))
+}
+
 pub(super) fn get(words: &mut Words<'_>) -> Parsed {
     op(Op::Get(words.name("key")?))
 }

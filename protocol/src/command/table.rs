@@ -172,6 +172,8 @@ pub static TABLE: &[Spec] = &[
         "the number settled; a message that is gone, or a stale id@attempt, counts 0", "O(log n) per id", later &["GROUP"]),
     row!(70 "AUTH" -2 FAST, NONE, Connection, Read, auth, "AUTH [user] password",
         "Authenticates; no users can be set up yet.", "an error", "O(1)"),
+    row!(45 "CACHEINFO" 2 READ, ONE, Keys, Read, cache_info, "CACHEINFO key", "Shows which nodes hold a key in their caches.",
+        "a map: key, partition, home (the node that leads it), version, holders (node and state: S shared, E exclusive, M modified)", "O(log n)"),
     row!(71 "CLIENT" -2 FAST, NONE, Connection, Idempotent, client,
         "CLIENT ID | GETNAME | SETNAME name | SETINFO LIB-NAME|LIB-VER value | INFO | LIST",
         "Asks about connections, names this one.", "as Redis", "O(1); LIST O(connections)"),
@@ -256,7 +258,6 @@ pub static TABLE: &[Spec] = &[
 /// Verbs of the contract that are not built yet, and what to do meanwhile.
 static LATER: &[(&str, &str)] = &[
     ("APPEND", "read with GET and write with SET IFVER"),
-    ("CACHEINFO", "see STATUS"),
     ("CLUSTER", "see MEMBERS and PARTITIONS"),
     ("DBSIZE", "see HELP for what is"),
     ("DISCARD", "send single commands; SET IFVER guards against others"),

@@ -49,6 +49,8 @@ pub struct Checks {
     pub deliveries: Vec<queues::Pushed>,
     /// Connection → when it ended, at either end.
     pub conn_ends: BTreeMap<u64, u64>,
+    /// Reads that a node answered from its own memory.
+    pub hits: u64,
     leaders: leaders::Leaders,
     leases: leases::Leases,
     log: log::Logs,
@@ -67,6 +69,7 @@ impl Checks {
             violation: None,
             deliveries: Vec::new(),
             conn_ends: BTreeMap::new(),
+            hits: 0,
             leaders: leaders::Leaders::default(),
             leases: leases::Leases::default(),
             log: log::Logs::new(nodes, voters),

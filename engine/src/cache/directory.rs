@@ -1,0 +1,394 @@
+//! The home's side: who holds which line of its group, who must drop it before a write, and what is closed.
+//!
+//! Charter: belongs to one leader in one term, and begins empty with it. It decides what is granted, whom an
+//! invalidation goes to, and when a write may be proposed. What is written, and in which order, is the group's business.
+//!
+//! Invariants:
+//! - A copy is known from its grant until its node says that it is gone, or the node's lease is over.
+//! - A write waits for every other node that has a copy. The writer's own node has dropped its line before it sent the
+//!   write, and names the grant that it dropped: if that is not the last one, another is on its way, and it is
+//!   asked like any other.
+//! - A node that owes an answer to an invalidation gets no more time, so no write waits longer than a lease lasts.
+//!
+//! Subtlety: there may be more copies in here than there are (an eviction that was lost), never fewer.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
+use quorate_protocol::limits::DIRECTORY_LINES_MAX;
+use quorate_protocol::peer::{
+    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
+};
+
+use super::line::{Event, State};
+use crate::effect::TICK;
+
+/// How long an invalidation may be unanswered before it is said again; microseconds.
+const SAY_AGAIN: u64 = 2 * TICK;
+/// A lease that would be shorter is not granted; microseconds.
+const SHORTEST: u64 = TICK;
+
+/// A node's lease.
+#[derive(Debug)]
+struct Lease {
+    boot: Boot,
+    epoch: u64,
+    /// Its end, by the home's clock, never before the holder's.
+    until: u64,
+}
+
+/// A copy of a line.
+#[derive(Debug, Clone, Copy)]
+struct Copy {
+    node: NodeId,
+    epoch: u64,
+    number: u64,
+    state: State,
+}
+
+/// An invalidation that is not answered.
+#[derive(Debug)]
+struct Unanswered {
+    node: NodeId,
+    word: Invalidation,
+    said: u64,
+    /// Who waits for the answer.
+    writes: Vec<WriteId>,
+}
+
+/// A key of which writes are on their way.
+#[derive(Debug, Default)]
+struct Closed {
+    writes: u32,
+    /// The node that wrote it last and gave its line up for that: it gets it back.
+    owner: Option<NodeId>,
+}
+
+/// A write that waits for copies to be dropped.
+pub type WriteId = u64;
+
+/// See the top of the file.
+#[derive(Debug, Default)]
+pub struct Directory {
+    group: GroupId,
+    term: Term,
+    next_epoch: u64,
+    /// The last number that was given.
+    number: u64,
+    leases: BTreeMap<NodeId, Lease>,
+    lines: BTreeMap<Bytes, Vec<Copy>>,
+    /// Key → writes of it that are on their way.
+    closed: BTreeMap<Bytes, Closed>,
+    next_write: WriteId,
+    /// Write → how many invalidations it waits for.
+    waiting: BTreeMap<WriteId, usize>,
+    unanswered: BTreeMap<u64, Unanswered>,
+    ready: Vec<WriteId>,
+    /// All leases are to come back, and none is granted.
+    recalling: bool,
+    words: Vec<(NodeId, CacheWord)>,
+    #[cfg(feature = "faults")]
+    faults: super::Faults,
+}
+
+impl Directory {
+    /// The directory of a leader that begins.
+    #[must_use]
+    pub fn new(group: GroupId, term: Term) -> Self {
+        Self { group, term, ..Self::default() }
+    }
+
+    /// Switches deliberate bugs on.
+    #[cfg(feature = "faults")]
+    pub fn set_faults(&mut self, faults: &super::Faults) {
+        self.faults = faults.clone();
+    }
+
+    fn name(&self, epoch: u64) -> LeaseName {
+        LeaseName { group: self.group, term: self.term, epoch }
+    }
+
+    /// What is to be said to nodes.
+    pub fn take_words(&mut self) -> Vec<(NodeId, CacheWord)> {
+        core::mem::take(&mut self.words)
+    }
+
+    /// Writes that may be proposed now.
+    pub fn take_ready(&mut self) -> Vec<WriteId> {
+        core::mem::take(&mut self.ready)
+    }
+
+    /// Whether there are such.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Until when somebody may rely on a lease that was granted here.
+    #[must_use]
+    pub fn relied_on_until(&self) -> u64 {
+        self.leases.values().map(|lease| lease.until).max().unwrap_or(0)
+    }
+
+    /// Takes a node's word. `home_until`: the end of the home's own lease; 0 is none.
+    pub fn hear(&mut self, now: u64, home_until: u64, from: NodeId, word: CacheWord) {
+        match word {
+            CacheWord::Want(want) if self.is_mine(want.lease) => self.wanted(now, home_until, from, want),
+            CacheWord::Purged(purged) if self.is_mine(purged.lease) => self.purged(from, purged),
+            CacheWord::Returned(lease) if self.is_mine(lease) => self.returned(from, lease.epoch),
+            CacheWord::Evicted(evicted) if self.is_mine(evicted.lease) => self.evicted(from, evicted),
+            _ => {}
+        }
+    }
+
+    fn is_mine(&self, lease: LeaseName) -> bool {
+        (lease.group, lease.term) == (self.group, self.term)
+    }
+
+    fn wanted(&mut self, now: u64, home_until: u64, from: NodeId, want: LeaseWanted) {
+        self.lapse(now);
+        #[cfg(feature = "faults")]
+        let home_until = if self.faults.beyond_home { home_until + 10 * TICK } else { home_until };
+        let owes = self.unanswered.values().any(|open| open.node == from && now > open.said);
+        if self.recalling || owes || home_until < now + SHORTEST {
+            return;
+        }
+        let known = self.leases.get(&from).filter(|lease| lease.boot == want.boot);
+        let epoch = match known {
+            Some(lease) if lease.epoch == want.lease.epoch => lease.epoch,
+            // It has not heard of the lease that it was given, or has dropped it.
+            Some(lease) if want.lease.epoch == 0 => lease.epoch,
+            Some(_) => return,
+            None if self.leases.contains_key(&from) => return,
+            #[cfg(feature = "faults")]
+            None if self.faults.lapsed_renewed && want.lease.epoch > 0 => want.lease.epoch,
+            None if want.lease.epoch > 0 => return,
+            None => {
+                self.next_epoch += 1;
+                self.next_epoch
+            }
+        };
+        self.leases.insert(from, Lease { boot: want.boot, epoch, until: home_until });
+        let length = (home_until - now) / 100 * 99;
+        let granted = LeaseGranted { lease: self.name(epoch), boot: want.boot, sent: want.sent, length };
+        self.words.push((from, CacheWord::Lease(granted)));
+    }
+
+    /// Forgets leases that are over, and lets the writes go on that waited for them.
+    fn lapse(&mut self, now: u64) {
+        let over: Vec<NodeId> =
+            self.leases.iter().filter(|(_, lease)| lease.until <= now).map(|(node, _)| *node).collect();
+        for node in over {
+            self.end(node);
+        }
+    }
+
+    /// A node's lease is over: what it holds is void.
+    fn end(&mut self, node: NodeId) {
+        self.leases.remove(&node);
+        let numbers: Vec<u64> =
+            self.unanswered.iter().filter(|(_, open)| open.node == node).map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.answered(number);
+        }
+    }
+
+    fn answered(&mut self, number: u64) {
+        let Some(open) = self.unanswered.remove(&number) else { return };
+        for write in open.writes {
+            let left = self.waiting.get_mut(&write).expect("who waits is known");
+            *left -= 1;
+            if *left == 0 {
+                self.waiting.remove(&write);
+                self.ready.push(write);
+            }
+        }
+    }
+
+    fn purged(&mut self, from: NodeId, purged: Purged) {
+        let answers = self
+            .unanswered
+            .get(&purged.number)
+            .is_some_and(|open| open.node == from && open.word.lease == purged.lease);
+        if answers {
+            self.answered(purged.number);
+        }
+    }
+
+    fn returned(&mut self, from: NodeId, epoch: u64) {
+        if self.recalling && self.leases.get(&from).is_some_and(|lease| lease.epoch == epoch) {
+            self.end(from);
+        }
+    }
+
+    fn evicted(&mut self, from: NodeId, evicted: Evicted) {
+        for (key, number) in evicted.lines {
+            let Some(copies) = self.lines.get_mut(&key) else { continue };
+            copies.retain(|copy| (copy.node, copy.number) != (from, number));
+            if copies.is_empty() {
+                self.lines.remove(&key);
+            }
+        }
+    }
+
+    fn is_live(&self, copy: &Copy, now: u64) -> bool {
+        self.leases.get(&copy.node).is_some_and(|lease| lease.epoch == copy.epoch && lease.until > now)
+    }
+
+    /// Grants the line of a key to the node that has written it, if that may be.
+    pub fn grant_written(&mut self, now: u64, node: NodeId, key: &Bytes) -> Option<Grant> {
+        let epoch = self.leases.get(&node)?.epoch;
+        self.grant(now, node, epoch, key, true)
+    }
+
+    /// Grants the line of a key to a node that has read it, or written it, if that may be.
+    pub fn grant(&mut self, now: u64, node: NodeId, epoch: u64, key: &Bytes, written: bool) -> Option<Grant> {
+        #[cfg(feature = "faults")]
+        let open = self.faults.left_open || !self.closed.contains_key(key);
+        #[cfg(not(feature = "faults"))]
+        let open = !self.closed.contains_key(key);
+        let lease = self.leases.get(&node).filter(|lease| lease.epoch == epoch && lease.until > now)?;
+        let lease = LeaseName { group: self.group, term: self.term, epoch: lease.epoch };
+        let full = self.lines.len() >= DIRECTORY_LINES_MAX && !self.lines.contains_key(key);
+        if !open || self.recalling || full {
+            return None;
+        }
+        let mut copies = self.lines.remove(key).unwrap_or_default();
+        copies.retain(|copy| self.is_live(copy, now));
+        let before = copies.iter().position(|copy| copy.node == node).map(|at| copies.swap_remove(at));
+        for copy in &mut copies {
+            copy.state = copy.state.after(Event::OtherReads).expect("a copy is not invalid");
+        }
+        let alone = copies.is_empty();
+        let event = match (alone, written) {
+            (true, true) => Event::Written,
+            (true, false) => Event::ReadAlone,
+            (false, _) => Event::ReadShared,
+        };
+        let state = before.map_or(State::Invalid, |copy| copy.state);
+        let state = state.after(event).expect("every line can be read and written");
+        self.number += 1;
+        copies.push(Copy { node, epoch, number: self.number, state });
+        copies.sort_unstable_by_key(|copy| copy.node);
+        self.lines.insert(key.clone(), copies);
+        Some(Grant { lease, number: self.number, version: 0, left: None, exclusive: alone })
+    }
+
+    /// A write of these keys comes from a node that has given up the grant `gave_up` for it. Closes the keys. Whether it
+    /// may be proposed at once; otherwise `take_ready` names it one day.
+    pub fn close(&mut self, now: u64, keys: &[Bytes], writer: NodeId, gave_up: u64) -> Option<WriteId> {
+        self.lapse(now);
+        let mut drop: BTreeMap<NodeId, (u64, Vec<Bytes>)> = BTreeMap::new();
+        let mut again = false;
+        for key in keys {
+            let closed = self.closed.entry(key.clone()).or_default();
+            again |= closed.writes > 0;
+            closed.writes += 1;
+            closed.owner = (keys.len() == 1 && gave_up > 0).then_some(writer);
+            for copy in self.lines.remove(key).unwrap_or_default() {
+                let gone = copy.node == writer && copy.number == gave_up && keys.len() == 1;
+                #[cfg(feature = "faults")]
+                let gone = gone || (self.faults.missed_invalidation && self.number.is_multiple_of(5));
+                if !gone && self.is_live(&copy, now) {
+                    drop.entry(copy.node).or_insert((copy.epoch, Vec::new())).1.push(key.clone());
+                }
+            }
+        }
+        let write = self.next_write + 1;
+        let mut waits_for = 0;
+        if again {
+            // A copy that was to be dropped for an earlier write may still be there.
+            let concerns = |open: &&mut Unanswered| open.word.keys.iter().any(|key| keys.contains(key));
+            for open in self.unanswered.values_mut().filter(concerns) {
+                open.writes.push(write);
+                waits_for += 1;
+            }
+        }
+        for (node, (epoch, keys)) in drop {
+            self.number += 1;
+            let word = Invalidation { lease: self.name(epoch), number: self.number, keys };
+            self.words.push((node, CacheWord::Invalid(word.clone())));
+            let open = Unanswered { node, word, said: now, writes: [write].into() };
+            self.unanswered.insert(self.number, open);
+            waits_for += 1;
+        }
+        if waits_for == 0 {
+            return None;
+        }
+        self.next_write = write;
+        self.waiting.insert(write, waits_for);
+        Some(write)
+    }
+
+    /// A write of these keys is applied. The node that gets the line of a single one back, if there is such.
+    pub fn open(&mut self, keys: &[Bytes]) -> Option<NodeId> {
+        let mut owner = None;
+        for key in keys {
+            let closed = self.closed.get_mut(key).expect("what is applied was closed");
+            closed.writes -= 1;
+            if closed.writes == 0 {
+                owner = closed.owner;
+                self.closed.remove(key);
+            }
+        }
+        owner
+    }
+
+    /// All leases are to come back.
+    pub fn recall(&mut self, now: u64) {
+        self.recalling = true;
+        self.lapse(now);
+        self.say_recall();
+    }
+
+    fn say_recall(&mut self) {
+        for (&node, lease) in &self.leases {
+            let name = LeaseName { group: self.group, term: self.term, epoch: lease.epoch };
+            self.words.push((node, CacheWord::Recall(name)));
+        }
+    }
+
+    /// Whether nobody relies on a lease any more.
+    #[must_use]
+    pub fn is_recalled(&mut self, now: u64) -> bool {
+        self.lapse(now);
+        self.leases.is_empty()
+    }
+
+    /// Nothing comes of the recall: leases are granted again.
+    pub fn resume(&mut self) {
+        self.recalling = false;
+    }
+
+    /// Lets time pass.
+    pub fn tick(&mut self, now: u64) {
+        self.lapse(now);
+        for open in self.unanswered.values_mut().filter(|open| now >= open.said + SAY_AGAIN) {
+            open.said = now;
+            self.words.push((open.node, CacheWord::Invalid(open.word.clone())));
+        }
+        if self.recalling {
+            self.say_recall();
+        }
+    }
+
+    /// Who holds a line, in which state, in the order of the nodes.
+    #[must_use]
+    pub fn holders(&self, now: u64, key: &Bytes) -> Vec<(NodeId, State)> {
+        let copies = self.lines.get(key).map(Vec::as_slice).unwrap_or_default();
+        copies.iter().filter(|copy| self.is_live(copy, now)).map(|copy| (copy.node, copy.state)).collect()
+    }
+
+    /// Lines that somebody may hold.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Whether nobody holds a line.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+}

@@ -1,0 +1,370 @@
+//! A node's side: the leases that it has from the homes of the groups, and the lines that it keeps under them.
+//!
+//! Charter: asks for leases when they are wanted, takes grants, obeys invalidations, and tells the read view what to do.
+//! It knows which lines there are, not what is in them.
+//!
+//! Invariants:
+//! - A lease is counted from when it was asked for, by this node's clock, so it ends here before it does at the home.
+//! - Whatever the view holds is known here. An invalidation is answered behind the effect that purges the view.
+//! - Before this node sends a write of a key, its own line is gone. It comes back with the answer at the earliest.
+//! - `floors`: no grant is taken that is older than the last invalidation of its key. Keys share 1,024 floors; a grant
+//!   that another key's invalidation voids is only lost work.
+//!
+//! Subtlety: a lease that ends is a generation that ends: the view compares one number, and nobody visits the lines. What
+//! is left of them here is taken apart in portions.
+
+use alloc::borrow::ToOwned;
+use alloc::collections::{BTreeMap, VecDeque, btree_map};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
+use quorate_protocol::peer::{
+    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::CacheEffect;
+use super::line::{Event, State};
+use crate::effect::{Effect, Effects, Level, TICK};
+
+/// A lease that has less left is asked for anew; microseconds.
+const RENEW_BELOW: u64 = 6 * TICK;
+/// A word that was not answered is said again after this; microseconds.
+const SAY_AGAIN: u64 = 2 * TICK;
+/// Floors of a node.
+const FLOORS: usize = 1024;
+/// Entries of void lines that a tick takes apart.
+const SWEPT_AT_ONCE: usize = 4096;
+
+/// A line that the view holds.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    number: u64,
+    state: State,
+}
+
+/// A lease that this node has.
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    epoch: u64,
+    generation: u64,
+    until: u64,
+}
+
+/// What this node has of one group.
+#[derive(Debug, Default)]
+struct Home {
+    leader: Option<NodeId>,
+    term: Term,
+    lease: Option<Lease>,
+    lines: BTreeMap<Bytes, Line>,
+    /// Somebody reads keys of the group here.
+    wanted: bool,
+    /// When it last asked for the lease or its renewal, and when for the first time since it has had none; 0: not yet.
+    asked: u64,
+    since: u64,
+}
+
+/// A line that has come with an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fill {
+    /// The key.
+    pub key: Bytes,
+    /// Its value; none: it does not exist.
+    pub value: Option<Bytes>,
+    /// What was granted.
+    pub grant: Grant,
+    /// When it was asked for.
+    pub asked: u64,
+    /// It was written here, not read.
+    pub written: bool,
+}
+
+/// See the top of the file.
+pub struct Holder {
+    boot: Boot,
+    homes: Vec<Home>,
+    floors: Vec<(Term, u64)>,
+    generation: u64,
+    /// Evictions that no home has heard of.
+    evicted: BTreeMap<(NodeId, LeaseName), Vec<(Bytes, u64)>>,
+    void: VecDeque<btree_map::IntoIter<Bytes, Line>>,
+    words: Vec<(NodeId, CacheWord)>,
+    effects: Effects,
+    #[cfg(feature = "faults")]
+    faults: super::Faults,
+}
+
+fn bucket(key: &[u8]) -> usize {
+    usize::try_from(xxh3_64(key) % FLOORS as u64).expect("a small number")
+}
+
+impl Holder {
+    /// The holder of a node that starts, in a cluster of so many partitions.
+    #[must_use]
+    pub fn new(boot: Boot, partitions: u16) -> Self {
+        Self {
+            boot,
+            homes: (0..=partitions).map(|_| Home::default()).collect(),
+            floors: alloc::vec![(0, 0); FLOORS],
+            generation: 0,
+            evicted: BTreeMap::new(),
+            void: VecDeque::new(),
+            words: Vec::new(),
+            effects: Effects::new(),
+            #[cfg(feature = "faults")]
+            faults: super::Faults::default(),
+        }
+    }
+
+    /// Switches deliberate bugs on.
+    #[cfg(feature = "faults")]
+    pub fn set_faults(&mut self, faults: &super::Faults) {
+        self.faults = faults.clone();
+    }
+
+    /// What is to be said to homes.
+    pub fn take_words(&mut self) -> Vec<(NodeId, CacheWord)> {
+        core::mem::take(&mut self.words)
+    }
+
+    /// What the shell is to do.
+    pub fn take_effects(&mut self, fx: &mut Effects) {
+        fx.append(&mut self.effects);
+    }
+
+    fn effect(&mut self, effect: CacheEffect) {
+        self.effects.push(Effect::Cache(effect));
+    }
+
+    /// Where a group is led. Another term is another home.
+    pub fn set_route(&mut self, group: GroupId, leader: Option<NodeId>, term: Term) {
+        let home = &mut self.homes[group.slot()];
+        if (home.leader, home.term) == (leader, term) {
+            return;
+        }
+        if home.term != term {
+            self.end(group);
+        }
+        let home = &mut self.homes[group.slot()];
+        (home.leader, home.term, home.asked) = (leader, term, 0);
+    }
+
+    /// The lease of a group is over, and with it all that was granted under it.
+    fn end(&mut self, group: GroupId) {
+        let home = &mut self.homes[group.slot()];
+        let lines = core::mem::take(&mut home.lines);
+        (home.asked, home.since) = (0, 0);
+        if home.lease.take().is_some() {
+            self.effects.push(Effect::Cache(CacheEffect::Lease { group, generation: 0, until: 0 }));
+        }
+        if !lines.is_empty() {
+            let line = format!("{} lines of group {} have lapsed. State -> I", lines.len(), group.0);
+            self.effects.push(Effect::Log(Level::Debug, line));
+            self.void.push_back(lines.into_iter());
+        }
+    }
+
+    /// The epoch under which a line of the group would be kept; 0 while there is no lease: one is asked for then.
+    pub fn epoch(&mut self, now: u64, group: GroupId) -> u64 {
+        let home = &mut self.homes[group.slot()];
+        home.wanted = true;
+        if let Some(lease) = home.lease.filter(|lease| now < lease.until) {
+            return lease.epoch;
+        }
+        self.ask(now, group);
+        0
+    }
+
+    fn ask(&mut self, now: u64, group: GroupId) {
+        let home = &mut self.homes[group.slot()];
+        let Some(leader) = home.leader.filter(|_| now >= home.asked + SAY_AGAIN) else { return };
+        home.asked = now;
+        if home.since == 0 {
+            home.since = now;
+        }
+        let epoch = home.lease.map_or(0, |lease| lease.epoch);
+        let lease = LeaseName { group, term: home.term, epoch };
+        self.words.push((leader, CacheWord::Want(LeaseWanted { lease, boot: self.boot, sent: now })));
+    }
+
+    /// Takes a home's word.
+    pub fn hear(&mut self, now: u64, from: NodeId, word: CacheWord) {
+        match word {
+            CacheWord::Lease(granted) => self.granted(now, &granted),
+            CacheWord::Invalid(invalidation) => self.invalidated(from, invalidation),
+            CacheWord::Recall(lease) => {
+                if self.homes.get(lease.group.slot()).is_some_and(|home| home.term == lease.term) {
+                    self.end(lease.group);
+                }
+                self.words.push((from, CacheWord::Returned(lease)));
+            }
+            _ => {}
+        }
+    }
+
+    fn granted(&mut self, now: u64, granted: &LeaseGranted) {
+        let group = granted.lease.group;
+        let Some(home) = self.homes.get(group.slot()) else { return };
+        let mine = (granted.boot, granted.lease.term) == (self.boot, home.term);
+        // What was asked for before the last lease was over is of no use.
+        if !mine || home.since == 0 || granted.sent < home.since || granted.sent > now {
+            return;
+        }
+        #[cfg(feature = "faults")]
+        let granted = &LeaseGranted {
+            sent: if self.faults.lease_from_answer { now } else { granted.sent },
+            ..*granted
+        };
+        let (epoch, until) = (granted.lease.epoch, granted.sent + granted.length);
+        let goes_on = home.lease.filter(|lease| lease.epoch == epoch && now < lease.until);
+        if until <= now || goes_on.is_some_and(|lease| until <= lease.until) {
+            return;
+        }
+        let since = home.since;
+        if goes_on.is_none() {
+            self.end(group);
+            self.generation += 1;
+        }
+        let generation = goes_on.map_or(self.generation, |lease| lease.generation);
+        let home = &mut self.homes[group.slot()];
+        (home.asked, home.since) = (0, since);
+        home.lease = Some(Lease { epoch, generation, until });
+        self.effect(CacheEffect::Lease { group, generation, until });
+    }
+
+    fn invalidated(&mut self, from: NodeId, invalidation: Invalidation) {
+        let Invalidation { lease, number, keys } = invalidation;
+        let Some(home) = self.homes.get_mut(lease.group.slot()) else { return };
+        let mut purged = Vec::new();
+        for key in &keys {
+            let floor = &mut self.floors[bucket(key)];
+            *floor = (*floor).max((lease.term, number));
+            // A line that was granted later is not meant.
+            let line = home.lines.get(key).filter(|line| home.term == lease.term && line.number < number);
+            if line.is_some() {
+                home.lines.remove(key);
+                let line = format!("Received INVAL for {}. State -> I", shown(key));
+                self.effects.push(Effect::Log(Level::Info, line));
+                purged.push(key.clone());
+            }
+        }
+        #[cfg(feature = "faults")]
+        if self.faults.kept_line {
+            purged.clear();
+        }
+        if !purged.is_empty() {
+            self.effect(CacheEffect::Purge { group: lease.group, keys: purged });
+        }
+        self.words.push((from, CacheWord::Purged(Purged { lease, number })));
+    }
+
+    /// A write of these keys is about to leave: drops the lines. Answers the grant that was given up, if it is of one key.
+    pub fn give_up(&mut self, group: GroupId, keys: &[Bytes]) -> u64 {
+        #[cfg(feature = "faults")]
+        if self.faults.own_line_kept {
+            let lines = &self.homes[group.slot()].lines;
+            return keys.first().and_then(|key| lines.get(key)).map_or(0, |line| line.number);
+        }
+        let home = &mut self.homes[group.slot()];
+        let mut gone = Vec::new();
+        let mut number = 0;
+        for key in keys {
+            if let Some(line) = home.lines.remove(key) {
+                number = line.number;
+                gone.push(key.clone());
+            }
+        }
+        if gone.is_empty() {
+            return 0;
+        }
+        self.effect(CacheEffect::Purge { group, keys: gone });
+        if keys.len() == 1 { number } else { 0 }
+    }
+
+    /// A line has come with an answer. Whether it is kept.
+    pub fn fill(&mut self, now: u64, fill: Fill) -> bool {
+        let Fill { key, value, grant, asked, written } = fill;
+        let LeaseName { group, term, epoch } = grant.lease;
+        let Some(home) = self.homes.get_mut(group.slot()) else { return false };
+        let lease = home.lease.filter(|lease| lease.epoch == epoch && home.term == term && now < lease.until);
+        let overtaken = (term, grant.number) < self.floors[bucket(&key)];
+        #[cfg(feature = "faults")]
+        let overtaken = overtaken && !self.faults.late_fill;
+        let older = home.lines.get(&key).is_some_and(|line| line.number > grant.number);
+        let until = grant.left.map_or(u64::MAX, |left| asked.saturating_add(left));
+        let Some(lease) = lease.filter(|_| !overtaken && !older && now < until) else { return false };
+        let before = home.lines.get(&key).map_or(State::Invalid, |line| line.state);
+        let event = match (grant.exclusive, written) {
+            (true, true) => Event::Written,
+            (true, false) => Event::ReadAlone,
+            (false, _) => Event::ReadShared,
+        };
+        let state = before.after(event).expect("every line can be read and written");
+        let line = format!("{}: State {} -> {}", shown(&key), before.letter(), state.letter());
+        self.effects.push(Effect::Log(Level::Debug, line));
+        home.lines.insert(key.clone(), Line { number: grant.number, state });
+        self.effect(CacheEffect::Fill { group, generation: lease.generation, key, value, until });
+        true
+    }
+
+    /// The view has dropped lines to make room.
+    pub fn evicted(&mut self, lines: Vec<(GroupId, Bytes)>) {
+        for (group, key) in lines {
+            let home = &mut self.homes[group.slot()];
+            let (Some(line), Some(leader), Some(lease)) = (home.lines.remove(&key), home.leader, home.lease)
+            else {
+                continue;
+            };
+            let name = LeaseName { group, term: home.term, epoch: lease.epoch };
+            self.evicted.entry((leader, name)).or_default().push((key, line.number));
+        }
+    }
+
+    /// Lets time pass.
+    pub fn tick(&mut self, now: u64) {
+        for ((leader, lease), lines) in core::mem::take(&mut self.evicted) {
+            self.words.push((leader, CacheWord::Evicted(Evicted { lease, lines })));
+        }
+        for slot in 0..self.homes.len() {
+            let group = GroupId(u16::try_from(slot).expect("limits.rs bounds the partitions"));
+            let home = &self.homes[slot];
+            let left = home.lease.map(|lease| lease.until.saturating_sub(now));
+            match left {
+                Some(0) => self.end(group),
+                // Nothing was read under it: it may end.
+                Some(left) if left < RENEW_BELOW && (home.wanted || !home.lines.is_empty()) => {
+                    self.ask(now, group);
+                }
+                _ => {}
+            }
+            self.homes[slot].wanted = false;
+        }
+        self.sweep();
+    }
+
+    fn sweep(&mut self) {
+        let mut left = SWEPT_AT_ONCE;
+        while let Some(lines) = self.void.front_mut() {
+            let swept = lines.by_ref().take(left).count();
+            left -= swept;
+            if left == 0 {
+                return;
+            }
+            self.void.pop_front();
+        }
+    }
+
+    /// Lines by state: shared, exclusive, modified.
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.homes.iter().map(|home| home.lines.len()).sum()
+    }
+}
+
+/// A key as a log line shows it.
+fn shown(key: &[u8]) -> String {
+    core::str::from_utf8(key).map_or_else(|_| format!("{:?}", key.escape_ascii()), ToOwned::to_owned)
+}

@@ -1,0 +1,251 @@
+//! What connections read without asking the engine: the lines of the node's cache.
+//!
+//! Charter: the engine's effects fill and purge it, on the engine's thread; connections look things up, each on its own
+//! task. The simulator uses the same type.
+//!
+//! Invariants:
+//! - A line is shown only while its generation is the group's present one, and the reader's clock, read after the
+//!   request was understood, is before the ends of lease and line.
+//! - When `apply` of a purge has returned, no lookup that begins later finds the line.
+//! - The memory that lines take stays below the bound: the least recently used go first. What went is told to the engine.
+//!
+//! Subtlety: a lookup reads the lease's end before its generation, and a new lease writes them in the order: no end, new
+//! generation, new end. So whoever reads a new end sees the new generation, and takes no line of an old one for valid.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use quorate_engine::effect::CacheEffect;
+use quorate_protocol::id::GroupId;
+use quorate_protocol::limits::{CACHE_MEMORY, PARTITIONS};
+use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64};
+
+/// Parts that are locked apart.
+const SHARDS: usize = 64;
+/// What a line costs beyond its key and value: two boxes, the table, the order.
+const LINE_COST: usize = 160;
+
+#[derive(Debug, Default)]
+struct Lease {
+    generation: AtomicU64,
+    until: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Line {
+    group: GroupId,
+    generation: u64,
+    until: u64,
+    value: Option<Bytes>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    lines: LruCache<Bytes, Line, Xxh3DefaultBuilder>,
+    bytes: usize,
+}
+
+/// How often lookups found something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Lookups that found a line.
+    pub hits: u64,
+    /// Lookups that did not.
+    pub misses: u64,
+    /// Lines that made room for others.
+    pub evictions: u64,
+    /// Lines that there are, valid or not.
+    pub lines: usize,
+    /// What they take; bytes.
+    pub bytes: usize,
+}
+
+/// See the top of the file.
+#[derive(Debug)]
+pub struct View {
+    leases: Vec<Lease>,
+    shards: Vec<Mutex<Shard>>,
+    shard_max: usize,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    evictions: AtomicU64,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self::new(PARTITIONS, CACHE_MEMORY)
+    }
+}
+
+impl View {
+    /// An empty view for a cluster of so many partitions, whose lines take so many bytes at the most.
+    #[must_use]
+    pub fn new(partitions: u16, max: usize) -> Self {
+        let shard = || Shard { lines: LruCache::unbounded_with_hasher(Xxh3DefaultBuilder), bytes: 0 };
+        Self {
+            leases: (0..=partitions).map(|_| Lease::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
+            shard_max: max / SHARDS,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+        }
+    }
+
+    fn shard(&self, key: &[u8]) -> &Mutex<Shard> {
+        // The table inside uses the lower bits of the same hash.
+        let place = usize::try_from(xxh3_64(key) >> 58).expect("six bits");
+        &self.shards[place]
+    }
+
+    /// The value of a key (none: it does not exist), if this node may show it at `now`, by its own clock.
+    #[must_use]
+    pub fn get(&self, key: &[u8], now: u64) -> Option<Option<Bytes>> {
+        let found = self.look(key, now);
+        let count = if found.is_some() { &self.hits } else { &self.misses };
+        count.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    fn look(&self, key: &[u8], now: u64) -> Option<Option<Bytes>> {
+        let mut shard = self.shard(key).lock();
+        let line = shard.lines.get(key)?;
+        let lease = self.leases.get(line.group.slot())?;
+        // In this order: see the top of the file.
+        let until = lease.until.load(Ordering::Acquire);
+        let valid = lease.generation.load(Ordering::Acquire) == line.generation;
+        (valid && now < until && now < line.until).then(|| line.value.clone())
+    }
+
+    /// Does what the engine wants done. What made room for others is added to `evicted`.
+    pub fn apply(&self, effect: CacheEffect, evicted: &mut Vec<(GroupId, Bytes)>) {
+        match effect {
+            CacheEffect::Lease { group, generation, until } => self.set_lease(group, generation, until),
+            CacheEffect::Purge { keys, .. } => {
+                for key in keys {
+                    let mut shard = self.shard(&key).lock();
+                    if let Some(line) = shard.lines.pop(&key) {
+                        shard.bytes -= cost(&key, &line);
+                    }
+                }
+            }
+            CacheEffect::Fill { group, generation, key, value, until } => {
+                self.fill(key, Line { group, generation, until, value }, evicted);
+            }
+        }
+    }
+
+    fn set_lease(&self, group: GroupId, generation: u64, until: u64) {
+        let lease = &self.leases[group.slot()];
+        if lease.generation.load(Ordering::Relaxed) != generation {
+            lease.until.store(0, Ordering::Release);
+            lease.generation.store(generation, Ordering::Release);
+        }
+        lease.until.store(until, Ordering::Release);
+    }
+
+    fn fill(&self, key: Bytes, line: Line, evicted: &mut Vec<(GroupId, Bytes)>) {
+        let mut shard = self.shard(&key).lock();
+        shard.bytes += cost(&key, &line);
+        if let Some((key, old)) = shard.lines.push(key, line) {
+            shard.bytes -= cost(&key, &old);
+        }
+        while shard.bytes > self.shard_max
+            && let Some((key, old)) = shard.lines.pop_lru()
+        {
+            shard.bytes -= cost(&key, &old);
+            self.evictions.fetch_add(1, Ordering::Relaxed);
+            evicted.push((old.group, key));
+        }
+    }
+
+    /// Of what was evicted, what has not come back since.
+    pub fn keep_gone(&self, evicted: &mut Vec<(GroupId, Bytes)>) {
+        evicted.retain(|(_, key)| !self.shard(key).lock().lines.contains(key));
+    }
+
+    /// What has been counted.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let (mut lines, mut bytes) = (0, 0);
+        for shard in &self.shards {
+            let shard = shard.lock();
+            lines += shard.lines.len();
+            bytes += shard.bytes;
+        }
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts {
+            hits: read(&self.hits),
+            misses: read(&self.misses),
+            evictions: read(&self.evictions),
+            lines,
+            bytes,
+        }
+    }
+}
+
+fn cost(key: &[u8], line: &Line) -> usize {
+    LINE_COST + key.len() + line.value.as_ref().map_or(0, Bytes::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: GroupId = GroupId(1);
+
+    fn fill(view: &View, key: &str, value: &str, generation: u64) -> Vec<(GroupId, Bytes)> {
+        let mut evicted = Vec::new();
+        let (key, value) = (Bytes::copy_from_slice(key.as_bytes()), Bytes::copy_from_slice(value.as_bytes()));
+        let fill = CacheEffect::Fill { group: GROUP, generation, key, value: Some(value), until: u64::MAX };
+        view.apply(fill, &mut evicted);
+        evicted
+    }
+
+    fn lease(view: &View, generation: u64, until: u64) {
+        view.apply(CacheEffect::Lease { group: GROUP, generation, until }, &mut Vec::new());
+    }
+
+    #[test]
+    fn a_line_is_shown_within_its_lease_and_under_no_other() {
+        let view = View::new(1, 1 << 20);
+        fill(&view, "k", "v", 1);
+        assert_eq!(view.get(b"k", 5), None, "there is no lease");
+        lease(&view, 1, 10);
+        assert_eq!(view.get(b"k", 9), Some(Some("v".into())));
+        assert_eq!(view.get(b"k", 10), None, "it is over");
+        lease(&view, 1, 20);
+        assert_eq!(view.get(b"k", 10), Some(Some("v".into())), "it goes on");
+        lease(&view, 2, 30);
+        assert_eq!(view.get(b"k", 10), None, "another lease");
+        fill(&view, "k", "w", 2);
+        assert_eq!(view.get(b"k", 10), Some(Some("w".into())));
+        view.apply(CacheEffect::Purge { group: GROUP, keys: vec!["k".into()] }, &mut Vec::new());
+        assert_eq!(view.get(b"k", 10), None);
+        assert_eq!((view.counts().hits, view.counts().misses, view.counts().bytes), (3, 4, 0));
+    }
+
+    #[test]
+    fn the_least_recently_used_make_room_and_are_named() {
+        let view = View::new(1, SHARDS * 3 * (LINE_COST + 2));
+        lease(&view, 1, 10);
+        let same_shard: Vec<String> = (0..)
+            .map(|n| char::from_u32(0x100 + n).expect("a letter").to_string())
+            .filter(|key| xxh3_64(key.as_bytes()) >> 58 == 7)
+            .take(4)
+            .collect();
+        for key in &same_shard[..3] {
+            assert_eq!(fill(&view, key, "", 1), []);
+        }
+        assert!(view.get(same_shard[0].as_bytes(), 1).is_some());
+        let evicted = fill(&view, &same_shard[3], "", 1);
+        let second = Bytes::copy_from_slice(same_shard[1].as_bytes());
+        assert_eq!(evicted, [(GROUP, second.clone())]);
+        let mut gone = vec![(GROUP, second), (GROUP, Bytes::copy_from_slice(same_shard[0].as_bytes()))];
+        view.keep_gone(&mut gone);
+        assert_eq!(gone, evicted, "what came back has not gone");
+        assert_eq!(view.counts().evictions, 1);
+    }
+}
