@@ -64,6 +64,20 @@ pub enum Bug {
     LeaseTooLong,
     /// A leader's lease goes on while leadership is handed over.
     LeaseKept,
+    /// One of the nodes that hold a line is not told that it is not valid any more.
+    MissedInvalidation,
+    /// A node says that it has dropped a line, and has not.
+    KeptLine,
+    /// A lease that has lapsed at its home is renewed.
+    LapsedRenewed,
+    /// A line is kept that an invalidation has overtaken.
+    LateFill,
+    /// The line of the writer's own node stays open.
+    OwnLineKept,
+    /// A key is not closed while it is written.
+    LeftOpen,
+    /// Leases are granted beyond the home's own.
+    BeyondHome,
 }
 
 impl Bug {
@@ -109,6 +123,19 @@ impl Bug {
                 plan.lossy = true;
                 plan.fault_every = plan.fault_every.min(100_000);
             }
+            Self::MissedInvalidation | Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => {
+                plan.read_much();
+            }
+            Self::LateFill => {
+                plan.read_much();
+                plan.lossy = true;
+                plan.fault_every = plan.fault_every.min(400_000);
+            }
+            Self::LapsedRenewed | Self::BeyondHome => {
+                plan.read_much();
+                (plan.partitioned, plan.pauses, plan.lossy) = (true, true, true);
+                plan.fault_every = plan.fault_every.min(150_000);
+            }
             Self::LeaseKept => {
                 plan.stops = true;
                 plan.fault_every = plan.fault_every.min(400_000);
@@ -150,6 +177,13 @@ impl Bug {
             Self::ForgottenAtOnce => faults.forgotten_at_once = true,
             Self::LeaseTooLong => faults.leases.too_long = true,
             Self::LeaseKept => faults.leases.kept_in_transfer = true,
+            Self::MissedInvalidation => faults.cache.missed_invalidation = true,
+            Self::KeptLine => faults.cache.kept_line = true,
+            Self::LapsedRenewed => faults.cache.lapsed_renewed = true,
+            Self::LateFill => faults.cache.late_fill = true,
+            Self::OwnLineKept => faults.cache.own_line_kept = true,
+            Self::LeftOpen => faults.cache.left_open = true,
+            Self::BeyondHome => faults.cache.beyond_home = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
             Self::RecycledRecord | Self::VoteForgotten => {}

@@ -50,9 +50,10 @@ fn main() -> ExitCode {
         operations += report.operations;
         played += 1;
         println!(
-            "seed {seed}: trace {:016x}, {} operations, {} simulated seconds",
+            "seed {seed}: trace {:016x}, {} operations, {} cache hits, {} simulated seconds",
             report.hash,
             report.operations,
+            report.hits,
             report.simulated / 1_000_000
         );
         report.lines.iter().for_each(|line| println!("{line}"));

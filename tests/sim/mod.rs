@@ -39,6 +39,8 @@ pub struct Report {
     pub hash: u64,
     /// Operations of clients.
     pub operations: u64,
+    /// Reads that nodes answered from their own memory.
+    pub hits: u64,
     /// How much time passed in the world, in microseconds.
     pub simulated: u64,
     /// What was not as promised.
@@ -60,6 +62,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         seed,
         hash: world.trace.hash(),
         operations: world.checks.history.next_id(),
+        hits: world.checks.hits,
         simulated: world.time,
         violation: world.checks.violation.clone(),
         lines: world.trace.lines(),

@@ -164,6 +164,15 @@ impl Plan {
         self.log_floor = 8 << 10;
     }
 
+    /// Few keys, read everywhere and all the time.
+    pub fn read_much(&mut self) {
+        self.only = Some(Profile::Readers);
+        self.clients = 12;
+        self.pipeline = 1;
+        self.partitions = 1;
+        self.cache_memory = 1 << 20;
+    }
+
     /// Refusals are to happen.
     pub fn refuse_above(&mut self, in_flight: usize) {
         self.small_in_flight = Some(in_flight);

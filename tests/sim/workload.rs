@@ -38,6 +38,8 @@ pub enum Profile {
     Locks,
     /// Messages.
     Queues,
+    /// Keys, far more often read than written.
+    Readers,
     /// Everything.
     Mixed,
     /// Nothing by itself.
@@ -51,7 +53,16 @@ impl Profile {
             0 => Self::Keys,
             1 => Self::Locks,
             2 => Self::Queues,
-            _ => rng.pick(&[Self::Keys, Self::Locks, Self::Locks, Self::Queues, Self::Mixed]),
+            3 => Self::Readers,
+            _ => rng.pick(&[
+                Self::Keys,
+                Self::Readers,
+                Self::Readers,
+                Self::Locks,
+                Self::Locks,
+                Self::Queues,
+                Self::Mixed,
+            ]),
         }
     }
 }
@@ -100,9 +111,20 @@ impl World {
         };
         match profile {
             Profile::Keys => Some(self.next_key_op()),
+            Profile::Readers if self.client_rng.chance(900) => Some(self.next_read()),
+            Profile::Readers => Some(self.next_key_op()),
             Profile::Locks => Some(self.next_lock_op(at)),
             Profile::Queues => Some(self.next_queue_op(at)),
             Profile::Mixed | Profile::Auditor => None,
+        }
+    }
+
+    fn next_read(&mut self) -> Op {
+        let id = self.checks.history.next_id();
+        match self.client_rng.below(6) {
+            0 => Op::Get(name("n", self.client_rng.below(COUNTERS))),
+            1 => Op::Get(name("t", id.saturating_sub(self.client_rng.below(60)))),
+            _ => Op::Get(name("r", self.client_rng.below(REGISTERS))),
         }
     }
 

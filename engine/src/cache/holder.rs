@@ -213,12 +213,10 @@ impl Holder {
         if !mine || home.since == 0 || granted.sent < home.since || granted.sent > now {
             return;
         }
-        #[cfg(feature = "faults")]
-        let granted = &LeaseGranted {
-            sent: if self.faults.lease_from_answer { now } else { granted.sent },
-            ..*granted
-        };
         let (epoch, until) = (granted.lease.epoch, granted.sent + granted.length);
+        #[cfg(feature = "faults")]
+        let now =
+            if self.faults.lapsed_renewed { now.min(home.lease.map_or(now, |l| l.until - 1)) } else { now };
         let goes_on = home.lease.filter(|lease| lease.epoch == epoch && now < lease.until);
         if until <= now || goes_on.is_some_and(|lease| until <= lease.until) {
             return;
@@ -333,6 +331,8 @@ impl Holder {
             let home = &self.homes[slot];
             let left = home.lease.map(|lease| lease.until.saturating_sub(now));
             match left {
+                #[cfg(feature = "faults")]
+                Some(0) if self.faults.lapsed_renewed => self.ask(now, group),
                 Some(0) => self.end(group),
                 // Nothing was read under it: it may end.
                 Some(left) if left < RENEW_BELOW && (home.wanted || !home.lines.is_empty()) => {

@@ -75,8 +75,6 @@ pub struct Faults {
     pub missed_invalidation: bool,
     /// An invalidation is acknowledged and not obeyed.
     pub kept_line: bool,
-    /// A lease is counted from when it came.
-    pub lease_from_answer: bool,
     /// A lease that has lapsed is renewed.
     pub lapsed_renewed: bool,
     /// A grant is taken though an invalidation has overtaken it.
