@@ -91,8 +91,15 @@ impl Leader {
         let group = partition_of(KEY, 16);
         let conn = ConnId::new(PEER, SessionId(session), Boot(1), 7);
         let work = Work::Op(set(Bytes::from_static(b"v")));
-        let ask =
-            Ask { request, sending: 1, client: None, principal: Principal::Anonymous, behind: false, work };
+        let ask = Ask {
+            request,
+            sending: 1,
+            client: None,
+            principal: Principal::Anonymous,
+            behind: false,
+            line: 0,
+            work,
+        };
         let forward = Forward { group, term: self.term(group), conn, run, asks: vec![ask] };
         self.turn(Input::Link { peer: PEER, side: Side::Reached, frame: LinkFrame::Forward(forward) });
         self.write();

@@ -13,8 +13,9 @@ use quorate_protocol::id::{
 };
 use quorate_protocol::op::{Ack, Fetch, Lock, Op, Pub, Receipt};
 use quorate_protocol::peer::{
-    Answer, Ask, Delivery, Forward, Greeting, Hello, Item, Join, Joined, Lane, Led, Letter, LinkFrame,
-    Opening, Parcel, Principal, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
+    Answer, Ask, CacheWord, Delivery, Evicted, Forward, Grant, Greeting, Hello, Invalidation, Item, Join,
+    Joined, Lane, LeaseGranted, LeaseName, LeaseWanted, Led, Letter, LinkFrame, Opening, Parcel, Principal,
+    Purged, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
 };
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::resp::RequestDecoder;

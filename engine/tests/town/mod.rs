@@ -293,7 +293,11 @@ impl Town {
                 self.send(node, peer, Input::Link { peer: node, side: other, frame });
             }
             Effect::Reply { conn, request, reply } => self.replies.push((node, conn, request, reply)),
-            Effect::Push { .. } | Effect::Close { .. } | Effect::Members(_) | Effect::Log(..) => {}
+            Effect::Push { .. }
+            | Effect::Close { .. }
+            | Effect::Members(_)
+            | Effect::Cache(_)
+            | Effect::Log(..) => {}
         }
     }
 
