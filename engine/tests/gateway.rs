@@ -37,7 +37,7 @@ fn gateway(ordered: bool) -> Gateway {
 
 fn answer(request: u64, group: GroupId, verdict: Verdict) -> Answer {
     let conn = ConnId::new(NODES[0], SessionId(0), Boot(1), 1);
-    Answer { conn, request, group, sending: 1, verdict }
+    Answer { conn, request, group, sending: 1, verdict, grant: None }
 }
 
 fn asked(forwards: &[(NodeId, Forward)], group: GroupId) -> Vec<u64> {
