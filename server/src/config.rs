@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quorate_protocol::id::{ClusterId, NodeId};
@@ -97,7 +98,7 @@ pub struct NodeFlags {
     join: Option<String>,
     /// Memory for keys that this node has read, in bytes, or with k, m or g behind [default: 256m].
     #[arg(long, env = "QUORATE_CACHE_MAX_MEMORY", value_name = "SIZE")]
-    cache_max_memory: Option<String>,
+    cache_max_memory: Option<Size>,
     /// How log lines are written [default: text].
     #[arg(long, env = "QUORATE_LOG_FORMAT", value_enum)]
     log_format: Option<LogFormat>,
@@ -273,7 +274,7 @@ impl NodeFlags {
             peer_advertise,
             origin,
             log_format: self.log_format.unwrap_or_default(),
-            cache_memory: parse_size(self.cache_max_memory.as_deref())?,
+            cache_memory: self.cache_max_memory.map_or(CACHE_MEMORY, |size| size.0),
             log_level,
             print_config: self.print_config,
             end_with_stdin: self.end_with_stdin,
@@ -346,19 +347,37 @@ fn parse_members(list: &str) -> Result<Vec<String>, String> {
 }
 
 /// A number of bytes, with k, m or g behind it if it is one of KiB, MiB or GiB.
-fn parse_size(text: Option<&str>) -> Result<usize, String> {
-    let Some(text) = text else { return Ok(CACHE_MEMORY) };
-    let lower = text.trim().to_lowercase();
-    let digits = lower.trim_end_matches(['k', 'm', 'g']);
-    let shift = match &lower[digits.len()..] {
-        "" => Some(0),
-        "k" => Some(10),
-        "m" => Some(20),
-        "g" => Some(30),
-        _ => None,
-    };
-    let size = digits.parse::<usize>().ok().zip(shift).and_then(|(n, shift)| n.checked_mul(1 << shift));
-    size.ok_or_else(|| format!("--cache-max-memory: '{text}' is no size; say bytes, or 512k, 256m, 1g"))
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "toml::Value")]
+struct Size(usize);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let lower = text.trim().to_lowercase();
+        let digits = lower.trim_end_matches(['k', 'm', 'g']);
+        let shift = match &lower[digits.len()..] {
+            "" => Some(0),
+            "k" => Some(10),
+            "m" => Some(20),
+            "g" => Some(30),
+            _ => None,
+        };
+        let size = digits.parse::<usize>().ok().zip(shift).and_then(|(n, shift)| n.checked_mul(1 << shift));
+        size.map(Self).ok_or_else(|| format!("'{text}' is no size; say bytes, or 512k, 256m, 1g"))
+    }
+}
+
+impl TryFrom<toml::Value> for Size {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::String(text) => text.parse(),
+            other => other.to_string().parse(),
+        }
+    }
 }
 
 impl Config {
@@ -440,6 +459,17 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
         assert_eq!(config.origin, Origin::Founded(vec![(NodeId(1), "127.0.0.1:7412".to_owned())]));
         assert_eq!(config.peer_advertise, "127.0.0.1:7412");
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_more() {
+        for (text, bytes) in [("0", 0), ("1000", 1000), ("64k", 64 << 10), ("3M", 3 << 20), ("2g", 2 << 30)] {
+            assert_eq!(plan(&["--cache-max-memory", text]).unwrap().cache_memory, bytes);
+        }
+        for wrong in ["", "m", "1x", "1kk", "-1", "99999999999999g"] {
+            let args = format!("--cache-max-memory={wrong}");
+            assert!(plan(&[&args]).is_err_and(|why| why.contains("no size")), "{wrong}");
+        }
     }
 
     #[test]

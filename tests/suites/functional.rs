@@ -58,6 +58,25 @@ fn an_unacknowledged_message_comes_back_after_thirty_seconds() {
     assert_eq!(consumer.ask(&format!("ACK jobs {id}")), "0");
 }
 
+/// A key is written through one node, read on a second and written through a third: the second node's log says that its
+/// copy is gone, and it never shows the old value again.
+#[test]
+fn a_write_elsewhere_invalidates_a_copy_and_the_log_says_so() {
+    let cluster = Cluster::start(3);
+    let (mut one, mut two, mut three) = (cluster.client(1), cluster.client(2), cluster.client(3));
+    assert_eq!(one.ask("SET user:7 Alice"), "OK");
+    poll("node 2 holds the key", || {
+        assert_eq!(two.ask("GET user:7"), "Alice");
+        two.ask_all("CACHEINFO user:7").contains("node: 2\n").then_some(())
+    });
+    assert_eq!(three.ask("SET user:7 Bob"), "OK");
+    assert_eq!(two.ask("GET user:7"), "Bob");
+    poll("node 2's log", || cluster.log(2).contains("Received INVAL for user:7. State -> I").then_some(()));
+    for client in [&mut one, &mut two, &mut three] {
+        assert_eq!(client.ask("GET user:7"), "Bob");
+    }
+}
+
 /// The probe that finds the leader: every node names the same one, and its address.
 #[test]
 fn every_node_names_the_leader() {

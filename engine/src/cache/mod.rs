@@ -27,6 +27,8 @@
 pub mod directory;
 pub mod holder;
 pub mod line;
+#[cfg(test)]
+mod tests;
 
 use alloc::vec::Vec;
 use bytes::Bytes;
