@@ -10,12 +10,14 @@
 //!
 //! Source: the Redis serialization protocol specification (RESP2, RESP3); inline quoting as redis-cli's.
 
+use core::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use nom::character::streaming::{char, crlf, i64 as integer};
 use nom::sequence::delimited;
 use nom::{IResult, Parser};
 
-use crate::limits::{ARGS_MAX, INLINE_MAX, REQUEST_MAX};
+use crate::limits::{ARGS_MAX, INLINE_MAX, NAME_MAX, REQUEST_MAX};
 use crate::reply::Reply;
 
 /// The longest line that announces a length.
@@ -88,7 +90,35 @@ pub struct RequestDecoder {
     scanned: usize,
 }
 
+/// A read of one key as clients send it, `*2 $3 GET $n key`, at the front of a buffer: where the key lies in it, and where
+/// the request ends. None for everything else, and for what is not all there: the decoder knows better.
+#[must_use]
+pub fn peek_get(buffer: &[u8]) -> Option<(Range<usize>, usize)> {
+    const HEAD: &[u8] = b"*2\r\n$3\r\nGET\r\n$";
+    let head = buffer.get(..HEAD.len())?;
+    if head != HEAD && !head.eq_ignore_ascii_case(HEAD) {
+        return None;
+    }
+    let (mut at, mut length) = (HEAD.len(), 0);
+    while let Some(digit @ b'0'..=b'9') = buffer.get(at) {
+        length = 10 * length + usize::from(digit - b'0');
+        at += 1;
+        if length > NAME_MAX {
+            return None;
+        }
+    }
+    let key = at + 2..at + 2 + length;
+    let ends = buffer.get(at..at + 2)? == b"\r\n" && buffer.get(key.end..key.end + 2)? == b"\r\n";
+    (ends && length > 0).then(|| (key.clone(), key.end + 2))
+}
+
 impl RequestDecoder {
+    /// Whether it stands between two requests.
+    #[must_use]
+    pub fn is_between(&self) -> bool {
+        self.partial.is_none() && self.scanned == 0
+    }
+
     /// Takes the next request off the front of `buffer`; `None` when it is not all there yet.
     ///
     /// # Errors
@@ -330,6 +360,20 @@ pub fn encode(dialect: Dialect, reply: &Reply, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends the value of a key to `out`; none is nil.
+pub fn encode_value(dialect: Dialect, value: Option<&Bytes>, out: &mut Vec<u8>) {
+    match value {
+        Some(value) if dialect != Dialect::Inline => {
+            out.reserve(value.len() + 24);
+            head(b'$', value.len(), out);
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        }
+        Some(value) => encode(dialect, &Reply::Bulk(value.clone()), out),
+        None => encode(dialect, &Reply::Nil, out),
+    }
+}
+
 /// Appends a push (an array) to `out`.
 pub fn encode_push(dialect: Dialect, values: &[Reply], out: &mut Vec<u8>) {
     match dialect {
@@ -518,6 +562,27 @@ mod tests {
         }
         assert!(buffer.is_empty(), "nothing is left over");
         Ok(requests)
+    }
+
+    #[test]
+    fn a_plain_get_is_seen_without_being_taken_apart() {
+        let whole = b"*2\r\n$3\r\ngEt\r\n$5\r\nk\r\nxy\r\nrest";
+        assert_eq!(peek_get(whole), Some((17..22, 24)));
+        for end in 0..24 {
+            assert_eq!(peek_get(&whole[..end]), None, "{end} bytes");
+        }
+        for other in [
+            "*2\r\n$3\r\nDEL\r\n$1\r\nk\r\n",
+            "*3\r\n$3\r\nGET\r\n$1\r\nk\r\n",
+            "*2\r\n$3\r\nGET\r\n$0\r\n\r\n",
+            "*2\r\n$3\r\nGET\r\n$-1\r\nk\r\n",
+            "*2\r\n$3\r\nGET\r\n$2\r\nkkk\r\n",
+            "*2\r\n$3\r\nGET\r\n$1025\r\nk\r\n",
+            "*2\r\n$3\r\nGET\r\n$99999999999999999999999\r\nk\r\n",
+            "GET k\r\n",
+        ] {
+            assert_eq!(peek_get(other.as_bytes()), None, "{other:?}");
+        }
     }
 
     fn text(request: &TextRequest) -> Vec<String> {

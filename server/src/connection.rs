@@ -18,10 +18,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use quorate_engine::effect::{Input, Request, Want};
 use quorate_protocol::command::{Command, ConnAsk, find_number, parse, parse_as};
 use quorate_protocol::frame::{self, Frame, MAGIC, RequestFrame};
@@ -173,6 +174,9 @@ impl Connection {
     }
 
     async fn talk(&mut self) -> io::Result<()> {
+        // Asked for once: each asking takes a lock that all connections share.
+        let shared = Arc::clone(&self.shared);
+        let mut stopping = pin!(shared.stopping.cancelled());
         // What is rarely waited for is boxed when it is, so that an idle connection does not carry it.
         loop {
             self.flush()?;
@@ -204,7 +208,7 @@ impl Connection {
                         self.leave();
                     }
                 }
-                () = self.shared.stopping.cancelled(), if !self.half_closed => self.leave(),
+                () = &mut stopping, if !self.half_closed => self.leave(),
                 () = async { Box::pin(sleep(GRACE)).await }, if self.half_closed => return Ok(()),
             }
         }
@@ -315,7 +319,31 @@ impl Connection {
         }
     }
 
+    /// Answers reads that stand at the front of what was read and that the node can answer itself, without taking them
+    /// apart. They were all asked before the one look at the clock.
+    fn show_lines(&mut self) {
+        let Speech::Text { decoder, dialect } = &self.speech else { return };
+        let plain = decoder.is_between() && *dialect != Dialect::Inline && !self.subscriptions.may_push();
+        if !plain || self.unanswered() > 0 || resp::peek_get(&self.read).is_none() {
+            return;
+        }
+        let (dialect, now) = (*dialect, clock::mono());
+        let mut taken = 0;
+        while let Some((key, end)) = resp::peek_get(&self.read[taken..]) {
+            let key = &self.read[taken..][key];
+            let write = &mut self.write;
+            let shown = write.len() - self.written < OUTPUT_FULL
+                && self.shared.view.show(key, now, |value| resp::encode_value(dialect, value, write));
+            if !shown {
+                break;
+            }
+            taken += end;
+        }
+        self.read.advance(taken);
+    }
+
     fn next_text(&mut self) -> bool {
+        self.show_lines();
         let Speech::Text { decoder, dialect } = &mut self.speech else { return false };
         match decoder.decode(&mut self.read) {
             Ok(None) => false,

@@ -34,7 +34,9 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    fn may_push(&self) -> bool {
+    /// Whether something may come unasked.
+    #[must_use]
+    pub fn may_push(&self) -> bool {
         self.asked > 0 || !self.topics.is_empty()
     }
 

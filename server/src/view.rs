@@ -12,6 +12,7 @@
 //! Subtlety: a lookup reads the lease's end before its generation, and a new lease writes them in the order: no end, new
 //! generation, new end. So whoever reads a new end sees the new generation, and takes no line of an old one for valid.
 
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use parking_lot::Mutex;
 use quorate_engine::effect::CacheEffect;
 use quorate_protocol::id::GroupId;
 use quorate_protocol::limits::{CACHE_MEMORY, PARTITIONS};
-use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Parts that are locked apart.
 const SHARDS: usize = 64;
@@ -41,14 +42,36 @@ struct Line {
     value: Option<Bytes>,
 }
 
+/// Hashes a key in one go.
+#[derive(Debug, Clone, Copy, Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64_with_seed(bytes, self.0);
+    }
+
+    /// The length that stands before the bytes of a slice.
+    fn write_usize(&mut self, length: usize) {
+        self.0 ^= length as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 #[derive(Debug)]
 struct Shard {
-    lines: LruCache<Bytes, Line, Xxh3DefaultBuilder>,
+    lines: LruCache<Bytes, Line, BuildHasherDefault<KeyHasher>>,
     bytes: usize,
+    hits: u64,
+    misses: u64,
+    evictions: u64,
 }
 
 /// How often lookups found something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Lookups that found a line.
     pub hits: u64,
@@ -68,9 +91,6 @@ pub struct View {
     leases: Vec<Lease>,
     shards: Vec<Mutex<Shard>>,
     shard_max: usize,
-    hits: AtomicU64,
-    misses: AtomicU64,
-    evictions: AtomicU64,
 }
 
 impl Default for View {
@@ -83,14 +103,12 @@ impl View {
     /// An empty view for a cluster of so many partitions, whose lines take so many bytes at the most.
     #[must_use]
     pub fn new(partitions: u16, max: usize) -> Self {
-        let shard = || Shard { lines: LruCache::unbounded_with_hasher(Xxh3DefaultBuilder), bytes: 0 };
+        let lines = || LruCache::unbounded_with_hasher(BuildHasherDefault::default());
+        let shard = || Shard { lines: lines(), bytes: 0, hits: 0, misses: 0, evictions: 0 };
         Self {
             leases: (0..=partitions).map(|_| Lease::default()).collect(),
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
             shard_max: max / SHARDS,
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-            evictions: AtomicU64::new(0),
         }
     }
 
@@ -103,20 +121,29 @@ impl View {
     /// The value of a key (none: it does not exist), if this node may show it at `now`, by its own clock.
     #[must_use]
     pub fn get(&self, key: &[u8], now: u64) -> Option<Option<Bytes>> {
-        let found = self.look(key, now);
-        let count = if found.is_some() { &self.hits } else { &self.misses };
-        count.fetch_add(1, Ordering::Relaxed);
+        let mut shard = self.shard(key).lock();
+        let found = self.look(&mut shard, key, now).cloned();
+        *if found.is_some() { &mut shard.hits } else { &mut shard.misses } += 1;
         found
     }
 
-    fn look(&self, key: &[u8], now: u64) -> Option<Option<Bytes>> {
+    /// Hands the value of a key to `show`, if this node may show it; whether it was. A miss is not counted: `get` is
+    /// asked next.
+    pub fn show(&self, key: &[u8], now: u64, show: impl FnOnce(Option<&Bytes>)) -> bool {
         let mut shard = self.shard(key).lock();
+        let Some(value) = self.look(&mut shard, key, now) else { return false };
+        show(value.as_ref());
+        shard.hits += 1;
+        true
+    }
+
+    fn look<'a>(&self, shard: &'a mut Shard, key: &[u8], now: u64) -> Option<&'a Option<Bytes>> {
         let line = shard.lines.get(key)?;
         let lease = self.leases.get(line.group.slot())?;
         // In this order: see the top of the file.
         let until = lease.until.load(Ordering::Acquire);
         let valid = lease.generation.load(Ordering::Acquire) == line.generation;
-        (valid && now < until && now < line.until).then(|| line.value.clone())
+        (valid && now < until && now < line.until).then_some(&line.value)
     }
 
     /// Does what the engine wants done. What made room for others is added to `evicted`.
@@ -156,7 +183,7 @@ impl View {
             && let Some((key, old)) = shard.lines.pop_lru()
         {
             shard.bytes -= cost(&key, &old);
-            self.evictions.fetch_add(1, Ordering::Relaxed);
+            shard.evictions += 1;
             evicted.push((old.group, key));
         }
     }
@@ -169,20 +196,16 @@ impl View {
     /// What has been counted.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let (mut lines, mut bytes) = (0, 0);
+        let mut counts = Counts::default();
         for shard in &self.shards {
             let shard = shard.lock();
-            lines += shard.lines.len();
-            bytes += shard.bytes;
+            counts.hits += shard.hits;
+            counts.misses += shard.misses;
+            counts.evictions += shard.evictions;
+            counts.lines += shard.lines.len();
+            counts.bytes += shard.bytes;
         }
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Counts {
-            hits: read(&self.hits),
-            misses: read(&self.misses),
-            evictions: read(&self.evictions),
-            lines,
-            bytes,
-        }
+        counts
     }
 }
 
