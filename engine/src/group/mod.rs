@@ -415,7 +415,9 @@ impl Group {
         #[cfg(feature = "faults")]
         if self.faults.honest_codes_broken && self.next_context.is_multiple_of(7) {
             for (sending, Logged { asker, .. }) in &open {
-                let lie = Verdict::Reply(Reply::error(quorate_protocol::reply::Code::TryAgain, "a lie"));
+                let lie =
+                    quorate_protocol::reply::Reply::error(quorate_protocol::reply::Code::TryAgain, "a lie");
+                let lie = Verdict::Reply(lie);
                 self.refuse(asker.conn, asker.request, *sending, lie);
             }
         }
