@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod backup;
+pub mod cache;
 pub mod chunk;
 pub mod command;
 pub mod frame;
@@ -13,4 +14,5 @@ pub mod op;
 pub mod peer;
 pub mod reply;
 pub mod resp;
+pub mod snapshot;
 pub mod wire;

@@ -14,11 +14,13 @@
 
 use bytes::Bytes;
 
+use crate::cache::{CacheWord, Grant};
 use crate::id::{
     Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, Index, NodeId, Replica, SessionId, Term,
 };
 use crate::op::Op;
 use crate::reply::Reply;
+pub use crate::snapshot::{SnapshotAt, SnapshotFrame, SnapshotPiece};
 use crate::wire::Wire;
 use crate::{wire_enum, wire_struct};
 
@@ -223,155 +225,6 @@ wire_struct! {
         pub reluctant: bool,
         /// Words of the cache's protocol.
         pub cache: Vec<CacheWord>,
-    }
-}
-
-wire_struct! {
-    /// A lease on the lines of one home, as holder and home name it. Epochs are numbered by the home within its term.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-    pub struct LeaseName {
-        /// The group whose keys they are.
-        pub group: GroupId,
-        /// The term of the home, which leads the group.
-        pub term: Term,
-        /// The epoch; 0 is none yet.
-        pub epoch: u64,
-    }
-}
-
-wire_struct! {
-    /// A node wants a lease, or wants it to go on.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct LeaseWanted {
-        /// Which; without an epoch, a new one.
-        pub lease: LeaseName,
-        /// The node's start: nothing that was granted to a former one is of any use.
-        pub boot: Boot,
-        /// When it asks, by its own clock; microseconds.
-        pub sent: u64,
-    }
-}
-
-wire_struct! {
-    /// A home grants a lease.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct LeaseGranted {
-        /// Which.
-        pub lease: LeaseName,
-        /// As it was asked for.
-        pub boot: Boot,
-        /// As it was asked for: the lease is counted from here.
-        pub sent: u64,
-        /// How long it lasts; microseconds.
-        pub length: u64,
-    }
-}
-
-wire_struct! {
-    /// Lines are not valid any more, from now on.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Invalidation {
-        /// The lease under which they were granted.
-        pub lease: LeaseName,
-        /// Rises within a term with every grant and invalidation: what was granted under a lower number is void.
-        pub number: u64,
-        /// The keys.
-        pub keys: Vec<Bytes>,
-    }
-}
-
-wire_struct! {
-    /// What was to be dropped is dropped.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct Purged {
-        /// The lease.
-        pub lease: LeaseName,
-        /// The invalidation's number.
-        pub number: u64,
-    }
-}
-
-wire_struct! {
-    /// Lines that a node has given up to make room.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Evicted {
-        /// The lease.
-        pub lease: LeaseName,
-        /// The keys, and the number of the grant that is given up.
-        pub lines: Vec<(Bytes, u64)>,
-    }
-}
-
-wire_enum! {
-    /// A word of the cache's protocol; see engine/src/cache. It may be lost, doubled and overtake others.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub enum CacheWord {
-        /// Node to home.
-        Want(want: LeaseWanted) = 1,
-        /// Home to node.
-        Lease(granted: LeaseGranted) = 2,
-        /// Home to node.
-        Invalid(invalidation: Invalidation) = 3,
-        /// Node to home.
-        Purged(purged: Purged) = 4,
-        /// Home to node: the lease is to be given back, with all lines.
-        Recall(lease: LeaseName) = 5,
-        /// Node to home: it holds nothing under this lease.
-        Returned(lease: LeaseName) = 6,
-        /// Node to home.
-        Evicted(evicted: Evicted) = 7,
-    }
-}
-
-wire_struct! {
-    /// A line that comes with the answer to a read or write of one key. The value is that of the answer, or of the write.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct Grant {
-        /// The lease under which it is granted.
-        pub lease: LeaseName,
-        /// See `Invalidation::number`.
-        pub number: u64,
-        /// The key's version; 0: it does not exist.
-        pub version: u64,
-        /// Microseconds for which it is granted at the most, counted from when it was asked for: none without a deadline.
-        pub left: Option<u64>,
-        /// Nobody else holds the line.
-        pub exclusive: bool,
-    }
-}
-
-wire_enum! {
-    /// A frame of the snapshot lane. It may be lost, doubled and overtake others: the receiver asks again.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub enum SnapshotFrame {
-        /// The receiver wants the bytes of a snapshot from an offset on.
-        Ask(at: SnapshotAt) = 1,
-        /// Some of them.
-        Piece(piece: SnapshotPiece) = 2,
-    }
-}
-
-wire_struct! {
-    /// A place in a snapshot file.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct SnapshotAt {
-        /// The group.
-        pub group: GroupId,
-        /// The index of the log at which it was taken.
-        pub index: Index,
-        /// Bytes from the file's beginning.
-        pub offset: u64,
-    }
-}
-
-wire_struct! {
-    /// Bytes of a snapshot file.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct SnapshotPiece {
-        /// Where they begin.
-        pub at: SnapshotAt,
-        /// The bytes; none: the sender does not have the file any more.
-        pub bytes: Bytes,
     }
 }
 
@@ -619,7 +472,7 @@ wire_enum! {
 }
 
 /// What any word between nodes holds on to besides byte strings, about.
-const BASE: usize = 128;
+pub(crate) const BASE: usize = 128;
 
 impl Work {
     /// The keys that it may change.
@@ -632,37 +485,6 @@ impl Work {
     #[must_use]
     pub fn line(&self) -> Option<&Bytes> {
         if let Self::Op(op) = self { op.line() } else { None }
-    }
-}
-
-impl CacheWord {
-    /// The group that it is about.
-    #[must_use]
-    pub fn group(&self) -> GroupId {
-        match self {
-            Self::Want(want) => want.lease.group,
-            Self::Lease(granted) => granted.lease.group,
-            Self::Invalid(invalidation) => invalidation.lease.group,
-            Self::Purged(purged) => purged.lease.group,
-            Self::Recall(lease) | Self::Returned(lease) => lease.group,
-            Self::Evicted(evicted) => evicted.lease.group,
-        }
-    }
-
-    /// Whether it is a node's word to a home, and not a home's to a node.
-    #[must_use]
-    pub fn is_for_home(&self) -> bool {
-        matches!(self, Self::Want(_) | Self::Purged(_) | Self::Returned(_) | Self::Evicted(_))
-    }
-
-    /// About how many bytes it takes.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        64 + match self {
-            Self::Invalid(invalidation) => invalidation.keys.iter().map(|key| 32 + key.len()).sum(),
-            Self::Evicted(evicted) => evicted.lines.iter().map(|(key, _)| 48 + key.len()).sum(),
-            _ => 0,
-        }
     }
 }
 
@@ -681,17 +503,6 @@ impl RaftFrame {
         64 * (self.leading.len() + self.lost.len())
             + self.cache.iter().map(CacheWord::weight).sum::<usize>()
             + self.messages.iter().map(RaftMessage::weight).sum::<usize>()
-    }
-}
-
-impl SnapshotFrame {
-    /// Bytes that it holds on to, about.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        match self {
-            Self::Ask(_) => BASE,
-            Self::Piece(piece) => BASE + piece.bytes.len(),
-        }
     }
 }
 

@@ -16,6 +16,8 @@
 //! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
 //!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
+mod frames;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::pin;
@@ -24,8 +26,8 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use quorate_engine::effect::{Input, Request, Want};
-use quorate_protocol::command::{Command, ConnAsk, find_number, parse, parse_as};
-use quorate_protocol::frame::{self, Frame, MAGIC, RequestFrame};
+use quorate_protocol::command::{Command, ConnAsk, parse};
+use quorate_protocol::frame::{Frame, MAGIC};
 use quorate_protocol::id::ClientSeq;
 use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX, VALUE_MAX};
 use quorate_protocol::op::Op;
@@ -446,78 +448,6 @@ impl Connection {
         self.waiting -= usize::from(cost.waits);
         if cost.answer > 0 {
             self.expected = reply.weight().max(self.expected / 2).max(1);
-        }
-    }
-
-    fn next_frame(&mut self) -> bool {
-        match frame::decode(&mut self.read) {
-            Ok(None) => false,
-            Ok(Some(Frame::Request(request))) => {
-                self.frame_request(request);
-                true
-            }
-            Ok(Some(_)) => {
-                self.goodbye("only requests are understood here");
-                false
-            }
-            Err(error) => {
-                self.goodbye(&error.to_string());
-                false
-            }
-        }
-    }
-
-    fn goodbye(&mut self, why: &str) {
-        let reply = Reply::error(Code::Err, why);
-        Frame::Goodbye { reply }.encode(&mut self.write);
-        self.closing = true;
-        self.framed.clear();
-        self.waiting = 0;
-    }
-
-    fn frame_request(&mut self, request: RequestFrame) {
-        let RequestFrame { correlation, opcode, client, after, args } = request;
-        if self.correlations.contains_key(&correlation) {
-            return self.goodbye(
-                "this correlation id belongs to a request that is not answered yet; choose another",
-            );
-        }
-        let weight = args.iter().map(|arg| 32 + arg.len()).sum();
-        let command = if opcode == 0 {
-            parse(&args)
-        } else {
-            let unknown = || Failure {
-                code: Code::Err,
-                text: format!("no command has the number {opcode}; see COMMAND"),
-            };
-            find_number(opcode).ok_or_else(unknown).and_then(|spec| parse_as(spec, &args))
-        };
-        let after = after.and_then(|after| self.correlations.get(&after).copied());
-        let want = match command {
-            Ok(Command::Op(op)) => Want::Op(op),
-            Ok(Command::Node(ask)) => Want::Node(ask),
-            Ok(Command::Connection(ConnAsk::SessionOpen)) => Want::OpenClient,
-            Ok(Command::Connection(ConnAsk::SessionResume(id))) => Want::ResumeClient(id),
-            Ok(Command::Connection(ask)) => {
-                self.closing |= ask == ConnAsk::Quit;
-                Want::Answered(self.answerer.answer(ask, Dialect::Resp3).reply)
-            }
-            Err(failure) => Want::Answered(refusal(failure)),
-        };
-        let want = match want {
-            Want::Op(op) if after.is_none() => self.look_up(&op).map_or(Want::Op(op), Want::Answered),
-            want => want,
-        };
-        match want {
-            // Behind another request it takes its turn through the engine.
-            Want::Answered(reply) if after.is_none() => {
-                Frame::Reply { correlation, reply }.encode(&mut self.write);
-            }
-            want => {
-                let (id, cost) = self.ask(want, client, after, weight);
-                self.framed.insert(id, (correlation, cost));
-                self.correlations.insert(correlation, id);
-            }
         }
     }
 

@@ -6,6 +6,9 @@
 use allocation_counter::measure;
 use bytes::{Bytes, BytesMut};
 use quorate_protocol::backup;
+use quorate_protocol::cache::{
+    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
+};
 use quorate_protocol::chunk;
 use quorate_protocol::frame::{self, Frame, RequestFrame};
 use quorate_protocol::id::{
@@ -13,9 +16,8 @@ use quorate_protocol::id::{
 };
 use quorate_protocol::op::{Ack, Fetch, Lock, Op, Pub, Receipt};
 use quorate_protocol::peer::{
-    Answer, Ask, CacheWord, Delivery, Evicted, Forward, Grant, Greeting, Hello, Invalidation, Item, Join,
-    Joined, Lane, LeaseGranted, LeaseName, LeaseWanted, Led, Letter, LinkFrame, Opening, Parcel, Principal,
-    Purged, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
+    Answer, Ask, Delivery, Forward, Greeting, Hello, Item, Join, Joined, Lane, Led, Letter, LinkFrame,
+    Opening, Parcel, Principal, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
 };
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::resp::RequestDecoder;

@@ -15,11 +15,11 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
-use quorate_protocol::limits::DIRECTORY_LINES_MAX;
-use quorate_protocol::peer::{
+use quorate_protocol::cache::{
     CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
 };
+use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
+use quorate_protocol::limits::DIRECTORY_LINES_MAX;
 
 use super::line::{Event, State};
 use crate::effect::TICK;
@@ -30,7 +30,7 @@ const SAY_AGAIN: u64 = 2 * TICK;
 const SHORTEST: u64 = TICK;
 
 /// A node's lease.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Lease {
     boot: Boot,
     epoch: u64,
@@ -48,7 +48,7 @@ struct Copy {
 }
 
 /// An invalidation that is not answered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Unanswered {
     node: NodeId,
     word: Invalidation,
@@ -58,7 +58,7 @@ struct Unanswered {
 }
 
 /// A key of which writes are on their way.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Closed {
     writes: u32,
     /// The node that wrote it last and gave its line up for that: it gets it back.
@@ -69,7 +69,7 @@ struct Closed {
 pub type WriteId = u64;
 
 /// See the top of the file.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Directory {
     group: GroupId,
     term: Term,

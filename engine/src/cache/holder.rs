@@ -14,15 +14,15 @@
 //! is left of them here is taken apart in portions.
 
 use alloc::borrow::ToOwned;
-use alloc::collections::{BTreeMap, VecDeque, btree_map};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
-use quorate_protocol::peer::{
+use quorate_protocol::cache::{
     CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
 };
+use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CacheEffect;
@@ -34,7 +34,7 @@ const RENEW_BELOW: u64 = 6 * TICK;
 /// A word that was not answered is said again after this; microseconds.
 const SAY_AGAIN: u64 = 2 * TICK;
 /// Floors of a node.
-const FLOORS: usize = 1024;
+const FLOORS: u64 = 1024;
 /// Entries of void lines that a tick takes apart.
 const SWEPT_AT_ONCE: usize = 4096;
 
@@ -54,7 +54,7 @@ struct Lease {
 }
 
 /// What this node has of one group.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Home {
     leader: Option<NodeId>,
     term: Term,
@@ -83,22 +83,24 @@ pub struct Fill {
 }
 
 /// See the top of the file.
+#[derive(Debug, Clone)]
 pub struct Holder {
     boot: Boot,
     homes: Vec<Home>,
-    floors: Vec<(Term, u64)>,
+    /// Bucket of keys → the last invalidation.
+    floors: BTreeMap<u64, (Term, u64)>,
     generation: u64,
     /// Evictions that no home has heard of.
     evicted: BTreeMap<(NodeId, LeaseName), Vec<(Bytes, u64)>>,
-    void: VecDeque<btree_map::IntoIter<Bytes, Line>>,
+    void: VecDeque<BTreeMap<Bytes, Line>>,
     words: Vec<(NodeId, CacheWord)>,
     effects: Effects,
     #[cfg(feature = "faults")]
     faults: super::Faults,
 }
 
-fn bucket(key: &[u8]) -> usize {
-    usize::try_from(xxh3_64(key) % FLOORS as u64).expect("a small number")
+fn bucket(key: &[u8]) -> u64 {
+    xxh3_64(key) % FLOORS
 }
 
 impl Holder {
@@ -108,7 +110,7 @@ impl Holder {
         Self {
             boot,
             homes: (0..=partitions).map(|_| Home::default()).collect(),
-            floors: alloc::vec![(0, 0); FLOORS],
+            floors: BTreeMap::new(),
             generation: 0,
             evicted: BTreeMap::new(),
             void: VecDeque::new(),
@@ -163,7 +165,7 @@ impl Holder {
         if !lines.is_empty() {
             let line = format!("{} lines of group {} have lapsed. State -> I", lines.len(), group.0);
             self.effects.push(Effect::Log(Level::Debug, line));
-            self.void.push_back(lines.into_iter());
+            self.void.push_back(lines);
         }
     }
 
@@ -238,7 +240,7 @@ impl Holder {
         let Some(home) = self.homes.get_mut(lease.group.slot()) else { return };
         let mut purged = Vec::new();
         for key in &keys {
-            let floor = &mut self.floors[bucket(key)];
+            let floor = self.floors.entry(bucket(key)).or_default();
             *floor = (*floor).max((lease.term, number));
             // A line that was granted later is not meant.
             let line = home.lines.get(key).filter(|line| home.term == lease.term && line.number < number);
@@ -288,7 +290,7 @@ impl Holder {
         let LeaseName { group, term, epoch } = grant.lease;
         let Some(home) = self.homes.get_mut(group.slot()) else { return false };
         let lease = home.lease.filter(|lease| lease.epoch == epoch && home.term == term && now < lease.until);
-        let overtaken = (term, grant.number) < self.floors[bucket(&key)];
+        let overtaken = self.floors.get(&bucket(&key)).is_some_and(|floor| (term, grant.number) < *floor);
         #[cfg(feature = "faults")]
         let overtaken = overtaken && !self.faults.late_fill;
         let older = home.lines.get(&key).is_some_and(|line| line.number > grant.number);
@@ -346,18 +348,15 @@ impl Holder {
     }
 
     fn sweep(&mut self) {
-        let mut left = SWEPT_AT_ONCE;
-        while let Some(lines) = self.void.front_mut() {
-            let swept = lines.by_ref().take(left).count();
-            left -= swept;
-            if left == 0 {
-                return;
+        for _ in 0..SWEPT_AT_ONCE {
+            let Some(lines) = self.void.front_mut() else { return };
+            if lines.pop_first().is_none() {
+                self.void.pop_front();
             }
-            self.void.pop_front();
         }
     }
 
-    /// Lines by state: shared, exclusive, modified.
+    /// Lines that are kept here.
     #[must_use]
     pub fn lines(&self) -> usize {
         self.homes.iter().map(|home| home.lines.len()).sum()

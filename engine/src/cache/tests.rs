@@ -4,8 +4,8 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
+use quorate_protocol::cache::{CacheWord, Grant, LeaseName, LeaseWanted};
 use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
-use quorate_protocol::peer::{CacheWord, Grant, LeaseName, LeaseWanted};
 
 use super::CacheEffect;
 use super::directory::Directory;

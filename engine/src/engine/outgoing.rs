@@ -4,9 +4,10 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use quorate_protocol::cache::CacheWord;
 use quorate_protocol::id::{GroupId, NodeId};
 use quorate_protocol::limits::PEER_FRAME_TARGET;
-use quorate_protocol::peer::{Answer, CacheWord, LinkFrame, RaftFrame, RaftMessage};
+use quorate_protocol::peer::{Answer, LinkFrame, RaftFrame, RaftMessage};
 
 use super::Engine;
 use crate::effect::{Effect, Effects, Level, Side};

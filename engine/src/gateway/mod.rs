@@ -30,9 +30,10 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::vec::Vec;
 use bytes::Bytes;
+use quorate_protocol::cache::Grant;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, NodeId, SessionId, Term};
 use quorate_protocol::op::Op;
-use quorate_protocol::peer::{Answer, Delivery, Forward, Grant, Verdict, Work};
+use quorate_protocol::peer::{Answer, Delivery, Forward, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
 use crate::cache::holder::{Fill, Holder};

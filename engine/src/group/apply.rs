@@ -3,8 +3,9 @@
 //! Invariant: equal entries bring about the same on every replica. What is told depends on who leads and who asked here;
 //! what is changed does not.
 
+use quorate_protocol::cache::Grant;
 use quorate_protocol::id::{ConnId, LogPos};
-use quorate_protocol::peer::{Answer, Grant, Verdict};
+use quorate_protocol::peer::{Answer, Verdict};
 use quorate_protocol::reply::Reply;
 
 use super::{Group, Told};

@@ -9,8 +9,9 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
+use quorate_protocol::cache::{CacheWord, Grant};
 use quorate_protocol::id::{NodeId, Replica};
-use quorate_protocol::peer::{CacheWord, Grant, Verdict};
+use quorate_protocol::peer::Verdict;
 use quorate_protocol::reply::Reply;
 
 use super::{Group, Read};
