@@ -175,6 +175,8 @@ pub struct Engine {
     /// What replicas that are gone had still to tell.
     last_words: Vec<Told>,
     trash: Trash,
+    /// What the wall clock shows beyond the clock that decides, in milliseconds: clients may name absolute times.
+    wall: i64,
     #[cfg(feature = "faults")]
     faults: Faults,
 }
@@ -236,6 +238,7 @@ impl Engine {
             answers: BTreeMap::new(),
             last_words: Vec::new(),
             trash: Trash::default(),
+            wall: 0,
             meta,
             #[cfg(feature = "faults")]
             faults: config.faults,
@@ -245,6 +248,8 @@ impl Engine {
     /// Takes one input and adds what is to be done about it.
     pub fn step(&mut self, now: Now, input: Input, fx: &mut Effects) {
         let mono = now.mono;
+        let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
+        self.wall = millis(now.wall) - millis(mono / 1000);
         match input {
             Input::Tick => self.tick(mono, fx),
             Input::EndOfTurn => {
@@ -378,6 +383,7 @@ impl Engine {
                     }
                     continue;
                 }
+                group.set_wall(self.wall);
                 group.flush(mono);
                 while *applied < APPLY_BYTES
                     && let Some(progress) = group.progress(mono)

@@ -128,6 +128,11 @@ impl Partition {
         self.outbox.discard(trash);
     }
 
+    /// Throws away what was dropped at once.
+    pub fn throw_away(&mut self, trash: &mut Trash) {
+        self.store.throw_away(trash);
+    }
+
     /// Ends what group time has ended, as far as the portion goes.
     pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
         self.queues.expire(ctx, portion, out);
@@ -167,10 +172,6 @@ impl Partition {
             return answer(out, *asker, Reply::error(Code::Err, text));
         }
         match op {
-            Op::Set(op) => self.store.set(ctx, asker, op, out),
-            Op::Del(keys) => self.store.del(ctx, asker, keys, out),
-            Op::Incr(op) => self.store.incr(ctx, asker, op, out),
-            Op::Expire(op) => self.store.expire_key(ctx, asker, op, out),
             Op::Pub(op) => self.queues.publish(ctx, asker, op, out),
             Op::Fetch(op) => self.queues.fetch(ctx, asker, op, out),
             Op::Ack(op) => self.queues.ack(ctx, asker, op, out),
@@ -178,7 +179,7 @@ impl Partition {
             Op::Sub(op) => self.queues.sub(ctx, asker, op, out),
             Op::Unsub(topic) => self.queues.unsub(ctx, asker, &topic, out),
             Op::QSet(op) => self.queues.qset(ctx, asker, op, out),
-            _ => answer(out, *asker, Reply::error(Code::Err, "this command is not decided by a partition")),
+            op => answer(out, *asker, self.store.apply(ctx, op)),
         }
     }
 

@@ -179,6 +179,13 @@ impl State {
         }
     }
 
+    /// Throws away what was dropped at once.
+    pub fn throw_away(&mut self, trash: &mut Trash) {
+        if let Self::Partition(partition) = self {
+            partition.throw_away(trash);
+        }
+    }
+
     /// All tables, in the order in which a snapshot shows them.
     pub(crate) fn tables(&mut self) -> Vec<&mut dyn Rows> {
         match self {

@@ -7,7 +7,8 @@
 //! alone and a change costs one hash of the row. A walk shows every row as it was when the walk began.
 //!
 //! Subtlety: a row changed behind the walk's cursor needs no copy; one changed before it is kept, as it
-//! was, until the walk passes it. A key that did not exist at the beginning is kept as `None`.
+//! was, until the walk passes it. A key that did not exist at the beginning is kept as `None`. When all rows are dropped
+//! at once (`forget_all`) the walk goes on over those that there were.
 
 use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;
@@ -29,6 +30,8 @@ struct Walk<K, V> {
     cursor: Option<K>,
     /// Rows past the cursor as they were at the beginning; `None`: not there then.
     kept: BTreeMap<K, Option<V>>,
+    /// The rows as they were when all were dropped: from then on nothing that changes concerns the walk.
+    frozen: Option<BTreeMap<K, Row<V>>>,
 }
 
 /// See the top of the file. `seed` tells tables with equal rows apart in a sum of digests.
@@ -37,6 +40,8 @@ pub struct Table<K, V> {
     rows: BTreeMap<K, Row<V>>,
     digest: u64,
     walk: Option<Walk<K, V>>,
+    /// Rows that nobody needs any more, until somebody throws them away.
+    dropped: Vec<BTreeMap<K, Row<V>>>,
     scratch: Vec<u8>,
 }
 
@@ -44,7 +49,7 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
     /// An empty table.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { seed, rows: BTreeMap::new(), digest: 0, walk: None, scratch: Vec::new() }
+        Self { seed, rows: BTreeMap::new(), digest: 0, walk: None, dropped: Vec::new(), scratch: Vec::new() }
     }
 
     /// The digest of all rows.
@@ -134,7 +139,7 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
 
     /// Keeps what `key` held for the walk, unless the walk has passed it or keeps it already.
     fn keep(&mut self, key: &K, old: impl FnOnce() -> Option<V>) {
-        let Some(walk) = &mut self.walk else { return };
+        let Some(walk) = self.walk.as_mut().filter(|walk| walk.frozen.is_none()) else { return };
         let ahead = walk.cursor.as_ref().is_none_or(|cursor| key > cursor);
         if ahead && !walk.kept.contains_key(key) {
             walk.kept.insert(key.clone(), old());
@@ -143,24 +148,52 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
 
     /// Begins a walk over the rows as they are now. A walk under way is given up.
     pub fn begin_walk(&mut self) {
-        self.walk = Some(Walk { cursor: None, kept: BTreeMap::new() });
+        self.give_walk_up();
+        self.walk = Some(Walk { cursor: None, kept: BTreeMap::new(), frozen: None });
+    }
+
+    fn give_walk_up(&mut self) {
+        self.dropped.extend(self.walk.take().and_then(|walk| walk.frozen));
+    }
+
+    /// Drops all rows at once. They are taken apart later; see `throw_away`.
+    pub fn forget_all(&mut self) {
+        let rows = core::mem::take(&mut self.rows);
+        self.digest = 0;
+        match &mut self.walk {
+            Some(walk) if walk.frozen.is_none() => walk.frozen = Some(rows),
+            _ => self.dropped.push(rows),
+        }
+    }
+
+    /// Throws away what was dropped at once. `weight`: as for `discard`.
+    pub fn throw_away(&mut self, trash: &mut Trash, weight: impl Fn(&V) -> usize + Copy + Send + 'static)
+    where
+        K: Send + 'static,
+        V: Send + 'static,
+    {
+        for rows in self.dropped.drain(..) {
+            trash.throw(rows.into_values().map(move |row| weight(&row.value)));
+        }
     }
 
     /// Shows the next rows, as long as `show` says that it wants more; false when the walk has ended (and when none is
     /// under way).
     pub fn walk(&mut self, mut show: impl FnMut(&K, &V) -> bool) -> bool {
         let Some(mut walk) = self.walk.take() else { return false };
-        let after = walk.cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let Walk { cursor, kept, frozen } = &mut walk;
+        let rows = frozen.as_ref().unwrap_or(&self.rows);
+        let after = cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         // One search for all that is shown at once.
-        let mut live = self.rows.range((after, Bound::Unbounded)).peekable();
-        let cursor = loop {
-            let is_kept = match (live.peek(), walk.kept.first_key_value()) {
-                (None, None) => return false,
+        let mut live = rows.range((after, Bound::Unbounded)).peekable();
+        let shown = loop {
+            let is_kept = match (live.peek(), kept.first_key_value()) {
+                (None, None) => break None,
                 (Some((key, _)), Some((kept, _))) => kept <= *key,
                 (live, _) => live.is_none(),
             };
             let (key, wants_more) = if is_kept {
-                let (key, old) = walk.kept.pop_first().expect("it was just seen");
+                let (key, old) = kept.pop_first().expect("it was just seen");
                 live.next_if(|(live, _)| **live == key);
                 let wants_more = old.is_none_or(|old| show(&key, &old));
                 (Cow::Owned(key), wants_more)
@@ -169,21 +202,28 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
                 (Cow::Borrowed(key), show(key, &row.value))
             };
             if !wants_more {
-                break key.into_owned();
+                break Some(key.into_owned());
             }
         };
-        walk.cursor = Some(cursor);
+        let goes_on = shown.is_some();
+        walk.cursor = shown;
         self.walk = Some(walk);
-        true
+        if !goes_on {
+            self.give_walk_up();
+        }
+        goes_on
     }
 
     /// Gives all rows away, to be dropped bit by bit. `weight`: the bytes of a row that are worth counting.
-    pub fn discard(self, trash: &mut Trash, weight: impl Fn(&V) -> usize + Send + 'static)
+    pub fn discard(mut self, trash: &mut Trash, weight: impl Fn(&V) -> usize + Copy + Send + 'static)
     where
         K: Send + 'static,
         V: Send + 'static,
     {
+        self.throw_away(trash, weight);
         trash.throw(self.rows.into_values().map(move |row| weight(&row.value)));
+        let frozen = self.walk.as_mut().and_then(|walk| walk.frozen.take()).unwrap_or_default();
+        trash.throw(frozen.into_values().map(move |row| weight(&row.value)));
         let kept = self.walk.map(|walk| walk.kept).unwrap_or_default();
         trash.throw(kept.into_iter().map(|_| 0));
     }
@@ -222,7 +262,7 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Rows for Table<K, V> {
     }
 
     fn end_walk(&mut self) {
-        self.walk = None;
+        self.give_walk_up();
     }
 
     fn show(&mut self, target: usize, out: &mut Vec<u8>) -> (u64, bool) {
@@ -273,7 +313,11 @@ mod tests {
     use super::*;
 
     fn sum_of(table: &Table<u64, u64>) -> u64 {
-        table.iter().fold(0, |sum, (k, v)| sum.wrapping_add(hash_row(7, &mut Vec::new(), k, v)))
+        sum_with(table, 7)
+    }
+
+    fn sum_with(table: &Table<u64, u64>, seed: u64) -> u64 {
+        table.iter().fold(0, |sum, (k, v)| sum.wrapping_add(hash_row(seed, &mut Vec::new(), k, v)))
     }
 
     #[test]
@@ -295,6 +339,12 @@ mod tests {
 
     #[test]
     fn a_walk_shows_the_rows_of_its_beginning() {
+        for forgotten in [false, true] {
+            walk_over_changes(forgotten);
+        }
+    }
+
+    fn walk_over_changes(forgotten: bool) {
         let mut table = Table::new(1);
         for n in (0..100u64).step_by(2) {
             table.insert(n, n);
@@ -310,10 +360,18 @@ mod tests {
             shown % 3 > 0
         }) {
             turn += 1;
+            if forgotten && turn == 5 {
+                table.forget_all();
+                assert_eq!((table.len(), table.digest()), (0, 0));
+            }
             table.insert(turn, 1000); // new keys, old keys, before and behind the cursor
             table.remove(&(100 - turn));
             table.change(&50, |v| *v += 1);
         }
         assert_eq!(seen, before);
+        assert_eq!(table.digest(), sum_with(&table, 1));
+        let mut trash = Trash::default();
+        table.throw_away(&mut trash, |_| 0);
+        assert_eq!(!trash.is_empty(), forgotten, "what was dropped waits to be taken apart");
     }
 }

@@ -16,8 +16,20 @@ pub const REQUEST_MAX: usize = VALUE_MAX + (64 << 10);
 pub const ARGS_MAX: usize = 1 << 20;
 /// An inline line (nc, telnet), with its end.
 pub const INLINE_MAX: usize = 64 << 10;
-/// Keys of one DEL or EXISTS, ids of one ACK.
+/// Keys of one DEL, EXISTS, MGET or MSET, ids of one ACK.
 pub const MANY_MAX: usize = 1024;
+/// Bytes of values that one MGET or EXEC answers at the most.
+pub const VALUES_MAX: usize = 16 << 20;
+/// Keys that the commands between MULTI and EXEC name at the most, and their number.
+pub const MULTI_MAX: usize = 4096;
+/// Keys that a connection watches.
+pub const WATCH_MAX: usize = MANY_MAX;
+/// Keys that one SCAN looks at; COUNT may say more, and gets no more.
+pub const SCAN_MAX: u32 = 1024;
+/// Keys of one partition that KEYS looks at; where there are more, it refers to SCAN.
+pub const KEYS_MAX: usize = 10_000;
+/// Bytes of names, and of patterns tried against them, that one SCAN or KEYS spends on a partition.
+pub const MATCH_WORK: usize = 1 << 20;
 /// Client connections of one node.
 pub const CONNECTIONS_MAX: usize = 10_000;
 /// Connections of other nodes to one node: each has three lanes, and a new one may come before the old is gone.
@@ -166,3 +178,4 @@ const _: () = assert!(
     CONNECTIONS_MAX * (CLIENT_ROW_MAX + 3 * CLIENT_NAME_MAX) <= VALUE_MAX,
     "CLIENT LIST of all clients is no larger than a value"
 );
+const _: () = assert!(VALUES_MAX + VALUE_MAX <= OUTPUT_MAX, "a full MGET does not cut its client");

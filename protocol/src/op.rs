@@ -6,9 +6,20 @@
 //! Invariant: an `Op` carries everything that its effect depends on. Defaults (TTL 30 s, …) are filled in
 //! when it is parsed, so that a later version with other defaults replays old logs alike.
 
+mod keys;
+mod place;
+
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
-use crate::id::{GroupId, NodeId};
+pub use keys::{
+    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, GetEx, GetRange, Incr, MSet, Moment,
+    Multi, Only, Scan, Set, SetRange, Ttl, When,
+};
+pub use place::{DEAD_LETTERS, partition_of, partition_of_topic, slot_of};
+
+use crate::id::NodeId;
 use crate::{wire_enum, wire_struct};
 
 wire_struct! {
@@ -152,84 +163,6 @@ wire_struct! {
     }
 }
 
-wire_enum! {
-    /// On what a SET depends.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub enum When {
-        /// On nothing.
-        Always = 0,
-        /// `NX`: the key does not exist.
-        Absent = 1,
-        /// `XX`: the key exists.
-        Present = 2,
-        /// `IFVER n`: the key's version is n; 0 means that it does not exist.
-        Version(version: u64) = 3,
-    }
-}
-
-wire_enum! {
-    /// What a SET does to the key's deadline.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub enum Expiry {
-        /// None from now on.
-        Never = 0,
-        /// `KEEPTTL`: as it was.
-        Keep = 1,
-        /// `EX`, `PX`: milliseconds from now; above 0.
-        After(ms: u64) = 2,
-    }
-}
-
-wire_struct! {
-    /// `SET key value [NX|XX|IFVER n] [EX s|PX ms|KEEPTTL] [GET]`
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Set {
-        /// The key.
-        pub key: Bytes,
-        /// The value.
-        pub value: Bytes,
-        /// The condition.
-        pub when: When,
-        /// The deadline.
-        pub expiry: Expiry,
-        /// `GET`: answer the old value.
-        pub get: bool,
-    }
-}
-
-wire_struct! {
-    /// `INCR key` and its kind.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Incr {
-        /// The key.
-        pub key: Bytes,
-        /// What is added.
-        pub by: i64,
-    }
-}
-
-wire_struct! {
-    /// `EXPIRE key s`, `PEXPIRE key ms`
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Expire {
-        /// The key.
-        pub key: Bytes,
-        /// Milliseconds from now; 0 or less deletes the key.
-        pub ms: i64,
-    }
-}
-
-wire_struct! {
-    /// `TTL key` (seconds, rounded up to the nearer), `PTTL key` (milliseconds)
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Ttl {
-        /// The key.
-        pub key: Bytes,
-        /// Milliseconds instead of seconds.
-        pub millis: bool,
-    }
-}
-
 wire_struct! {
     /// `MEMBER ADD id host:port`
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -302,6 +235,44 @@ wire_enum! {
         Ttl(op: Ttl) = 38,
         /// CACHEINFO key
         CacheInfo(key: Bytes) = 39,
+        /// MGET key …: likewise
+        MGet(keys: Vec<Bytes>) = 40,
+        /// MSET: likewise
+        MSet(op: MSet) = 41,
+        /// APPEND
+        Append(op: Append) = 42,
+        /// SETRANGE
+        SetRange(op: SetRange) = 43,
+        /// GETDEL key
+        GetDel(key: Bytes) = 44,
+        /// GETEX
+        GetEx(op: GetEx) = 45,
+        /// STRLEN key
+        Strlen(key: Bytes) = 46,
+        /// GETRANGE
+        GetRange(op: GetRange) = 47,
+        /// PERSIST key
+        Persist(key: Bytes) = 48,
+        /// TYPE key
+        Type(key: Bytes) = 49,
+        /// EXPIREAT
+        ExpireAt(op: ExpireAt) = 50,
+        /// EXPIRETIME
+        ExpireTime(op: ExpireTime) = 51,
+        /// DBSIZE: in each partition
+        DbSize = 52,
+        /// KEYS pattern: in each partition
+        Keys(pattern: Bytes) = 53,
+        /// SCAN: in the partition that its cursor names
+        Scan(op: Scan) = 54,
+        /// FLUSHALL: in each partition
+        FlushAll = 55,
+        /// WATCH key …: their versions; within one partition once the node has split it
+        Versions(keys: Vec<Bytes>) = 56,
+        /// MULTI … EXEC
+        Multi(op: Box<Multi>) = 57,
+        /// GETV key
+        GetV(key: Bytes) = 58,
         /// MEMBER
         Member(op: MemberOp) = 64,
     }
@@ -316,8 +287,14 @@ pub enum Home<'a> {
     Key(&'a Bytes),
     /// In the partition of this topic.
     Topic(&'a Bytes),
-    /// In the partitions of these names, and the counts are added up.
-    Each(&'a [Bytes]),
+    /// In the partitions of the names in it, each its share.
+    Each,
+    /// In the one partition of all names in it.
+    Together,
+    /// In every partition.
+    All,
+    /// In the partition that the cursor names.
+    Cursor(u64),
 }
 
 impl Op {
@@ -325,9 +302,6 @@ impl Op {
     #[must_use]
     pub fn home(&self) -> Home<'_> {
         match self {
-            Self::Lock(_) | Self::Unlock(_) | Self::Renew(_) | Self::LockInfo(_) | Self::Member(_) => {
-                Home::System
-            }
             Self::Pub(Pub { topic: name, .. })
             | Self::Fetch(Fetch { topic: name, .. })
             | Self::Ack(Ack { topic: name, .. })
@@ -336,40 +310,43 @@ impl Op {
             | Self::QSet(QSet { topic: name, .. })
             | Self::Unsub(name)
             | Self::QInfo(name) => Home::Topic(name),
-            Self::Get(name)
-            | Self::CacheInfo(name)
-            | Self::Set(Set { key: name, .. })
-            | Self::Incr(Incr { key: name, .. })
-            | Self::Expire(Expire { key: name, .. })
-            | Self::Ttl(Ttl { key: name, .. }) => Home::Key(name),
-            Self::Del(names) | Self::Exists(names) => Home::Each(names),
+            Self::MSet(MSet { absent: true, .. }) | Self::Multi(_) => Home::Together,
+            Self::Del(_) | Self::Exists(_) | Self::MGet(_) | Self::MSet(_) | Self::Versions(_) => Home::Each,
+            Self::DbSize | Self::Keys(_) | Self::FlushAll => Home::All,
+            Self::Scan(scan) => Home::Cursor(scan.cursor),
+            op => op.key().map_or(Home::System, Home::Key),
         }
     }
 
     /// Whether the command changes nothing, so that it is answered from the state and never logged.
     #[must_use]
     pub fn is_read(&self) -> bool {
-        matches!(
-            self,
-            Self::LockInfo(_)
-                | Self::QInfo(_)
-                | Self::Get(_)
-                | Self::Exists(_)
-                | Self::Ttl(_)
-                | Self::CacheInfo(_)
-        )
+        match self {
+            Self::LockInfo(_) | Self::QInfo(_) | Self::Get(_) | Self::Exists(_) | Self::Ttl(_) => true,
+            Self::CacheInfo(_) | Self::MGet(_) | Self::Strlen(_) | Self::GetRange(_) | Self::Type(_) => true,
+            Self::ExpireTime(_) | Self::DbSize | Self::Keys(_) | Self::Scan(_) | Self::Versions(_) => true,
+            Self::GetV(_) => true,
+            Self::Multi(multi) => multi.commands.0.iter().all(Self::is_read),
+            _ => false,
+        }
     }
 
-    /// The keys that the command may change.
+    /// The keys that the command may change, unless they are all (`writes_all`).
     #[must_use]
-    pub fn writes(&self) -> &[Bytes] {
+    pub fn writes(&self) -> Cow<'_, [Bytes]> {
         match self {
-            Self::Set(Set { key, .. }) | Self::Incr(Incr { key, .. }) | Self::Expire(Expire { key, .. }) => {
-                core::slice::from_ref(key)
-            }
-            Self::Del(keys) => keys,
-            _ => &[],
+            Self::Del(keys) => Cow::Borrowed(keys),
+            Self::MSet(MSet { pairs, .. }) => pairs.iter().map(|(key, _)| key.clone()).collect(),
+            Self::Multi(multi) => multi.commands.0.iter().flat_map(|op| op.writes().into_owned()).collect(),
+            op if op.is_read() => Cow::Borrowed(&[]),
+            op => Cow::Borrowed(op.key().map_or(&[], core::slice::from_ref)),
         }
+    }
+
+    /// Whether the command may change every key of a partition.
+    #[must_use]
+    pub fn writes_all(&self) -> bool {
+        *self == Self::FlushAll
     }
 
     /// The key whose value answers the command, if it is a read of one.
@@ -403,7 +380,9 @@ impl Op {
     #[must_use]
     pub fn may_answer_much(&self) -> bool {
         match self {
-            Self::Get(_) | Self::Fetch(_) | Self::LockInfo(_) => true,
+            Self::Get(_) | Self::Fetch(_) | Self::LockInfo(_) | Self::MGet(_) | Self::GetDel(_) => true,
+            Self::GetEx(_) | Self::GetRange(_) | Self::Keys(_) | Self::Scan(_) | Self::GetV(_) => true,
+            Self::Multi(multi) => multi.commands.0.iter().any(Self::may_answer_much),
             Self::Set(set) => set.get,
             _ => false,
         }
@@ -412,109 +391,34 @@ impl Op {
     /// Bytes that the command holds on to.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let many = |names: &[Bytes]| names.iter().map(Bytes::len).sum();
+        let names = || self.keys().into_iter().map(|key| 32 + key.len()).sum::<usize>();
         64 + match self {
             Self::Lock(op) => op.name.len() + op.owner.as_ref().map_or(0, Bytes::len),
             Self::Pub(op) => op.topic.len() + op.body.len() + op.dedupe.as_ref().map_or(0, Bytes::len),
             Self::Ack(op) => op.topic.len() + 16 * op.receipts.len(),
             Self::QSet(op) => op.topic.len() + op.dlq.as_ref().map_or(0, Bytes::len),
-            Self::Set(op) => op.key.len() + op.value.len(),
-            Self::Del(keys) | Self::Exists(keys) => many(keys),
+            Self::Set(Set { key, value, .. })
+            | Self::Append(Append { key, value })
+            | Self::SetRange(SetRange { key, value, .. }) => key.len() + value.len(),
+            Self::MSet(op) => op.pairs.iter().map(|(key, value)| 64 + key.len() + value.len()).sum(),
+            Self::Multi(op) => {
+                let watched = op.watched.iter().map(|(key, _)| 40 + key.len()).sum::<usize>();
+                watched + op.commands.0.iter().map(|op| 64 + op.weight()).sum::<usize>()
+            }
+            Self::Scan(_) | Self::Keys(_) => 1024,
             other => match other.home() {
-                Home::Key(name) | Home::Topic(name) => name.len(),
-                _ => 256,
+                Home::Topic(name) => name.len(),
+                Home::System => 256,
+                _ => names(),
             },
         }
     }
-}
-
-/// Slots of Redis Cluster; a partition is a contiguous range of them.
-const SLOTS: u32 = 16_384;
-
-/// The partition (group 1 and up) of a key or topic. `{tag}` pins names together, as in Redis Cluster:
-/// if the name holds a `{`, and a `}` after it with something between, only that something is hashed.
-///
-/// Source: Redis Cluster specification, "Hash tags"; CRC16 is CRC-16/XMODEM.
-///
-/// # Panics
-/// When `partitions` is 0.
-#[must_use]
-pub fn partition_of(name: &[u8], partitions: u16) -> GroupId {
-    let slot = slot_of(name);
-    let partition = u32::from(slot) * u32::from(partitions) / SLOTS;
-    GroupId(1 + u16::try_from(partition).expect("below the number of partitions"))
-}
-
-/// What a topic's dead letters are called, unless QSET DLQ says otherwise: the topic's name and this.
-pub const DEAD_LETTERS: &[u8] = b".dlq";
-
-/// The partition of a topic. Dead letters lie in the partition of the topic that they are called after.
-#[must_use]
-pub fn partition_of_topic(name: &[u8], partitions: u16) -> GroupId {
-    partition_of(name.strip_suffix(DEAD_LETTERS).unwrap_or(name), partitions)
-}
-
-/// The Redis Cluster slot of a name: 0..16384.
-#[must_use]
-pub fn slot_of(name: &[u8]) -> u16 {
-    crc16(tag_of(name)) & 0x3fff
-}
-
-fn tag_of(name: &[u8]) -> &[u8] {
-    let Some(open) = name.iter().position(|&b| b == b'{') else { return name };
-    let rest = &name[open + 1..];
-    match rest.iter().position(|&b| b == b'}') {
-        Some(len) if len > 0 => &rest[..len],
-        _ => name,
-    }
-}
-
-const CRC16: [u16; 256] = crc16_table();
-
-#[allow(clippy::cast_possible_truncation, reason = "i stays below 256; TryFrom is not const")]
-const fn crc16_table() -> [u16; 256] {
-    let mut table = [0; 256];
-    let mut i = 0;
-    while i < 256 {
-        let mut crc = (i as u16) << 8;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
-            bit += 1;
-        }
-        table[i] = crc;
-        i += 1;
-    }
-    table
-}
-
-fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, &byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wire::Wire;
-
-    #[test]
-    fn slots_agree_with_redis_cluster() {
-        // `CLUSTER KEYSLOT` of Redis 7.
-        assert_eq!(slot_of(b"123456789"), 0x31C3);
-        assert_eq!(slot_of(b"foo"), 12182);
-        assert_eq!(slot_of(b"{foo}bar"), 12182);
-        assert_eq!(slot_of(b"{}foo"), crc16(b"{}foo") & 0x3fff);
-    }
-
-    #[test]
-    fn every_partition_is_reached_and_none_beyond() {
-        let mut seen = [0u32; 17];
-        for n in 0..4096 {
-            seen[partition_of(format!("key:{n}").as_bytes(), 16).slot()] += 1;
-        }
-        assert_eq!(seen[0], 0);
-        assert!(seen[1..].iter().all(|&n| n > 128), "{seen:?}");
-    }
 
     #[test]
     fn ops_survive_the_notation() {

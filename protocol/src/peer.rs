@@ -12,6 +12,8 @@
 //! at its very beginning, and `Welcome::No`, are the same in all versions: a release that is not understood
 //! reads a sentence that says so.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use crate::cache::{CacheWord, Grant};
@@ -477,8 +479,21 @@ pub(crate) const BASE: usize = 128;
 impl Work {
     /// The keys that it may change.
     #[must_use]
-    pub fn writes(&self) -> &[Bytes] {
-        if let Self::Op(op) = self { op.writes() } else { &[] }
+    pub fn writes(&self) -> Cow<'_, [Bytes]> {
+        if let Self::Op(op) = self { op.writes() } else { Cow::Borrowed(&[]) }
+    }
+
+    /// Turns times by the wall clock into group time; see `Op::set_epoch`.
+    pub fn set_epoch(&mut self, epoch: i64) {
+        if let Self::Op(op) = self {
+            op.set_epoch(epoch);
+        }
+    }
+
+    /// Whether it may change every key of its partition.
+    #[must_use]
+    pub fn writes_all(&self) -> bool {
+        matches!(self, Self::Op(op) if op.writes_all())
     }
 
     /// The key whose value answers it, if it is a read of one.

@@ -48,6 +48,8 @@ wire_enum! {
         Oom = 16,
         /// A newer fencing token exists.
         Fenced = 17,
+        /// A transaction is given up because of what was queued.
+        ExecAbort = 18,
     }
 }
 
@@ -74,6 +76,7 @@ impl Code {
             Self::NoProto => "NOPROTO",
             Self::Oom => "OOM",
             Self::Fenced => "FENCED",
+            Self::ExecAbort => "EXECABORT",
         }
     }
 
@@ -169,7 +172,7 @@ impl Reply {
 }
 
 /// Words that may stand in `Reply::Status`; their position is their number in the notation.
-const STATUS_WORDS: [&str; 4] = ["OK", "PONG", "QUEUED", "RESET"];
+const STATUS_WORDS: [&str; 6] = ["OK", "PONG", "QUEUED", "RESET", "string", "none"];
 
 /// How deep replies may nest; no command of ours goes beyond four.
 const MAX_DEPTH: u8 = 8;

@@ -148,7 +148,10 @@ impl Answerer {
                 switch = (dialect != Dialect::Inline).then_some(Dialect::Resp2);
                 Reply::Status("RESET")
             }
-            ConnAsk::Quit => Reply::OK,
+            ConnAsk::Quit | ConnAsk::Unwatch => Reply::OK,
+            ConnAsk::Multi | ConnAsk::Exec | ConnAsk::Discard | ConnAsk::Watch(_) => {
+                Reply::error(Code::Err, "this belongs to a transaction, which this connection has none of")
+            }
             ConnAsk::SessionOpen | ConnAsk::SessionResume(_) => {
                 Reply::error(Code::Err, "client sessions belong to the binary protocol; see docs/protocol.md")
             }

@@ -16,7 +16,7 @@
 //! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
 //!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
-mod frames;
+mod binary;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -44,6 +44,7 @@ use crate::driver::Shared;
 use crate::mailbox::Room;
 use crate::outlet::{Out, Outlet};
 use crate::subscriptions::{Change, Subscriptions};
+use crate::transaction::{Taken, Transaction};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
@@ -88,6 +89,8 @@ struct Asked {
     last: bool,
     /// What its answer changes in the subscriptions.
     change: Option<Box<Change>>,
+    /// It asks for the versions of these keys, which are watched from its answer on.
+    watch: Option<Box<[Bytes]>>,
 }
 
 /// See the top of the file.
@@ -108,6 +111,8 @@ pub struct Connection {
     asked: VecDeque<Asked>,
     /// Text: what may be pushed.
     subscriptions: Subscriptions,
+    /// Text: what is queued for EXEC.
+    transaction: Transaction,
     /// Binary: unanswered requests, and the way back from correlation ids.
     framed: HashMap<u64, (u64, Cost)>,
     correlations: HashMap<u64, u64>,
@@ -148,6 +153,7 @@ impl Connection {
             batch_weight: 0,
             asked: VecDeque::new(),
             subscriptions: Subscriptions::default(),
+            transaction: Transaction::default(),
             framed: HashMap::new(),
             correlations: HashMap::new(),
             unanswered_bytes: 0,
@@ -219,6 +225,7 @@ impl Connection {
     /// Whether more may be asked.
     fn has_room(&self) -> bool {
         self.unanswered() < PIPELINE_MAX
+            && !self.transaction.waits()
             && self.unanswered_bytes < PIPELINE_BYTES_MAX
             && self.owed_bytes < OWED_FULL
             && self.write.len() - self.written < OUTPUT_FULL
@@ -326,6 +333,8 @@ impl Connection {
     fn show_lines(&mut self) {
         let Speech::Text { decoder, dialect } = &self.speech else { return };
         let plain = decoder.is_between() && *dialect != Dialect::Inline && !self.subscriptions.may_push();
+        // Between MULTI and EXEC reads are queued like everything else.
+        let plain = plain && !self.transaction.is_open();
         if !plain || self.unanswered() > 0 || resp::peek_get(&self.read).is_none() {
             return;
         }
@@ -369,6 +378,17 @@ impl Connection {
         let command = parse(args);
         if let Some(reply) = self.subscriptions.objection(&command, now, switch.is_some()) {
             return self.answer_text(reply, weight, None, false);
+        }
+        match self.transaction.take(&command) {
+            Taken::No => {}
+            Taken::Answered(reply) => return self.answer_text(reply, weight, switch, false),
+            Taken::Ask(op) => return self.ask_text(Want::Op(op), weight, switch, false),
+            Taken::Watch(keys) => {
+                self.ask_text(Want::Op(Op::Versions(keys.clone())), weight, switch, false);
+                let asked = self.asked.back_mut().expect("it was just asked");
+                asked.watch = Some(keys.into());
+                return;
+            }
         }
         match command {
             Ok(Command::Op(Op::Sub(_))) if !now.has_pushes() => {
@@ -414,7 +434,7 @@ impl Connection {
     fn ask_text(&mut self, want: Want, bytes: usize, dialect: Option<Dialect>, last: bool) {
         let change = self.subscriptions.ask(&want);
         let (id, cost) = self.ask(want, None, None, bytes);
-        self.asked.push_back(Asked { id, cost, dialect, last, change });
+        self.asked.push_back(Asked { id, cost, dialect, last, change, watch: None });
     }
 
     fn ask(
@@ -485,7 +505,7 @@ impl Connection {
         Ok(())
     }
 
-    fn answered(&mut self, id: u64, reply: Reply) {
+    fn answered(&mut self, id: u64, mut reply: Reply) {
         if let Some((correlation, cost)) = self.framed.remove(&id) {
             self.correlations.remove(&correlation);
             self.no_longer_owed(cost, &reply);
@@ -496,6 +516,9 @@ impl Connection {
             self.no_longer_owed(asked.cost, &reply);
             if let Some(change) = asked.change {
                 self.subscriptions.answered(*change, &reply);
+            }
+            if let Some(keys) = asked.watch {
+                reply = self.transaction.watching(&keys, reply);
             }
             self.write_text(asked.dialect, &reply);
             self.closing |= asked.last;

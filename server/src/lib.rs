@@ -18,4 +18,5 @@ pub mod outlet;
 pub mod peers;
 pub mod restore;
 pub mod subscriptions;
+pub mod transaction;
 pub mod view;

@@ -9,8 +9,8 @@
 use bytes::Bytes;
 use quorate_protocol::id::Index;
 use quorate_protocol::op::{
-    Ack, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, Nack, Op, Pub, QSet, Receipt, Renew, Set, Sub, Ttl,
-    Unlock, When,
+    Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, MSet, Multi, Nack, Only, Op, Pub,
+    QSet, Receipt, Renew, Set, Sub, Ttl, Unlock, When,
 };
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
@@ -20,6 +20,8 @@ use super::world::World;
 
 /// Keys whose values are compared.
 pub const REGISTERS: u64 = 3;
+/// Keys whose values are compared too, and that lie in one partition, so that transactions can change both.
+pub const PAIR: [&str; 2] = ["r8{pair}", "r9{pair}"];
 /// Keys that count.
 pub const COUNTERS: u64 = 2;
 /// Locks.
@@ -131,7 +133,17 @@ impl World {
     fn next_key_op(&mut self) -> Op {
         let id = self.checks.history.next_id();
         let key = name("r", self.client_rng.below(REGISTERS));
-        match self.client_rng.below(24) {
+        match self.client_rng.below(30) {
+            24 => Op::Append(Append { key, value: format!("+{id}").into() }),
+            25 => {
+                let other = name("r", self.client_rng.below(REGISTERS));
+                let mut pairs = vec![(key.clone(), name("v", id))];
+                if other != key {
+                    pairs.push((other, name("w", id)));
+                }
+                Op::MSet(MSet { pairs, absent: false })
+            }
+            26..=29 => self.next_pair_op(),
             0..=5 => Op::Get(key),
             6..=12 => self.next_set(key),
             13 | 14 => {
@@ -143,7 +155,7 @@ impl World {
                 Op::Del(keys)
             }
             15 => Op::Exists(vec![key]),
-            16 => Op::Expire(Expire { key, ms: -i64::try_from(id).expect("small") }),
+            16 => Op::Expire(Expire { key, ms: -i64::try_from(id).expect("small"), only: Only::Always }),
             17..=19 => {
                 let by = i64::try_from(self.client_rng.below(1 << 30) << 16 | id & 0xffff).expect("small");
                 Op::Incr(Incr { key: name("n", self.client_rng.below(COUNTERS)), by })
@@ -157,6 +169,32 @@ impl World {
             22 => Op::Get(name("t", id.saturating_sub(self.client_rng.below(60)))),
             _ => Op::Ttl(Ttl { key: name("t", id.saturating_sub(self.client_rng.below(60))), millis: true }),
         }
+    }
+
+    fn next_pair_op(&mut self) -> Op {
+        let id = self.checks.history.next_id();
+        let [first, second] = PAIR.map(Bytes::from);
+        let get = |key: &Bytes| Op::Get(key.clone());
+        let set = |key: &Bytes| {
+            let (key, value) = (key.clone(), name("v", id));
+            Op::Set(Set { key, value, when: When::Always, expiry: Expiry::Never, get: false })
+        };
+        let append = |key: &Bytes| Op::Append(Append { key: key.clone(), value: format!("+{id}").into() });
+        let commands = match self.client_rng.below(6) {
+            0 => return get(&first),
+            1 => return get(&second),
+            2 => vec![get(&first), get(&second)],
+            3 => vec![set(&first), Op::GetDel(second.clone())],
+            4 => vec![append(&second), set(&first)],
+            _ => vec![set(&second), append(&first)],
+        };
+        let version = |key: &Bytes| self.checks.history.versions.get(key).copied().unwrap_or(0);
+        let watched = match self.client_rng.below(3) {
+            0 => vec![(first.clone(), version(&first))],
+            1 => vec![(first.clone(), version(&first)), (second.clone(), version(&second))],
+            _ => Vec::new(),
+        };
+        Op::Multi(Multi { watched, commands: Commands(commands) }.into())
     }
 
     fn next_set(&mut self, key: Bytes) -> Op {

@@ -12,7 +12,7 @@
 //!
 //! Subtlety: there may be more copies in here than there are (an eviction that was lost), never fewer.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque, btree_map};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{
@@ -26,6 +26,8 @@ use crate::effect::TICK;
 
 /// How long an invalidation may be unanswered before it is said again; microseconds.
 const SAY_AGAIN: u64 = 2 * TICK;
+/// Void lines that a tick takes apart.
+const SWEPT_AT_ONCE: usize = 4096;
 /// A lease that would be shorter is not granted; microseconds.
 const SHORTEST: u64 = TICK;
 
@@ -51,7 +53,7 @@ struct Copy {
 #[derive(Debug, Clone)]
 struct Unanswered {
     node: NodeId,
-    word: Invalidation,
+    word: CacheWord,
     said: u64,
     /// Who waits for the answer.
     writes: Vec<WriteId>,
@@ -80,6 +82,10 @@ pub struct Directory {
     lines: BTreeMap<Bytes, Vec<Copy>>,
     /// Key → writes of it that are on their way.
     closed: BTreeMap<Bytes, Closed>,
+    /// Writes of all keys that are on their way.
+    all_closed: u32,
+    /// Lines that are void, to be taken apart bit by bit.
+    void: VecDeque<btree_map::IntoIter<Bytes, Vec<Copy>>>,
     next_write: WriteId,
     /// Write → how many invalidations it waits for.
     waiting: BTreeMap<WriteId, usize>,
@@ -151,7 +157,8 @@ impl Directory {
         #[cfg(feature = "faults")]
         let home_until = if self.faults.beyond_home { home_until + 10 * TICK } else { home_until };
         let owes = self.unanswered.values().any(|open| open.node == from && now > open.said);
-        if self.recalling || owes || home_until < now + SHORTEST {
+        // Before it has given its lease back it must not get the same one again: grants that are late would fit.
+        if self.recalling || self.is_recalled_from(from) || owes || home_until < now + SHORTEST {
             return;
         }
         let known = self.leases.get(&from).filter(|lease| lease.boot == want.boot);
@@ -210,16 +217,23 @@ impl Directory {
         let answers = self
             .unanswered
             .get(&purged.number)
-            .is_some_and(|open| open.node == from && open.word.lease == purged.lease);
+            .is_some_and(|open| open.node == from && is_invalidation(&open.word, &purged.lease));
         if answers {
             self.answered(purged.number);
         }
     }
 
     fn returned(&mut self, from: NodeId, epoch: u64) {
-        if self.recalling && self.leases.get(&from).is_some_and(|lease| lease.epoch == epoch) {
+        if (self.recalling || self.is_recalled_from(from))
+            && self.leases.get(&from).is_some_and(|lease| lease.epoch == epoch)
+        {
             self.end(from);
         }
+    }
+
+    /// Whether a node is to give its lease back because of a write of all keys.
+    fn is_recalled_from(&self, node: NodeId) -> bool {
+        self.unanswered.values().any(|open| open.node == node && matches!(open.word, CacheWord::Recall(_)))
     }
 
     fn evicted(&mut self, from: NodeId, evicted: Evicted) {
@@ -250,6 +264,7 @@ impl Directory {
         let open = !self.closed.contains_key(key);
         let lease = self.leases.get(&node).filter(|lease| lease.epoch == epoch && lease.until > now)?;
         let lease = LeaseName { group: self.group, term: self.term, epoch: lease.epoch };
+        let open = open && self.all_closed == 0;
         let full = self.lines.len() >= DIRECTORY_LINES_MAX && !self.lines.contains_key(key);
         if !open || self.recalling || full {
             return None;
@@ -280,7 +295,7 @@ impl Directory {
     pub fn close(&mut self, now: u64, keys: &[Bytes], writer: NodeId, gave_up: u64) -> Option<WriteId> {
         self.lapse(now);
         let mut drop: BTreeMap<NodeId, (u64, Vec<Bytes>)> = BTreeMap::new();
-        let mut again = false;
+        let mut again = self.all_closed > 0;
         for key in keys {
             let closed = self.closed.entry(key.clone()).or_default();
             again |= closed.writes > 0;
@@ -299,7 +314,10 @@ impl Directory {
         let mut waits_for = 0;
         if again {
             // A copy that was to be dropped for an earlier write may still be there.
-            let concerns = |open: &&mut Unanswered| open.word.keys.iter().any(|key| keys.contains(key));
+            let concerns = |open: &&mut Unanswered| match &open.word {
+                CacheWord::Invalid(word) => word.keys.iter().any(|key| keys.contains(key)),
+                _ => true,
+            };
             for open in self.unanswered.values_mut().filter(concerns) {
                 open.writes.push(write);
                 waits_for += 1;
@@ -308,7 +326,8 @@ impl Directory {
         for (node, (epoch, keys)) in drop {
             self.number += 1;
             let word = Invalidation { lease: self.name(epoch), number: self.number, keys };
-            self.words.push((node, CacheWord::Invalid(word.clone())));
+            let word = CacheWord::Invalid(word);
+            self.words.push((node, word.clone()));
             let open = Unanswered { node, word, said: now, writes: [write].into() };
             self.unanswered.insert(self.number, open);
             waits_for += 1;
@@ -319,6 +338,51 @@ impl Directory {
         self.next_write = write;
         self.waiting.insert(write, waits_for);
         Some(write)
+    }
+
+    /// A write of all keys is on its way: every node gives its lease back, and nothing is granted until it is applied. As
+    /// `close`.
+    ///
+    /// Naming every line would take a word as long as the directory; a lease that is over needs none.
+    pub fn close_all(&mut self, now: u64) -> Option<WriteId> {
+        self.lapse(now);
+        self.all_closed += 1;
+        self.void.push_back(core::mem::take(&mut self.lines).into_iter());
+        let write = self.next_write + 1;
+        for open in self.unanswered.values_mut() {
+            open.writes.push(write);
+        }
+        let mut waits_for = self.unanswered.len();
+        for (&node, lease) in &self.leases {
+            self.number += 1;
+            let word =
+                CacheWord::Recall(LeaseName { group: self.group, term: self.term, epoch: lease.epoch });
+            self.words.push((node, word.clone()));
+            self.unanswered.insert(self.number, Unanswered { node, word, said: now, writes: [write].into() });
+            waits_for += 1;
+        }
+        if waits_for == 0 {
+            return None;
+        }
+        self.next_write = write;
+        self.waiting.insert(write, waits_for);
+        Some(write)
+    }
+
+    /// A write of all keys is applied.
+    pub fn open_all(&mut self) {
+        self.all_closed -= 1;
+    }
+
+    fn sweep(&mut self) {
+        let mut left = SWEPT_AT_ONCE;
+        while let Some(lines) = self.void.front_mut() {
+            left -= lines.by_ref().take(left).count();
+            if left == 0 {
+                return;
+            }
+            self.void.pop_front();
+        }
     }
 
     /// A write of these keys is applied. The node that gets the line of a single one back, if there is such.
@@ -366,8 +430,9 @@ impl Directory {
         self.lapse(now);
         for open in self.unanswered.values_mut().filter(|open| now >= open.said + SAY_AGAIN) {
             open.said = now;
-            self.words.push((open.node, CacheWord::Invalid(open.word.clone())));
+            self.words.push((open.node, open.word.clone()));
         }
+        self.sweep();
         if self.recalling {
             self.say_recall();
         }
@@ -391,4 +456,8 @@ impl Directory {
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
+}
+
+fn is_invalidation(word: &CacheWord, under: &LeaseName) -> bool {
+    matches!(word, CacheWord::Invalid(word) if word.lease == *under)
 }

@@ -447,7 +447,7 @@ impl Gateway {
         }
         let reply = match slot.ready.take() {
             Some(reply) => reply,
-            None => combine(&mut slot.parts, slot.read),
+            None => combine(&mut slot.parts, slot.read, &slot.gather),
         };
         let kind = slot.kind.clone();
         let reply = match kind {
@@ -518,6 +518,8 @@ fn fill(holder: &mut Holder, now: u64, part: &Part, asked: u64, grant: Grant, ve
     let (key, value, written) = match (op, reply) {
         (Op::Get(key), Reply::Bulk(value)) => (key, Some(value.clone()), false),
         (Op::Get(key), Reply::Nil) => (key, None, false),
+        // Its deadline has come with it: an absolute time in the past.
+        (Op::Set(set), Reply::Status(_)) if grant.version == 0 => (&set.key, None, true),
         (Op::Set(set), Reply::Status(_)) => (&set.key, Some(set.value.clone()), true),
         (Op::Incr(incr), Reply::Int(n)) => (&incr.key, Some(Bytes::from(format!("{n}"))), true),
         _ => return,

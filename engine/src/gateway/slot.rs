@@ -1,9 +1,12 @@
 //! A request on its way: its shares for the groups that decide it, and the one answer out of theirs.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
 use alloc::vec::Vec;
+use bytes::Bytes;
 use quorate_protocol::id::{ClientId, ClientSeq, ConnId, GroupId, Index, NodeId, SessionId, Term};
-use quorate_protocol::op::{Home, Op, partition_of, partition_of_topic};
+use quorate_protocol::limits::VALUES_MAX;
+use quorate_protocol::op::{Cursor, Home, MSet, Op, partition_of, partition_of_topic};
 use quorate_protocol::peer::{SnapshotAt, Work};
 use quorate_protocol::reply::{Code, Reply};
 
@@ -75,12 +78,29 @@ pub(super) enum Kind {
     Errand(Errand),
 }
 
+/// How the answers of a request's parts become one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Gather {
+    /// Counts are added up.
+    Sum,
+    /// All say OK.
+    Done,
+    /// Each value comes from the next one of this group's.
+    Values(Vec<GroupId>),
+    /// Lists are joined.
+    Joined,
+    /// A page of SCAN, with so many partitions: behind the last one the cursor is 0.
+    Page(u16),
+}
+
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) kind: Kind,
     /// Empty: the answer is `ready`.
     pub(super) parts: Vec<Part>,
     pub(super) ready: Option<Reply>,
+    /// How the answers of its parts become one.
+    pub(super) gather: Gather,
     pub(super) client: Option<ClientSeq>,
     pub(super) after: Option<u64>,
     pub(super) read: bool,
@@ -134,6 +154,7 @@ pub(super) fn empty_slot() -> Slot {
         kind: Kind::Plain,
         parts: Vec::new(),
         ready: None,
+        gather: Gather::Sum,
         client: None,
         after: None,
         read: false,
@@ -172,8 +193,7 @@ pub(super) fn new_slot(request: Request, partitions: u16, replicas: &BTreeSet<Gr
             barrier: op.is_barrier(),
             needs_session: needs_session(&op),
             patience: op.patience().saturating_mul(1000),
-            parts: split(op, partitions),
-            ..base
+            ..shared_out(op, partitions, base)
         },
     }
 }
@@ -191,36 +211,93 @@ pub(super) fn keeps_something(work: &Work) -> bool {
     matches!(work, Work::Op(Op::Lock(_) | Op::Fetch(_) | Op::Sub(_)))
 }
 
+/// A slot with the command's shares, or with its refusal.
+fn shared_out(op: Op, partitions: u16, base: Slot) -> Slot {
+    let gather = match &op {
+        Op::MGet(keys) | Op::Versions(keys) => {
+            Gather::Values(keys.iter().map(|key| partition_of(key, partitions)).collect())
+        }
+        Op::MSet(_) | Op::FlushAll => Gather::Done,
+        Op::Keys(_) => Gather::Joined,
+        Op::Scan(_) => Gather::Page(partitions),
+        _ => Gather::Sum,
+    };
+    match split(op, partitions) {
+        Ok(parts) => Slot { parts, gather, ..base },
+        Err(refusal) => Slot { ready: Some(refusal), ..base },
+    }
+}
+
 /// A command's shares for the groups that decide it.
-pub(super) fn split(op: Op, partitions: u16) -> Vec<Part> {
+fn split(op: Op, partitions: u16) -> Result<Vec<Part>, Reply> {
     let whole = match op.home() {
         Home::System => GroupId::SYSTEM,
         Home::Key(name) => partition_of(name, partitions),
         Home::Topic(name) => partition_of_topic(name, partitions),
-        Home::Each(names) => {
-            let mut shares: BTreeMap<GroupId, Vec<_>> = BTreeMap::new();
-            for name in names {
-                shares.entry(partition_of(name, partitions)).or_default().push(name.clone());
-            }
-            let reads = op.is_read();
-            let share = |names| if reads { Op::Exists(names) } else { Op::Del(names) };
-            return shares.into_iter().map(|(group, names)| part(group, Work::Op(share(names)))).collect();
+        Home::Each => return Ok(shares(op, partitions)),
+        Home::Together => together(&op, partitions)?,
+        Home::All => {
+            let groups = (1..=partitions).map(GroupId);
+            return Ok(groups.map(|group| part(group, Work::Op(op.clone()))).collect());
         }
+        Home::Cursor(cursor) => match Cursor::read(cursor) {
+            Some(at) if at.partition <= partitions => GroupId(at.partition),
+            _ => return Err(Reply::error(Code::Err, "invalid cursor")),
+        },
     };
-    [part(whole, Work::Op(op))].into()
+    Ok([part(whole, Work::Op(op))].into())
 }
 
-/// One answer out of those of all parts: counts are added up; a failure stands for the whole, and for a write
+/// The one partition of all keys.
+fn together(op: &Op, partitions: u16) -> Result<GroupId, Reply> {
+    let mut groups = op.keys().into_iter().map(|key| partition_of(key, partitions));
+    let first = groups.next().unwrap_or(GroupId(1));
+    if groups.all(|group| group == first) {
+        return Ok(first);
+    }
+    let text = "Keys in request don't hash to the same partition; give their names a common {tag}, \
+                as in {cart}:1 and {cart}:2";
+    Err(Reply::error(Code::CrossSlot, text))
+}
+
+/// Each partition's share of a command that names several keys.
+fn shares(op: Op, partitions: u16) -> Vec<Part> {
+    fn sorted<T>(all: Vec<T>, group: impl Fn(&T) -> GroupId) -> BTreeMap<GroupId, Vec<T>> {
+        let mut shares: BTreeMap<GroupId, Vec<T>> = BTreeMap::new();
+        for one in all {
+            shares.entry(group(&one)).or_default().push(one);
+        }
+        shares
+    }
+    let of_names = |names: Vec<Bytes>, share: fn(Vec<Bytes>) -> Op| {
+        let shares = sorted(names, |name| partition_of(name, partitions)).into_iter();
+        shares.map(|(group, names)| part(group, Work::Op(share(names)))).collect()
+    };
+    match op {
+        Op::Del(names) => of_names(names, Op::Del),
+        Op::Exists(names) => of_names(names, Op::Exists),
+        Op::MGet(names) => of_names(names, Op::MGet),
+        Op::Versions(names) => of_names(names, Op::Versions),
+        Op::MSet(MSet { pairs, absent }) => {
+            let shares = sorted(pairs, |(key, _)| partition_of(key, partitions)).into_iter();
+            shares.map(|(group, pairs)| part(group, Work::Op(Op::MSet(MSet { pairs, absent })))).collect()
+        }
+        op => [part(GroupId::SYSTEM, Work::Op(op))].into(),
+    }
+}
+
+/// One answer out of those of all parts; a failure stands for the whole, and for a write
 /// it is a never-proposed one only if nothing was proposed anywhere. A read has changed nothing, whoever
 /// refused it.
-pub(super) fn combine(parts: &mut [Part], read: bool) -> Reply {
+pub(super) fn combine(parts: &mut [Part], read: bool, gather: &Gather) -> Reply {
+    let groups: Vec<GroupId> = parts.iter().map(|part| part.group).collect();
     let mut replies =
         parts.iter_mut().map(|part| match core::mem::replace(&mut part.state, PartState::Parked) {
             PartState::Done(reply) => reply,
             _ => unreachable!("a request is finished when all its parts are done"),
         });
     if replies.len() == 1 {
-        return replies.next().expect("one part");
+        return page(replies.next().expect("one part"), gather);
     }
     let replies: Vec<Reply> = replies.collect();
     if let Some(failure) =
@@ -239,6 +316,41 @@ pub(super) fn combine(parts: &mut [Part], read: bool) -> Reply {
         }
         None => {}
     }
-    let sum = replies.iter().map(|reply| if let Reply::Int(n) = reply { *n } else { 0 }).sum();
-    Reply::Int(sum)
+    gathered(groups, replies, gather)
+}
+
+fn page(reply: Reply, gather: &Gather) -> Reply {
+    let (Gather::Page(partitions), Reply::Array(values)) = (gather, &reply) else { return reply };
+    let [Reply::Bulk(number), names] = &values[..] else { return reply };
+    let number = core::str::from_utf8(number).ok().and_then(|digits| digits.parse().ok());
+    match number.and_then(Cursor::read) {
+        Some(cursor) if cursor.partition > *partitions => {
+            Reply::Array([Reply::text("0"), names.clone()].into())
+        }
+        _ => reply,
+    }
+}
+
+fn gathered(groups: Vec<GroupId>, replies: Vec<Reply>, gather: &Gather) -> Reply {
+    let list = |reply| if let Reply::Array(values) = reply { values } else { Vec::new() };
+    let values = match gather {
+        Gather::Sum => {
+            return Reply::Int(
+                replies.iter().map(|reply| if let Reply::Int(n) = reply { *n } else { 0 }).sum(),
+            );
+        }
+        Gather::Done => return Reply::OK,
+        Gather::Values(order) => {
+            let lists = replies.into_iter().map(|reply| list(reply).into_iter());
+            let mut lists: BTreeMap<GroupId, _> = groups.into_iter().zip(lists).collect();
+            let next = |group| lists.get_mut(group)?.next();
+            Reply::Array(order.iter().map(next).map(|value| value.unwrap_or(Reply::Nil)).collect())
+        }
+        Gather::Joined | Gather::Page(_) => Reply::Array(replies.into_iter().flat_map(list).collect()),
+    };
+    if values.weight() <= VALUES_MAX {
+        return values;
+    }
+    let text = format!("the answer comes to more than {VALUES_MAX} bytes; ask for less at a time");
+    Reply::error(Code::TooBig, text)
 }

@@ -42,9 +42,13 @@ impl Group {
         let mut portion = Portion::of_entry(bytes, batch.commands.len());
         self.state.expire(&ctx(0), &mut portion, &mut out);
         for (offset, logged) in batch.placed() {
-            let writes = own.then(|| logged.work.writes().to_vec()).filter(|keys| !keys.is_empty());
+            let writes = own.then(|| logged.work.writes().into_owned()).filter(|keys| !keys.is_empty());
             let asker = logged.asker;
+            let all = own && logged.work.writes_all();
             self.apply_one(&ctx(offset), logged, &mut out);
+            if all {
+                self.open_all();
+            }
             if let Some(keys) = writes {
                 self.open_keys(now, &asker, &keys);
                 self.tell(core::mem::take(&mut out), own);

@@ -86,8 +86,13 @@ impl Group {
             return self.reads.push(read);
         };
         let keys = logged.work.writes();
-        let waits =
-            if keys.is_empty() { None } else { self.closing.directory.close(now, keys, conn.0, gave_up) };
+        let waits = if logged.work.writes_all() {
+            self.closing.directory.close_all(now)
+        } else if keys.is_empty() {
+            None
+        } else {
+            self.closing.directory.close(now, &keys, conn.0, gave_up)
+        };
         match waits {
             None => self.push_open(sending, logged),
             Some(write) => {
@@ -149,6 +154,11 @@ impl Group {
         if let Some(grant) = self.closing.directory.grant_written(now, owner, key) {
             self.closing.written = Some((*asker, Grant { version, left, ..grant }));
         }
+    }
+
+    /// A command that this leader has proposed, and that may have changed every key, is applied.
+    pub(super) fn open_all(&mut self) {
+        self.closing.directory.open_all();
     }
 
     /// The line that goes with the answer to a write.

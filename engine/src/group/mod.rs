@@ -149,6 +149,8 @@ pub struct Group {
     time: u64,
     /// The leader's clock; none while this node does not lead.
     clock: Option<GroupClock>,
+    /// What the wall clock shows beyond `now`, in milliseconds.
+    wall: i64,
     /// Since when it leads.
     led_since: u64,
     /// The last entry that it has proposed for what has ended by time.
@@ -257,6 +259,7 @@ impl Group {
             applied_term: 0,
             time: 0,
             clock: None,
+            wall: 0,
             led_since: 0,
             ending: 0,
             lease: 0,
@@ -403,13 +406,26 @@ impl Group {
                 self.ending = self.consensus.last_index();
             }
             if !self.open.is_empty() {
-                self.propose(stamp);
+                self.propose(now, stamp);
             }
         }
         self.ask_read_round(now);
     }
 
-    fn propose(&mut self, stamp: u64) {
+    /// Tells it what the wall clock shows beyond the clock that `now` is read from, in milliseconds.
+    pub fn set_wall(&mut self, wall: i64) {
+        self.wall = wall;
+    }
+
+    /// What the wall clock shows at group time 0, in milliseconds since 1970.
+    fn epoch(&self, now: u64) -> i64 {
+        let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
+        let time = self.clock.map_or(0, |clock| clock.read(now));
+        self.wall.saturating_add(millis(now / 1000)).saturating_sub(millis(time))
+    }
+
+    fn propose(&mut self, now: u64, stamp: u64) {
+        let epoch = self.epoch(now);
         let open = core::mem::take(&mut self.open);
         self.open_bytes = 0;
         #[cfg(feature = "faults")]
@@ -423,7 +439,8 @@ impl Group {
         }
         let mut entry = Batch::begin(stamp);
         let mut askers: Vec<Asker> = Vec::new();
-        for (_, logged) in open {
+        for (_, mut logged) in open {
+            logged.work.set_epoch(epoch);
             logged.put(&mut entry);
             askers.push(logged.asker);
             if entry.len() >= ENTRY_TARGET {

@@ -75,7 +75,10 @@ impl Group {
             if *first.key() > self.applied {
                 break;
             }
-            for read in first.remove() {
+            let reads = first.remove();
+            let epoch = self.epoch(now);
+            for mut read in reads {
+                read.work.set_epoch(epoch);
                 let reply = match &read.work {
                     Work::SeeIndex => Reply::int(self.applied),
                     Work::Op(Op::CacheInfo(key)) => self.cache_info(now, key),

@@ -50,6 +50,7 @@ impl Group {
 
     /// Hands out what it has let go of, to be dropped bit by bit.
     pub fn throw_away(&mut self, trash: &mut Trash) {
+        self.state.throw_away(&mut self.trash);
         trash.append(&mut self.trash);
         trash.append(self.consensus.trash());
     }

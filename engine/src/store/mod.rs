@@ -1,23 +1,34 @@
 //! Keys of a partition: values, versions, deadlines.
 //!
+//! Charter: `write` changes keys, `read` looks at them, `scan` walks over their names. What is common lies here, and so
+//! do transactions.
+//!
 //! Invariants:
 //! - A version is the serial number of the place in the log where the key was last written (`LogPos::serial`),
 //!   so it rises with every write of any key and never repeats, also after DEL.
 //! - A key's deadline takes effect at a log position, by the stamp there; reads never look at a clock. From then on no
 //!   command sees it; it is removed when its turn has come (`portion.rs`).
+//! - A command is done as a whole or refused and not done at all; of a transaction each command by itself, as in Redis.
+//!
+//! Subtlety: rows lie in the order of their names' hashes, so that a cursor of 56 bits can say how far SCAN has come.
+
+mod read;
+mod scan;
+mod write;
 
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::limits::STORE_MAX;
-use quorate_protocol::op::{Expire, Expiry, Incr, Op, Set, Ttl, When};
+use quorate_protocol::limits::{STORE_MAX, VALUES_MAX};
+use quorate_protocol::op::{Multi, Op};
 use quorate_protocol::reply::{Code, Reply};
-use quorate_protocol::wire::Malformed;
+use quorate_protocol::wire::{Malformed, Wire};
 use quorate_protocol::wire_struct;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::keep::keep;
-use crate::outcome::{Asker, Ctx, Outcomes, answer};
+use crate::outcome::{Ctx, Outcomes};
 use crate::portion::Portion;
 use crate::table::{Rows, Table, take_row};
 use crate::trash::Trash;
@@ -38,6 +49,29 @@ wire_struct! {
     }
 }
 
+/// A key's name in its place: by hash first. Only the name is written down.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    hash: u64,
+    key: Bytes,
+}
+
+impl Name {
+    fn of(key: &Bytes) -> Self {
+        Self { hash: xxh3_64(key), key: key.clone() }
+    }
+}
+
+impl Wire for Name {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.key.put(out);
+    }
+
+    fn take(input: &mut Bytes) -> Result<Self, Malformed> {
+        Ok(Self::of(&Bytes::take(input)?))
+    }
+}
+
 /// Deliberate bugs, for the tests of the checkers.
 #[cfg(feature = "faults")]
 #[derive(Debug, Clone, Default)]
@@ -46,13 +80,19 @@ pub struct Faults {
     pub conditions_ignored: bool,
     /// A DEL of a key is answered and not done.
     pub lost_delete: bool,
+    /// The commands of a transaction behind its first are answered and not done.
+    pub half_multi: bool,
+    /// A transaction does not look at what was watched.
+    pub watch_ignored: bool,
 }
 
 /// See the top of the file.
 pub struct Store {
-    rows: Table<Bytes, Row>,
+    rows: Table<Name, Row>,
     /// Derived: (deadline, key) of every row that has a deadline.
     deadlines: BTreeSet<(u64, Bytes)>,
+    /// Deadlines of rows that were dropped at once, until they are thrown away.
+    dropped: Vec<BTreeSet<(u64, Bytes)>>,
     /// Derived: what all rows cost, in bytes.
     bytes: u64,
     #[cfg(feature = "faults")]
@@ -66,6 +106,7 @@ impl Store {
         Self {
             rows: Table::new(401),
             deadlines: BTreeSet::new(),
+            dropped: Vec::new(),
             bytes: 0,
             #[cfg(feature = "faults")]
             faults: Faults::default(),
@@ -119,96 +160,54 @@ impl Store {
         }
     }
 
-    /// SET
-    pub fn set(&mut self, ctx: &Ctx, asker: &Asker, op: Set, out: &mut Outcomes) {
-        self.remove_overdue(ctx, &op.key);
-        let old = self.rows.get(&op.key);
-        let holds = match op.when {
-            When::Always => true,
-            When::Absent => old.is_none(),
-            When::Present => old.is_some(),
-            When::Version(version) => old.map_or(0, |row| row.version) == version,
-        };
-        #[cfg(feature = "faults")]
-        let holds = holds || self.faults.conditions_ignored;
-        let was = op.get.then(|| old.map_or(Reply::Nil, |row| Reply::Bulk(row.value.clone())));
-        if !holds {
-            return answer(out, *asker, was.unwrap_or(Reply::Nil));
-        }
-        let deadline = match op.expiry {
-            Expiry::Never => None,
-            Expiry::Keep => old.and_then(|row| row.deadline),
-            Expiry::After(ms) => Some(ctx.time.saturating_add(ms)),
-        };
-        let grows = cost(&op.key, &op.value).saturating_sub(old.map_or(0, |row| cost(&op.key, &row.value)));
-        if let Err(full) = self.check_room(grows) {
-            return answer(out, *asker, full);
-        }
-        self.put(ctx, op.key, op.value, deadline);
-        answer(out, *asker, was.unwrap_or(Reply::OK));
-    }
-
-    /// DEL
-    pub fn del(&mut self, ctx: &Ctx, asker: &Asker, keys: Vec<Bytes>, out: &mut Outcomes) {
-        #[cfg(feature = "faults")]
-        if self.faults.lost_delete {
-            return answer(out, *asker, Reply::Int(1));
-        }
-        let mut gone = 0u64;
-        for key in &keys {
-            self.remove_overdue(ctx, key);
-            gone += u64::from(self.remove(key));
-        }
-        answer(out, *asker, Reply::int(gone));
-    }
-
-    /// INCR and its kind: a number is stored as its decimal digits.
-    pub fn incr(&mut self, ctx: &Ctx, asker: &Asker, op: Incr, out: &mut Outcomes) {
-        self.remove_overdue(ctx, &op.key);
-        let old = self.rows.get(&op.key);
-        let deadline = old.and_then(|row| row.deadline);
-        let Some(number) = old.map_or(Some(0), |row| parse_integer(&row.value)) else {
-            let text = "value is not an integer or out of range";
-            return answer(out, *asker, Reply::error(Code::Err, text));
-        };
-        let Some(sum) = number.checked_add(op.by) else {
-            let text = "increment or decrement would overflow";
-            return answer(out, *asker, Reply::error(Code::Err, text));
-        };
-        if let Err(full) = self.check_room(if old.is_none() { cost(&op.key, b"") + 20 } else { 20 }) {
-            return answer(out, *asker, full);
-        }
-        self.put(ctx, op.key, Bytes::from(format!("{sum}")), deadline);
-        answer(out, *asker, Reply::Int(sum));
-    }
-
-    /// EXPIRE and PEXPIRE
-    pub fn expire_key(&mut self, ctx: &Ctx, asker: &Asker, op: Expire, out: &mut Outcomes) {
-        self.remove_overdue(ctx, &op.key);
-        let Some(row) = self.rows.get(&op.key) else { return answer(out, *asker, Reply::Int(0)) };
-        match u64::try_from(op.ms) {
-            Err(_) | Ok(0) => {
-                self.remove(&op.key);
-            }
-            Ok(ms) => {
-                let value = row.value.clone();
-                self.put(ctx, op.key, value, Some(ctx.time.saturating_add(ms)));
-            }
-        }
-        answer(out, *asker, Reply::Int(1));
-    }
-
-    /// GET, EXISTS, TTL, at the group time of the applied state.
-    #[must_use]
-    pub fn read(&self, op: &Op, time: u64) -> Reply {
+    /// Applies a command.
+    pub fn apply(&mut self, ctx: &Ctx, op: Op) -> Reply {
         match op {
-            Op::Get(key) => self.seen(key, time).map_or(Reply::Nil, |row| Reply::Bulk(row.value.clone())),
-            Op::Exists(keys) => {
-                Reply::int(keys.iter().filter(|key| self.seen(key, time).is_some()).count() as u64)
-            }
-            Op::Ttl(Ttl { key, millis }) => self.ttl(key, *millis, time),
-            _ => Reply::error(Code::Err, "this is not a read of a key"),
+            Op::Set(op) => self.set(ctx, op),
+            Op::MSet(op) => self.mset(ctx, op),
+            Op::Del(keys) => self.del(ctx, &keys),
+            Op::Incr(op) => self.incr(ctx, op),
+            Op::Append(op) => self.append(ctx, &op),
+            Op::SetRange(op) => self.set_range(ctx, &op),
+            Op::GetDel(key) => self.get_del(ctx, &key),
+            Op::GetEx(op) => self.get_ex(ctx, op),
+            Op::Expire(op) => self.expire_in(ctx, &op),
+            Op::ExpireAt(op) => self.expire_at(ctx, &op),
+            Op::Persist(key) => self.persist(ctx, key),
+            Op::FlushAll => self.flush(),
+            Op::Multi(op) => self.multi(ctx, *op),
+            op if op.is_read() => self.read(&op, ctx.time),
+            _ => Reply::error(Code::Err, "this command is not decided by a partition"),
         }
+    }
+
+    /// EXEC
+    fn multi(&mut self, ctx: &Ctx, op: Multi) -> Reply {
+        let Multi { watched, commands } = op;
+        if !self.is_unchanged(&watched, ctx.time) {
+            return Reply::Nil;
+        }
+        let mut answers = Answers::default();
+        for op in commands.0 {
+            #[cfg(feature = "faults")]
+            if self.faults.half_multi && !answers.0.is_empty() && !op.is_read() {
+                answers.0.push(Reply::OK);
+                continue;
+            }
+            match answers.refusal(self.answer_bytes(&op, ctx.time)) {
+                Some(refusal) => answers.0.push(refusal),
+                None => answers.0.push(self.apply(ctx, op)),
+            }
+        }
+        Reply::Array(answers.0)
+    }
+
+    fn is_unchanged(&self, watched: &[(Bytes, u64)], time: u64) -> bool {
+        #[cfg(feature = "faults")]
+        if self.faults.watch_ignored {
+            return true;
+        }
+        watched.iter().all(|(key, version)| self.line(key, time).0 == *version)
     }
 
     /// The version and the deadline of a key; (0, none) of one that does not exist.
@@ -217,21 +216,9 @@ impl Store {
         self.seen(key, time).map_or((0, None), |row| (row.version, row.deadline))
     }
 
-    fn ttl(&self, key: &Bytes, millis: bool, time: u64) -> Reply {
-        match self.seen(key, time).map(|row| row.deadline) {
-            None => Reply::Int(-2),
-            Some(None) => Reply::Int(-1),
-            Some(Some(deadline)) => {
-                let left = deadline.saturating_sub(time);
-                // Seconds are rounded to the nearest, as Redis does.
-                Reply::int(if millis { left } else { (left + 500) / 1000 })
-            }
-        }
-    }
-
     /// The key's row, unless its time has come.
     fn seen(&self, key: &Bytes, time: u64) -> Option<&Row> {
-        self.rows.get(key).filter(|row| row.deadline.is_none_or(|deadline| deadline > time))
+        self.rows.get(&Name::of(key)).filter(|row| is_seen(row, time))
     }
 
     /// Removes a key whose time has come, if `expire` has not got so far: no command sees it.
@@ -250,9 +237,9 @@ impl Store {
         Err(Reply::error(Code::Oom, text))
     }
 
-    fn put(&mut self, ctx: &Ctx, key: Bytes, value: Bytes, deadline: Option<u64>) {
-        self.remove(&key);
-        self.add(keep(key), Row { value: keep(value), version: ctx.at.serial(), deadline });
+    fn put(&mut self, ctx: &Ctx, key: &Bytes, value: Bytes, deadline: Option<u64>) {
+        self.remove(key);
+        self.add(keep(key.clone()), Row { value: keep(value), version: ctx.at.serial(), deadline });
     }
 
     fn add(&mut self, key: Bytes, row: Row) {
@@ -260,7 +247,33 @@ impl Store {
         if let Some(deadline) = row.deadline {
             self.deadlines.insert((deadline, key.clone()));
         }
-        self.rows.insert(key, row);
+        self.rows.insert(Name::of(&key), row);
+    }
+
+    fn remove(&mut self, key: &Bytes) -> bool {
+        let Some(row) = self.rows.remove(&Name::of(key)) else { return false };
+        self.bytes -= cost(key, &row.value);
+        if let Some(deadline) = row.deadline {
+            let was_there = self.deadlines.remove(&(deadline, key.clone()));
+            assert!(was_there, "every deadline is in the index");
+        }
+        true
+    }
+
+    /// FLUSHALL. A million rows take a good part of a second to drop: that is done bit by bit.
+    fn flush(&mut self) -> Reply {
+        self.rows.forget_all();
+        self.dropped.push(core::mem::take(&mut self.deadlines));
+        self.bytes = 0;
+        Reply::OK
+    }
+
+    /// Throws away what was dropped at once.
+    pub fn throw_away(&mut self, trash: &mut Trash) {
+        self.rows.throw_away(trash, |row| row.value.len());
+        for deadlines in self.dropped.drain(..) {
+            trash.throw(deadlines.into_iter().map(|_| 0));
+        }
     }
 
     /// All tables, in the order in which a snapshot shows them.
@@ -282,19 +295,10 @@ impl Store {
     }
 
     /// Gives all rows away, to be dropped bit by bit.
-    pub fn discard(self, trash: &mut Trash) {
+    pub fn discard(mut self, trash: &mut Trash) {
+        self.throw_away(trash);
         self.rows.discard(trash, |row| row.value.len());
         trash.throw(self.deadlines.into_iter().map(|_| 0));
-    }
-
-    fn remove(&mut self, key: &Bytes) -> bool {
-        let Some(row) = self.rows.remove(key) else { return false };
-        self.bytes -= cost(key, &row.value);
-        if let Some(deadline) = row.deadline {
-            let was_there = self.deadlines.remove(&(deadline, key.clone()));
-            assert!(was_there, "every deadline is in the index");
-        }
-        true
     }
 }
 
@@ -304,14 +308,27 @@ impl Default for Store {
     }
 }
 
-fn cost(key: &[u8], value: &[u8]) -> u64 {
-    (key.len() + value.len()) as u64 + ROW_COST
+/// Answers of several commands, which come to `VALUES_MAX` bytes at the most.
+#[derive(Default)]
+struct Answers(Vec<Reply>);
+
+impl Answers {
+    /// The refusal of a command whose answer would be too much, before it is done.
+    fn refusal(&self, more: usize) -> Option<Reply> {
+        if more == 0 || more + self.0.iter().map(Reply::weight).sum::<usize>() <= VALUES_MAX {
+            return None;
+        }
+        let text = format!("the answers come to more than {VALUES_MAX} bytes; ask for less at a time");
+        Some(Reply::error(Code::TooBig, text))
+    }
 }
 
-/// A number as Redis reads one: decimal, no blanks, no plus sign, no leading zeros, within 64 bits.
-fn parse_integer(text: &[u8]) -> Option<i64> {
-    let number: i64 = core::str::from_utf8(text).ok()?.parse().ok()?;
-    (format!("{number}").as_bytes() == text).then_some(number)
+fn is_seen(row: &Row, time: u64) -> bool {
+    row.deadline.is_none_or(|deadline| deadline > time)
+}
+
+fn cost(key: &[u8], value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64 + ROW_COST
 }
 
 #[cfg(test)]

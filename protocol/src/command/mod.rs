@@ -1,12 +1,13 @@
 //! Commands: what a client's words mean.
 //!
 //! Charter: `table.rs` is the one command table; everything that speaks of commands is made from it: parsing
-//! (`words.rs`, `parse.rs`), arity errors, HELP, COMMAND and docs/commands.md (`docs.rs`). Binary frames may name a
+//! (`words.rs`, `parse.rs`, `keys.rs`), arity errors, HELP, COMMAND and docs/commands.md (`docs.rs`). Binary frames may name a
 //! command by its number in the table.
 //!
 //! Invariant: an option or a verb that is not built is refused with a sentence; nothing is ever ignored.
 
 mod docs;
+mod keys;
 mod parse;
 mod table;
 mod words;
@@ -92,6 +93,16 @@ pub enum ConnAsk {
     Select,
     /// TIME
     Time,
+    /// MULTI
+    Multi,
+    /// EXEC
+    Exec,
+    /// DISCARD
+    Discard,
+    /// WATCH key …
+    Watch(Vec<Bytes>),
+    /// UNWATCH
+    Unwatch,
     /// RESET
     Reset,
     /// QUIT

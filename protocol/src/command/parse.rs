@@ -1,4 +1,4 @@
-//! What each command's arguments mean.
+//! What each command's arguments mean; those of keys are in `keys.rs`.
 
 use bytes::Bytes;
 
@@ -10,19 +10,20 @@ use crate::limits::{
     PREFETCH, PREFETCH_MAX,
 };
 use crate::op::{
-    Ack, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, MemberAdd, MemberOp, Nack, Op, Pub, QSet, Receipt,
-    Renew, Set, Sub, Ttl, Unlock, When,
+    Ack, DEAD_LETTERS, Fetch, Lock, MemberAdd, MemberOp, Nack, Op, Pub, QSet, Receipt, Renew, Sub, Unlock,
 };
 use crate::peer::SnapshotAt;
 use crate::reply::{Code, Failure};
 
-type Parsed = Result<Command, Failure>;
+pub(super) use super::keys::*;
 
-fn op(op: Op) -> Parsed {
+pub(super) type Parsed = Result<Command, Failure>;
+
+pub(super) fn op(op: Op) -> Parsed {
     Ok(Command::Op(op))
 }
 
-fn connection(ask: ConnAsk) -> Parsed {
+pub(super) fn connection(ask: ConnAsk) -> Parsed {
     Ok(Command::Connection(ask))
 }
 
@@ -202,98 +203,6 @@ fn dead_letter_topic(words: &mut Words<'_>, topic: &Bytes) -> Result<Bytes, Fail
 
 pub(super) fn queue_info(words: &mut Words<'_>) -> Parsed {
     op(Op::QInfo(words.topic()?))
-}
-
-pub(super) fn cache_info(words: &mut Words<'_>) -> Parsed {
-    op(Op::CacheInfo(words.name("key")?))
-}
-
-pub(super) fn get(words: &mut Words<'_>) -> Parsed {
-    op(Op::Get(words.name("key")?))
-}
-
-pub(super) fn set(words: &mut Words<'_>) -> Parsed {
-    let key = words.name("key")?;
-    let mut set =
-        Set { key, value: words.value("value")?, when: When::Always, expiry: Expiry::Never, get: false };
-    let mut seen = 0;
-    while let Some(option) = words.option(&["NX", "XX", "IFVER", "EX", "PX", "KEEPTTL", "GET"], &mut seen)? {
-        let one_condition = set.when == When::Always;
-        let one_deadline = set.expiry == Expiry::Never;
-        match option {
-            "NX" | "XX" | "IFVER" if !one_condition => {
-                return Err(words.syntax("NX, XX and IFVER exclude each other"));
-            }
-            "EX" | "PX" | "KEEPTTL" if !one_deadline => {
-                return Err(words.syntax("EX, PX and KEEPTTL exclude each other"));
-            }
-            "NX" => set.when = When::Absent,
-            "XX" => set.when = When::Present,
-            "IFVER" => set.when = When::Version(words.number("IFVER", 0, i64::MAX as u64)?),
-            "EX" => set.expiry = Expiry::After(expire_time(words.integer()?, 1000)?),
-            "PX" => set.expiry = Expiry::After(expire_time(words.integer()?, 1)?),
-            "KEEPTTL" => set.expiry = Expiry::Keep,
-            _ => set.get = true,
-        }
-    }
-    op(Op::Set(set))
-}
-
-fn expire_time(number: i64, unit: i64) -> Result<u64, Failure> {
-    let ms =
-        number.checked_mul(unit).and_then(|ms| u64::try_from(ms).ok()).filter(|&ms| ms > 0 && ms < 1 << 50);
-    ms.ok_or_else(|| failure(Code::Err, "invalid expire time in 'set' command"))
-}
-
-pub(super) fn del(words: &mut Words<'_>) -> Parsed {
-    op(Op::Del(words.names("key")?))
-}
-
-pub(super) fn exists(words: &mut Words<'_>) -> Parsed {
-    op(Op::Exists(words.names("key")?))
-}
-
-pub(super) fn incr(words: &mut Words<'_>) -> Parsed {
-    op(Op::Incr(Incr { key: words.name("key")?, by: 1 }))
-}
-
-pub(super) fn decr(words: &mut Words<'_>) -> Parsed {
-    op(Op::Incr(Incr { key: words.name("key")?, by: -1 }))
-}
-
-pub(super) fn incr_by(words: &mut Words<'_>) -> Parsed {
-    op(Op::Incr(Incr { key: words.name("key")?, by: words.integer()? }))
-}
-
-pub(super) fn decr_by(words: &mut Words<'_>) -> Parsed {
-    let key = words.name("key")?;
-    let by = words.integer()?.checked_neg();
-    let by = by.ok_or_else(|| failure(Code::Err, "value is not an integer or out of range"))?;
-    op(Op::Incr(Incr { key, by }))
-}
-
-fn expire_in(words: &mut Words<'_>, unit: i64) -> Parsed {
-    let key = words.name("key")?;
-    let ms = words.integer()?.checked_mul(unit).filter(|&ms| ms < 1 << 50);
-    let ms = ms.ok_or_else(|| failure(Code::Err, "invalid expire time in 'expire' command"))?;
-    words.option(&[], &mut 0)?;
-    op(Op::Expire(Expire { key, ms }))
-}
-
-pub(super) fn expire(words: &mut Words<'_>) -> Parsed {
-    expire_in(words, 1000)
-}
-
-pub(super) fn pexpire(words: &mut Words<'_>) -> Parsed {
-    expire_in(words, 1)
-}
-
-pub(super) fn ttl(words: &mut Words<'_>) -> Parsed {
-    op(Op::Ttl(Ttl { key: words.name("key")?, millis: false }))
-}
-
-pub(super) fn pttl(words: &mut Words<'_>) -> Parsed {
-    op(Op::Ttl(Ttl { key: words.name("key")?, millis: true }))
 }
 
 pub(super) fn status(_: &mut Words<'_>) -> Parsed {

@@ -67,7 +67,7 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
         ("GET", "ERR wrong number of arguments for 'get' command; usage: GET key"),
         ("GET a b", "ERR wrong number of arguments"),
         ("FOO a b", "ERR unknown command 'FOO', with args beginning with: 'a' 'b' "),
-        ("MULTI", "ERR MULTI is not built yet;"),
+        ("PEEK t", "ERR PEEK is not built yet;"),
         ("LOCK db SLOTS 3", "ERR option SLOTS of LOCK is not built yet"),
         ("SET k v WRITEBACK", "ERR option WRITEBACK of SET is not built yet"),
         ("ACK t 1 GROUP g", "ERR option GROUP of ACK is not built yet"),
@@ -80,16 +80,10 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
         ("LOCK db TTL x", "ERR TTL must be a number from 1 to 2592000000, not x"),
         ("LOCK db TTL 99999999999999", "ERR TTL must be"),
         ("UNLOCK db TOKEN 0", "ERR TOKEN must be a number from 1"),
-        ("SET k v NX XX", "ERR syntax error: NX, XX and IFVER exclude each other"),
-        ("SET k v EX 1 PX 1", "ERR syntax error: EX, PX and KEEPTTL exclude each other"),
-        ("SET k v EX 0", "ERR invalid expire time in 'set' command"),
-        ("SET k v EX 9223372036854775807", "ERR invalid expire time in 'set' command"),
         ("FETCH t COUNT 0", "ERR COUNT must be a number from 1 to 1024"),
         ("ACK t x", "ERR 'x' is not a message id"),
         ("ACK t 1@", "ERR '1@' is not a message id"),
         ("ACK t -1", "ERR '-1' is not a message id"),
-        ("INCRBY k +1", "ERR value is not an integer"),
-        ("DECRBY k -9223372036854775808", "ERR value is not an integer"),
         ("QSET t DLQ", "ERR syntax error: an argument is missing"),
         ("QSET t DLQ t", "ERR a topic cannot be its own DLQ"),
         ("QSET t.dlq DLQ u", "ERR these are dead letters already"),
@@ -132,6 +126,36 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
     assert!(parse(&[]).is_err());
     let many: String = (0..2000).map(|n| format!(" k{n}")).collect();
     assert!(refused(&format!("DEL{many}")).starts_with("TOOBIG 2000 keys in one command"));
+}
+
+#[test]
+fn what_is_wrong_about_keys_is_said_in_the_words_of_redis() {
+    let cases = [
+        ("SET k v NX XX", "ERR syntax error: NX, XX and IFVER exclude each other"),
+        ("SET k v EX 1 PX 1", "ERR syntax error: EX, PX, EXAT, PXAT and KEEPTTL exclude each other"),
+        ("SET k v EX 0", "ERR invalid expire time in 'set' command"),
+        ("SET k v EX 9223372036854775807", "ERR invalid expire time in 'set' command"),
+        ("INCRBY k +1", "ERR value is not an integer"),
+        ("DECRBY k -9223372036854775808", "ERR decrement would overflow"),
+        ("GETEX k PERSIST EX 5", "ERR syntax error: EX, PX, EXAT, PXAT and PERSIST exclude each other"),
+        ("GETEX k PX 0", "ERR invalid expire time in 'getex' command"),
+        ("SETEX k 0 v", "ERR invalid expire time in 'setex' command"),
+        ("SETEX k x v", "ERR value is not an integer or out of range"),
+        ("PEXPIRE k 9223372036854775807", "ERR invalid expire time in 'pexpire' command"),
+        ("EXPIRE k 5 NX GT", "ERR NX and XX, GT or LT options at the same time are not compatible"),
+        ("EXPIRE k 5 LT GT", "ERR GT and LT options at the same time are not compatible"),
+        ("SETRANGE k -1 v", "ERR offset is out of range"),
+        ("SETRANGE k 8388608 v", "ERR string exceeds maximum allowed size"),
+        ("MSET a 1 b", "ERR wrong number of arguments for 'mset' command"),
+        ("SCAN x", "ERR invalid cursor"),
+        ("SCAN 5", "ERR invalid cursor"),
+        ("SCAN 0 COUNT 0", "ERR syntax error: COUNT must be at least 1"),
+        ("GETV k FILL 5", "ERR option FILL of GETV is not built yet"),
+    ];
+    for (line, expected) in cases {
+        let text = refused(line);
+        assert!(text.starts_with(expected), "{line}: {text}");
+    }
 }
 
 #[test]

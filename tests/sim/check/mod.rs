@@ -169,7 +169,8 @@ impl Checks {
             Home::System => Some(GroupId::SYSTEM),
             Home::Key(name) => Some(partition_of(name, partitions)),
             Home::Topic(name) => Some(partition_of_topic(name, partitions)),
-            Home::Each(_) => None,
+            Home::Together => record.op.keys().first().map(|key| partition_of(key, partitions)),
+            Home::Each | Home::All | Home::Cursor(_) => None,
         };
         let history = &self.history;
         let holds = locks::holds(history, &self.conn_ends);

@@ -1,4 +1,6 @@
-//! The binary language of a connection: frames in, requests out. Answers need not come in order.
+//! The binary half of a connection: frames in, and the requests that they carry.
+//!
+//! Invariant: an answer finds its way back by its correlation id, which names one unanswered request at a time.
 
 use quorate_engine::effect::Want;
 use quorate_protocol::command::{Command, ConnAsk, find_number, parse, parse_as};
@@ -35,7 +37,7 @@ impl Connection {
         self.waiting = 0;
     }
 
-    pub(super) fn frame_request(&mut self, request: RequestFrame) {
+    fn frame_request(&mut self, request: RequestFrame) {
         let RequestFrame { correlation, opcode, client, after, args } = request;
         if self.correlations.contains_key(&correlation) {
             return self.goodbye(
@@ -58,6 +60,12 @@ impl Connection {
             Ok(Command::Node(ask)) => Want::Node(ask),
             Ok(Command::Connection(ConnAsk::SessionOpen)) => Want::OpenClient,
             Ok(Command::Connection(ConnAsk::SessionResume(id))) => Want::ResumeClient(id),
+            Ok(Command::Connection(
+                ConnAsk::Multi | ConnAsk::Exec | ConnAsk::Discard | ConnAsk::Watch(_) | ConnAsk::Unwatch,
+            )) => {
+                let text = "transactions belong to RESP and inline connections; SET IFVER guards against others here";
+                Want::Answered(Reply::error(Code::Err, text))
+            }
             Ok(Command::Connection(ask)) => {
                 self.closing |= ask == ConnAsk::Quit;
                 Want::Answered(self.answerer.answer(ask, Dialect::Resp3).reply)
