@@ -38,6 +38,10 @@ pub enum Bug {
     ConditionsIgnored,
     /// A DEL is answered and not done.
     LostDelete,
+    /// Of a transaction's commands only the first is done.
+    HalfMulti,
+    /// A transaction is done though a watched key has changed.
+    WatchIgnored,
     /// A PUB is answered and not kept.
     LostMessage,
     /// An ACK is answered and not done.
@@ -166,6 +170,8 @@ impl Bug {
             Self::DishonestCode => faults.honest_codes_broken = true,
             Self::ConditionsIgnored => faults.store.conditions_ignored = true,
             Self::LostDelete => faults.store.lost_delete = true,
+            Self::HalfMulti => faults.store.half_multi = true,
+            Self::WatchIgnored => faults.store.watch_ignored = true,
             Self::LostMessage => faults.queues.lost_message = true,
             Self::LostAck => faults.queues.lost_ack = true,
             Self::DedupeIgnored => faults.queues.dedupe_ignored = true,

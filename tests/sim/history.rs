@@ -194,6 +194,13 @@ impl History {
         match op {
             Op::Set(set) => self.versions.insert(set.key.clone(), place.pos.serial()),
             Op::Incr(incr) => self.versions.insert(incr.key.clone(), place.pos.serial()),
+            Op::Append(append) => self.versions.insert(append.key.clone(), place.pos.serial()),
+            // It may have been given up for what was watched: then these are guesses, and wrong ones.
+            Op::Multi(_) => {
+                let written = op.writes().into_owned();
+                written.into_iter().for_each(|key| _ = self.versions.insert(key, place.pos.serial()));
+                None
+            }
             _ => None,
         };
     }
@@ -203,6 +210,7 @@ impl History {
 fn says(asked: &Op, logged: &Op) -> bool {
     match (asked, logged) {
         (Op::Del(all), Op::Del(share)) => share.iter().all(|key| all.contains(key)),
+        (Op::MSet(all), Op::MSet(share)) => share.pairs.iter().all(|pair| all.pairs.contains(pair)),
         (asked, logged) => asked == logged,
     }
 }

@@ -66,11 +66,12 @@ fn keys_of(op: &Op) -> Vec<&Bytes> {
         Op::Set(set) => vec![&set.key],
         Op::Incr(incr) => vec![&incr.key],
         Op::Expire(expire) => vec![&expire.key],
-        Op::Del(keys) | Op::Exists(keys) => keys.iter().collect(),
+        Op::Del(_) | Op::Exists(_) | Op::Append(_) | Op::MSet(_) | Op::Multi(_) => op.keys(),
         _ => Vec::new(),
     };
     let mut keys: Vec<&Bytes> =
         keys.into_iter().filter(|key| key.starts_with(b"r") || key.starts_with(b"n")).collect();
+    keys.sort_unstable();
     keys.dedup();
     keys
 }
@@ -224,13 +225,24 @@ fn effects(key: &Bytes, step: &Step<'_>, cell: Option<&Cell>) -> Vec<Option<Cell
 
 /// What the key holds after the operation; none if its answer does not fit.
 fn effect(key: &Bytes, step: &Step<'_>, cell: Option<&Cell>) -> Option<Option<Cell>> {
+    effect_of(&step.record.op, step.reply, key, step, cell)
+}
+
+/// The same of one of its commands, with the answer to that.
+fn effect_of(
+    op: &Op,
+    told: Option<&Reply>,
+    key: &Bytes,
+    step: &Step<'_>,
+    cell: Option<&Cell>,
+) -> Option<Option<Cell>> {
     let value = || cell.map_or(Reply::Nil, |cell| Reply::Bulk(cell.value.clone()));
     let written = |value: Bytes| {
         Some(Cell { value, versions: step.record.places.iter().map(|p| p.pos.serial()).collect() })
     };
-    let fits = |reply: Reply| step.reply.is_none_or(|told| *told == reply);
+    let fits = |reply: Reply| told.is_none_or(|told| *told == reply);
     let kept = || cell.cloned();
-    match &step.record.op {
+    match op {
         Op::Get(_) => fits(value()).then(kept),
         Op::Exists(_) => fits(Reply::Int(i64::from(cell.is_some()))).then(kept),
         Op::Del(_) => fits(Reply::Int(i64::from(cell.is_some()))).then_some(None),
@@ -253,6 +265,31 @@ fn effect(key: &Bytes, step: &Step<'_>, cell: Option<&Cell>) -> Option<Option<Ce
             let otherwise = if holds { Reply::OK } else { Reply::Nil };
             let told = if set.get { value() } else { otherwise };
             fits(told).then(|| if holds { written(set.value.clone()) } else { kept() })
+        }
+        Op::GetDel(_) => fits(value()).then_some(None),
+        Op::Append(append) => {
+            let value = [cell.map_or(&b""[..], |cell| &cell.value), &append.value].concat();
+            fits(Reply::int(value.len() as u64)).then(|| written(value.into()))
+        }
+        Op::MSet(mset) => {
+            let value = mset.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())?;
+            fits(Reply::OK).then(|| written(value))
+        }
+        Op::Multi(multi) => {
+            let unchanged = multi
+                .watched
+                .iter()
+                .filter(|(name, _)| name == key)
+                .all(|(_, version)| cell.map_or(*version == 0, |cell| cell.versions.contains(version)));
+            if told == Some(&Reply::Nil) || (told.is_none() && !unchanged) {
+                // Of several watched keys another one may be the reason.
+                return Some(kept());
+            }
+            let at = multi.commands.0.iter().position(|op| op.key() == Some(key));
+            let told = |at: usize| if let Some(Reply::Array(all)) = told { all.get(at) } else { None };
+            let after =
+                at.map_or(Some(kept()), |at| effect_of(&multi.commands.0[at], told(at), key, step, cell));
+            after.filter(|_| unchanged)
         }
         _ => None,
     }
