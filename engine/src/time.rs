@@ -29,6 +29,13 @@ impl GroupClock {
         self.base + mono.saturating_sub(self.since) / 1000
     }
 
+    /// What the leader's clock shows at group time 0, in milliseconds; below 0 if it began later.
+    #[must_use]
+    pub fn origin(&self) -> i64 {
+        let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
+        millis(self.since / 1000).saturating_sub(millis(self.base))
+    }
+
     /// Reads the clock for an entry.
     pub fn stamp(&mut self, mono: u64) -> u64 {
         let stamp = self.read(mono);
@@ -56,6 +63,7 @@ mod tests {
         let mut clock = GroupClock::new(9_000_000, 500);
         assert_eq!(clock.stamp(9_000_000), 500);
         assert_eq!(clock.stamp(9_250_999), 750);
+        assert_eq!(clock.origin(), 8_500);
         assert!(!clock.is_due(9_300_000, None));
         assert!(!clock.is_due(9_300_000, Some(801)));
         assert!(clock.is_due(9_301_000, Some(801)));

@@ -36,6 +36,9 @@ def talk(port, other, **options):
     except redis.ResponseError as error:
         assert "not an integer" in str(error)
 
+    strings(r, o)
+    transactions(r, o)
+
     token = r.execute_command("LOCK", "py:lock", "OWNER", "a", "TTL", 60000)
     assert isinstance(token, int) and token > 0
     assert o.execute_command("LOCK", "py:lock", "OWNER", "b") is None
@@ -58,6 +61,58 @@ def talk(port, other, **options):
     assert r.command_count() > 30
     r.close()
     o.close()
+
+
+def strings(r, o):
+    """What there is for values beyond GET and SET."""
+    names = [f"py:many:{n}" for n in range(300)]
+    assert r.mset({name: n for n, name in enumerate(names)})
+    assert o.mget(names + ["py:nothing"]) == [str(n) for n in range(300)] + [None]
+    assert sorted(o.scan_iter("py:many:*", count=50)) == sorted(names)
+    assert sorted(r.keys("py:many:29?")) == [f"py:many:29{n}" for n in range(10)]
+    assert r.dbsize() >= 300
+    assert o.delete(*names) == 300 and list(r.scan_iter("py:many:*")) == []
+    assert r.setex("py:s", 100, "Hello") and r.setnx("py:s", "x") is False
+    assert r.append("py:s", " World") == 11 and o.getrange("py:s", -5, -1) == "World"
+    assert r.setrange("py:s", 6, "Redis") == 11 and o.strlen("py:s") == 11
+    assert r.getex("py:s", persist=True) == "Hello Redis" and o.ttl("py:s") == -1
+    assert r.expireat("py:s", 4102444800) and o.expiretime("py:s") == 4102444800
+    assert r.expire("py:s", 5, gt=True) is False and r.persist("py:s") is True
+    assert r.type("py:s") == "string" and r.type("py:nothing") == "none"
+    assert r.getset("py:s", "new") == "Hello Redis" and o.getdel("py:s") == "new"
+    assert o.exists("py:s") == 0
+
+
+def transactions(r, o):
+    """redis-py's default pipeline is MULTI ... EXEC."""
+    r.delete("{py}a", "{py}b")
+    pipe = r.pipeline()
+    assert pipe.set("{py}a", 1).incr("{py}a").get("{py}a").append("{py}b", "x").execute() == [True, 2, "2", 1]
+    try:
+        r.pipeline().set("py:1", 1).set("py:2", 2).set("py:3", 3).execute()
+        raise AssertionError("these lie in several partitions")
+    except redis.ResponseError as error:
+        assert "{tag}" in str(error), error
+    try:
+        r.pipeline().set("{py}a", 1).execute_command("LOCK", "py:lock").execute()
+        raise AssertionError("a lock is not a key")
+    except redis.ResponseError as error:
+        assert "between MULTI and EXEC" in str(error), error
+    with r.pipeline() as pipe:
+        pipe.watch("{py}a")
+        seen = int(pipe.get("{py}a"))
+        o.incr("{py}a")
+        pipe.multi()
+        pipe.set("{py}a", seen + 10)
+        try:
+            pipe.execute()
+            raise AssertionError("somebody has changed it")
+        except redis.WatchError:
+            pass
+        assert o.get("{py}a") == "3"
+    r.transaction(lambda pipe: (pipe.get("{py}a"), pipe.multi(), pipe.incrby("{py}a", 7)), "{py}a")
+    assert o.get("{py}a") == "10"
+    assert r.pipeline().execute() == []
 
 
 for port, other in zip(ports, ports[1:] + ports[:1]):

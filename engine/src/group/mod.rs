@@ -406,26 +406,27 @@ impl Group {
                 self.ending = self.consensus.last_index();
             }
             if !self.open.is_empty() {
-                self.propose(now, stamp);
+                self.propose(stamp);
             }
         }
         self.ask_read_round(now);
     }
 
-    /// Tells it what the wall clock shows beyond the clock that `now` is read from, in milliseconds.
+    /// Tells it what the wall clock shows beyond the clock that `now` is read from, in milliseconds. Readings that differ
+    /// by the last digit are rounded differently and mean the same.
     pub fn set_wall(&mut self, wall: i64) {
-        self.wall = wall;
+        if wall.abs_diff(self.wall) > 1 {
+            self.wall = wall;
+        }
     }
 
     /// What the wall clock shows at group time 0, in milliseconds since 1970.
-    fn epoch(&self, now: u64) -> i64 {
-        let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
-        let time = self.clock.map_or(0, |clock| clock.read(now));
-        self.wall.saturating_add(millis(now / 1000)).saturating_sub(millis(time))
+    fn epoch(&self) -> i64 {
+        self.wall.saturating_add(self.clock.map_or(0, |clock| clock.origin()))
     }
 
-    fn propose(&mut self, now: u64, stamp: u64) {
-        let epoch = self.epoch(now);
+    fn propose(&mut self, stamp: u64) {
+        let epoch = self.epoch();
         let open = core::mem::take(&mut self.open);
         self.open_bytes = 0;
         #[cfg(feature = "faults")]

@@ -76,7 +76,7 @@ impl Group {
                 break;
             }
             let reads = first.remove();
-            let epoch = self.epoch(now);
+            let epoch = self.epoch();
             for mut read in reads {
                 read.work.set_epoch(epoch);
                 let reply = match &read.work {

@@ -137,7 +137,8 @@ impl Store {
         let Some(row) = self.seen(&op.key, ctx.time) else { return Reply::Nil };
         let (value, old) = (row.value.clone(), row.deadline);
         let deadline = deadline(ctx, op.expiry, old);
-        if deadline != old {
+        // As in Redis, PERSIST of a key without a deadline is no change; a new deadline is one, whatever it was.
+        if deadline != old || op.expiry != Expiry::Never {
             self.put_until(ctx, &op.key, value.clone(), deadline);
         }
         Reply::Bulk(value)

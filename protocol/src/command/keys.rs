@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::parse::{Parsed, connection, op};
-use super::words::Words;
+use super::words::{Words, shown};
 use super::{ConnAsk, failure};
 use crate::limits::{MANY_MAX, NAME_MAX, SCAN_MAX, VALUE_MAX};
 use crate::op::{
@@ -212,8 +212,14 @@ pub(super) fn decr_by(words: &mut Words<'_>) -> Parsed {
 
 /// NX, XX, GT and LT behind an EXPIRE; XX GT is GT, since a key without a deadline has none that is earlier.
 fn only(words: &mut Words<'_>) -> Result<Only, Failure> {
+    const ONLY: &[&str] = &["NX", "XX", "GT", "LT"];
     let (mut absent, mut present, mut later, mut earlier, mut seen) = (false, false, false, false, 0);
-    while let Some(option) = words.option(&["NX", "XX", "GT", "LT"], &mut seen)? {
+    let known = |word: &&Bytes| ONLY.iter().any(|option| word.eq_ignore_ascii_case(option.as_bytes()));
+    if let Some(word) = words.rest.iter().find(|word| !known(word)) {
+        let text = format!("Unsupported option {}; NX, XX, GT and LT are", shown(word));
+        return Err(failure(Code::Err, text));
+    }
+    while let Some(option) = words.option(ONLY, &mut seen)? {
         match option {
             "NX" => absent = true,
             "XX" => present = true,
@@ -236,10 +242,18 @@ fn only(words: &mut Words<'_>) -> Result<Only, Failure> {
     })
 }
 
+/// The time and the conditions behind it; where both are wrong Redis complains of the conditions.
+fn time_and_only(words: &mut Words<'_>, unit: i64) -> Result<(i64, Only), Failure> {
+    let mut number = Words::new(words.spec, &words.rest[..1]);
+    words.next()?;
+    let only = only(words)?;
+    Ok((time(&mut number, unit)?, only))
+}
+
 fn expire_in(words: &mut Words<'_>, unit: i64) -> Parsed {
     let key = words.name("key")?;
-    let ms = time(words, unit)?;
-    op(Op::Expire(Expire { key, ms, only: only(words)? }))
+    let (ms, only) = time_and_only(words, unit)?;
+    op(Op::Expire(Expire { key, ms, only }))
 }
 
 pub(super) fn expire(words: &mut Words<'_>) -> Parsed {
@@ -252,9 +266,9 @@ pub(super) fn pexpire(words: &mut Words<'_>) -> Parsed {
 
 fn expire_on(words: &mut Words<'_>, unit: i64) -> Parsed {
     let key = words.name("key")?;
-    let ms = time(words, unit)?;
+    let (ms, only) = time_and_only(words, unit)?;
     let at = Moment::Unix(u64::try_from(ms).unwrap_or(0));
-    op(Op::ExpireAt(ExpireAt { key, at, only: only(words)? }))
+    op(Op::ExpireAt(ExpireAt { key, at, only }))
 }
 
 pub(super) fn expire_at(words: &mut Words<'_>) -> Parsed {
