@@ -14,7 +14,10 @@ use quorate_protocol::frame::{self, Frame, RequestFrame};
 use quorate_protocol::id::{
     Boot, ClientId, ClientSeq, ClusterId, ConnId, GroupId, Identity, NodeId, Replica, SessionId,
 };
-use quorate_protocol::op::{Ack, Fetch, Lock, Op, Pub, Receipt};
+use quorate_protocol::op::{
+    Ack, Append, Commands, ExpireAt, Expiry, Fetch, GetEx, GetRange, Lock, MSet, Moment, Multi, Only, Op,
+    Pub, Receipt, Scan,
+};
 use quorate_protocol::peer::{
     Answer, Ask, Delivery, Forward, Greeting, Hello, Item, Join, Joined, Lane, Led, Letter, LinkFrame,
     Opening, Parcel, Principal, RaftEntry, RaftFrame, RaftMessage, Verdict, Welcome, Work,
@@ -133,6 +136,35 @@ fn conn() -> ConnId {
     ConnId { node: NodeId(1), session: SessionId(2), counter: 3 }
 }
 
+fn transaction() -> Op {
+    let expire = ExpireAt { key: "k".into(), at: Moment::Group(9), only: Only::PresentEarlier };
+    let append = Append { key: "k".into(), value: "v".into() };
+    let get = GetEx { key: "k".into(), expiry: Expiry::At(Moment::Unix(7)) };
+    let range = GetRange { key: "k".into(), start: 0, end: -1 };
+    let commands = Commands(vec![
+        Op::ExpireAt(expire),
+        Op::Append(append),
+        Op::GetEx(get),
+        Op::GetRange(range),
+        Op::GetDel("k".into()),
+        Op::MGet(vec!["k".into()]),
+    ]);
+    Op::Multi(Multi { watched: vec![("k".into(), 5)], commands }.into())
+}
+
+#[test]
+fn transactions_do_not_nest() {
+    let Op::Multi(multi) = transaction() else { panic!("it is one") };
+    let nested = Multi { commands: Commands(vec![transaction()]), ..(*multi).clone() };
+    assert!(Op::from_wire(Op::Multi(nested.into()).to_wire()).is_err());
+    let foreign = Multi { commands: Commands(vec![Op::FlushAll]), ..*multi };
+    assert!(Op::from_wire(Op::Multi(foreign.into()).to_wire()).is_err());
+    // However deep bytes from outside nest, reading them does not.
+    let mut deep = [57, 0, 0, 0, 0, 1, 0, 0, 0].repeat(200_000);
+    deep.push(0);
+    assert!(Op::from_wire(deep.into()).is_err());
+}
+
 fn link_frames() -> Vec<LinkFrame> {
     let lock = Op::Lock(Lock { name: "l".into(), shared: true, owner: Some("me".into()), ttl: 1, wait: 2 });
     let publish =
@@ -145,6 +177,13 @@ fn link_frames() -> Vec<LinkFrame> {
         Work::Op(fetch),
         Work::Op(Op::Ack(Ack { topic: "t".into(), receipts })),
         Work::Op(Op::Del(vec!["a".into(), "b".into()])),
+        Work::Op(Op::MSet(MSet {
+            pairs: vec![("a".into(), "1".into()), ("b".into(), "2".into())],
+            absent: true,
+        })),
+        Work::Op(Op::Scan(Scan { cursor: 1 << 56, pattern: Some("a*".into()), count: 10, none: false })),
+        Work::Op(Op::FlushAll),
+        Work::Op(transaction()),
         Work::CloseConn(conn()),
         Work::OpenClient,
         Work::SeeIndex,

@@ -72,15 +72,17 @@ def strings(r, o):
     assert sorted(r.keys("py:many:29?")) == [f"py:many:29{n}" for n in range(10)]
     assert r.dbsize() >= 300
     assert o.delete(*names) == 300 and list(r.scan_iter("py:many:*")) == []
-    assert r.setex("py:s", 100, "Hello") and r.setnx("py:s", "x") is False
+    assert r.execute_command("SETEX", "py:s", 100, "Hello") and r.execute_command("SETNX", "py:s", "x") in (0, False)
     assert r.append("py:s", " World") == 11 and o.getrange("py:s", -5, -1) == "World"
     assert r.setrange("py:s", 6, "Redis") == 11 and o.strlen("py:s") == 11
     assert r.getex("py:s", persist=True) == "Hello Redis" and o.ttl("py:s") == -1
     assert r.expireat("py:s", 4102444800) and o.expiretime("py:s") == 4102444800
     assert r.expire("py:s", 5, gt=True) is False and r.persist("py:s") is True
     assert r.type("py:s") == "string" and r.type("py:nothing") == "none"
-    assert r.getset("py:s", "new") == "Hello Redis" and o.getdel("py:s") == "new"
+    assert r.execute_command("GETSET", "py:s", "new") == "Hello Redis" and o.getdel("py:s") == "new"
     assert o.exists("py:s") == 0
+    assert r.set("py:s", 1) and [o.get("py:s"), o.get("py:s")] == ["1", "1"]
+    assert r.flushall() and o.get("py:s") is None and o.dbsize() == 0
 
 
 def transactions(r, o):

@@ -142,7 +142,16 @@ same partition, as in Redis Cluster.
 - A GET on any node after SET said OK never returns an older value.
 - A version rises with every write and never repeats; `IFVER 0` means that the key does not exist. A resent `SET IFVER` may see
   its own success as nil: read to learn.
-- A deadline takes effect at one log position: the key vanishes on all nodes alike.
+- A deadline takes effect at one log position: the key vanishes on all nodes alike. Absolute times (EXAT, EXPIREAT) are those of the
+  wall clock of the partition's leader when it logs the command; if that clock is set later, deadlines stay where they are.
+- MULTI queues commands on keys; EXEC is one command in the log of one partition, so all keys between WATCH and EXEC need a common
+  `{tag}`, as in `{cart}:1` and `{cart}:2`; otherwise -CROSSSLOT, and nothing is done. A command that fails there does not undo the
+  others, as in Redis. Other than in Redis, what is wrong with a command's arguments is said when it is queued, and aborts EXEC
+  (-EXECABORT). A watched key that does not exist and has come and gone since counts as unchanged. At most 4,096 keys and 8 MiB are
+  queued, and one EXEC or MGET answers 16 MiB of values.
+- MSET, MGET and DEL over several partitions take effect in each at one place, not in all at the same.
+- SCAN shows every key that is there from its beginning to its end; pages may be empty before the last. It keeps nothing
+  between calls: a cursor is good for ever, also on another node.
 - Redis' `r.lock()` and Redisson need Lua, which is not spoken here; use `LOCK`.
 ";
 
