@@ -114,6 +114,8 @@ def transactions(r, o):
         assert o.get("{py}a") == "3"
     r.transaction(lambda pipe: (pipe.get("{py}a"), pipe.multi(), pipe.incrby("{py}a", 7)), "{py}a")
     assert o.get("{py}a") == "10"
+    assert [r.get("{py}a"), r.get("{py}a")] == ["10", "10"]
+    assert r.pipeline().get("{py}a").get("{py}a").execute() == ["10", "10"], "queued, though the node could show it at once"
     assert r.pipeline().execute() == []
 
 
