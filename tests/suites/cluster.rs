@@ -89,7 +89,7 @@ const NODE: &[(&str, &str)] = &[
     ("SET a b EX soon", "-ERR value is not an integer or out of range"),
     ("LOCK a SLOTS 3", "-ERR…"),
     ("LOCK a TTL -1", "-ERR…"),
-    ("MULTI", "-ERR MULTI is not built yet…"),
+    ("PEEK t", "-ERR PEEK is not built yet…"),
     ("FETCH jobs GROUP g", "-ERR…"),
     ("AUTH secret", "-ERR AUTH called without any password configured…"),
     ("CLIENT MAINT_NOTIFICATIONS ON", "-ERR unknown subcommand…"),
