@@ -12,7 +12,7 @@
 //!
 //! Subtlety: there may be more copies in here than there are (an eviction that was lost), never fewer.
 
-use alloc::collections::{BTreeMap, VecDeque, btree_map};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{
@@ -85,7 +85,7 @@ pub struct Directory {
     /// Writes of all keys that are on their way.
     all_closed: u32,
     /// Lines that are void, to be taken apart bit by bit.
-    void: VecDeque<btree_map::IntoIter<Bytes, Vec<Copy>>>,
+    void: VecDeque<BTreeMap<Bytes, Vec<Copy>>>,
     next_write: WriteId,
     /// Write → how many invalidations it waits for.
     waiting: BTreeMap<WriteId, usize>,
@@ -347,7 +347,7 @@ impl Directory {
     pub fn close_all(&mut self, now: u64) -> Option<WriteId> {
         self.lapse(now);
         self.all_closed += 1;
-        self.void.push_back(core::mem::take(&mut self.lines).into_iter());
+        self.void.push_back(core::mem::take(&mut self.lines));
         let write = self.next_write + 1;
         for open in self.unanswered.values_mut() {
             open.writes.push(write);
@@ -375,13 +375,11 @@ impl Directory {
     }
 
     fn sweep(&mut self) {
-        let mut left = SWEPT_AT_ONCE;
-        while let Some(lines) = self.void.front_mut() {
-            left -= lines.by_ref().take(left).count();
-            if left == 0 {
-                return;
+        for _ in 0..SWEPT_AT_ONCE {
+            let Some(lines) = self.void.front_mut() else { return };
+            if lines.pop_first().is_none() {
+                self.void.pop_front();
             }
-            self.void.pop_front();
         }
     }
 

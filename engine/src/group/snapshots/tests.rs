@@ -46,6 +46,7 @@ fn offer(index: Index) -> RaftMessage {
         priority: 0,
         entries: Vec::new(),
         context: Bytes::new(),
+        sent: 0,
     }
 }
 
