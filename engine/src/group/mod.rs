@@ -430,7 +430,7 @@ impl Group {
         let open = core::mem::take(&mut self.open);
         self.open_bytes = 0;
         #[cfg(feature = "faults")]
-        if self.faults.honest_codes_broken && self.next_context.is_multiple_of(7) {
+        if self.faults.honest_codes_broken && self.consensus.last_index().is_multiple_of(7) {
             for (sending, Logged { asker, .. }) in &open {
                 let lie =
                     quorate_protocol::reply::Reply::error(quorate_protocol::reply::Code::TryAgain, "a lie");
