@@ -141,8 +141,10 @@ fn with_traffic(cluster: &Cluster, leader: usize, story: impl FnOnce(&Traffic)) 
         told.expect("the story ends well");
     });
     for (key, newest) in traffic.keys.iter().zip(&traffic.acknowledged) {
-        let found: u64 = cluster.client(leader).ask(&format!("GET {key}")).parse().unwrap_or(0);
-        assert!(found >= newest.load(Ordering::SeqCst), "{key}: what was acknowledged is there");
+        let answer = cluster.client(leader).ask(&format!("GET {key}"));
+        let found: u64 = answer.parse().unwrap_or(0);
+        let newest = newest.load(Ordering::SeqCst);
+        assert!(found >= newest, "{key}: {newest} was acknowledged, node {leader} says {answer}");
     }
     poll("all replicas are equal", || {
         let [first, second, third] = NODES.map(|node| replicas(&cluster.client(node).ask_all("STATUS")));
