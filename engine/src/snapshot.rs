@@ -156,13 +156,13 @@ impl Loader {
     /// # Errors
     /// When they are not what was written.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, Malformed> {
-        self.take(bytes);
+        self.take(Bytes::copy_from_slice(bytes));
         let mut room = usize::MAX;
         self.work(&mut room)
     }
 
     /// Takes the next bytes, to be loaded later.
-    pub fn take(&mut self, bytes: &[u8]) {
+    pub fn take(&mut self, bytes: Bytes) {
         self.chunks.feed(bytes);
     }
 

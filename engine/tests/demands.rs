@@ -86,7 +86,7 @@ fn a_snapshot_is_read_piece_by_piece_to_its_end_and_no_other_is() {
                 break;
             }
             offset += bytes.len() as u64;
-            checker.feed(&bytes).expect("as it was written");
+            checker.feed(bytes).expect("as it was written");
         }
         assert!(offset == row[4] && checker.is_whole(), "{row:?}: {offset}");
         let [group, index, rest @ ..] = row;

@@ -217,7 +217,7 @@ impl Reader {
                 let length = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
                 let bytes = input.split_to(length).freeze();
                 *left -= length as u64;
-                checker.feed(&bytes)?;
+                checker.feed(bytes.clone())?;
                 self.seen.note(&bytes);
                 Piece::Bytes(bytes)
             }

@@ -10,7 +10,9 @@
 //!
 //! Invariant: nothing is reserved that the bytes which were given do not fill.
 
-use bytes::{Buf, Bytes, BytesMut};
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
 
 use crate::id::{GroupId, Index};
 use crate::limits::{REQUEST_MAX, SNAPSHOT_SLICE};
@@ -55,20 +57,22 @@ pub fn put(kind: u8, payload: &[u8], place: Place, out: &mut Vec<u8>) -> u64 {
     (FRAME + payload.len()) as u64
 }
 
-/// Reads a file's chunks as its bytes come.
+/// Reads a file's chunks as its bytes come. What comes is kept as it is: only a chunk that lies in several pieces is
+/// copied, and not before it is read.
 #[derive(Debug)]
 pub struct Chunks {
     group: GroupId,
     index: Index,
     offset: u64,
-    input: BytesMut,
+    pieces: VecDeque<Bytes>,
+    waiting: usize,
 }
 
 impl Chunks {
     /// Of the snapshot of a group at an index.
     #[must_use]
     pub fn new(group: GroupId, index: Index) -> Self {
-        Self { group, index, offset: 0, input: BytesMut::new() }
+        Self { group, index, offset: 0, pieces: VecDeque::new(), waiting: 0 }
     }
 
     /// Whose file it is.
@@ -78,22 +82,61 @@ impl Chunks {
     }
 
     /// Takes the next bytes.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        self.input.extend_from_slice(bytes);
+    pub fn feed(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.waiting += bytes.len();
+            self.pieces.push_back(bytes);
+        }
     }
 
     /// Bytes that were taken and are in no chunk yet.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.input.len()
+        self.waiting
+    }
+
+    /// The first bytes that wait, if there are so many.
+    fn peek<const N: usize>(&self) -> Option<[u8; N]> {
+        let mut found = [0; N];
+        let mut bytes = self.pieces.iter().flatten();
+        for byte in &mut found {
+            *byte = *bytes.next()?;
+        }
+        Some(found)
+    }
+
+    /// Takes the first bytes that wait; there are so many.
+    fn split(&mut self, length: usize) -> Bytes {
+        self.waiting -= length;
+        let mut found = BytesMut::new();
+        loop {
+            let missing = length - found.len();
+            let is_whole = self.pieces.front().is_some_and(|piece| piece.len() <= missing);
+            match if is_whole { self.pieces.pop_front() } else { None } {
+                Some(piece) if piece.len() == length => return piece,
+                Some(piece) => {
+                    found.reserve(missing);
+                    found.extend_from_slice(&piece);
+                }
+                None if missing == 0 => return found.freeze(),
+                None => {
+                    let piece = self.pieces.front_mut().expect("so many bytes wait").split_to(missing);
+                    if found.is_empty() {
+                        return piece;
+                    }
+                    found.extend_from_slice(&piece);
+                    return found.freeze();
+                }
+            }
+        }
     }
 
     /// Whether `next` would find a chunk, or that there is none.
     #[must_use]
     pub fn has_next(&self) -> bool {
-        self.input.first_chunk::<4>().is_some_and(|length| {
-            let length = u32::from_le_bytes(*length) as usize;
-            length > PAYLOAD_MAX || self.input.len() >= FRAME + length
+        self.peek().is_some_and(|length| {
+            let length = u32::from_le_bytes(length) as usize;
+            length > PAYLOAD_MAX || self.waiting >= FRAME + length
         })
     }
 
@@ -106,17 +149,16 @@ impl Chunks {
         reason = "that there is none yet does not mean that there is no more"
     )]
     pub fn next(&mut self) -> Result<Option<(u8, Bytes)>, Malformed> {
-        let Some(frame) = self.input.first_chunk::<FRAME>() else { return Ok(None) };
-        let [l0, l1, l2, l3, c0, c1, c2, c3, kind] = *frame;
+        let Some([l0, l1, l2, l3, c0, c1, c2, c3, kind]) = self.peek::<FRAME>() else { return Ok(None) };
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         if length > PAYLOAD_MAX {
             return Err(Malformed("a chunk of a snapshot is longer than any"));
         }
-        if self.input.len() < FRAME + length {
+        if self.waiting < FRAME + length {
             return Ok(None);
         }
-        self.input.advance(FRAME);
-        let payload = self.input.split_to(length).freeze();
+        self.split(FRAME);
+        let payload = self.split(length);
         let place = (self.group, self.index, self.offset);
         if checksum(kind, &payload, place) != u32::from_le_bytes([c0, c1, c2, c3]) {
             return Err(Malformed("a chunk of a snapshot is damaged"));
@@ -144,7 +186,7 @@ impl Checker {
     ///
     /// # Errors
     /// When they are not what was written.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+    pub fn feed(&mut self, bytes: Bytes) -> Result<(), Malformed> {
         self.chunks.feed(bytes);
         while let Some((kind, _)) = self.chunks.next()? {
             let follows = match self.last {
@@ -163,7 +205,7 @@ impl Checker {
     /// Whether all of the file was given, and nothing behind it.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.last == Some(FOOTER) && self.chunks.input.is_empty()
+        self.last == Some(FOOTER) && self.chunks.waiting() == 0
     }
 }
 
@@ -181,7 +223,7 @@ mod tests {
 
     fn checked(bytes: &[u8], step: usize) -> Result<bool, Malformed> {
         let mut checker = Checker::new(GroupId(3), 7);
-        bytes.chunks(step).try_for_each(|piece| checker.feed(piece))?;
+        bytes.chunks(step).try_for_each(|piece| checker.feed(Bytes::copy_from_slice(piece)))?;
         Ok(checker.is_whole())
     }
 

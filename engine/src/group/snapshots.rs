@@ -334,7 +334,7 @@ impl Group {
         fetching.received += piece.bytes.len() as u64;
         let file = File::Snapshot(self.id, index);
         let write = Io::Write { file, offset, bytes: piece.bytes.clone() };
-        fetching.loader.take(&piece.bytes);
+        fetching.loader.take(piece.bytes.clone());
         self.files.plan(Purpose::Bytes, alloc::vec![write]);
         self.ask_for_pieces(now);
     }

@@ -145,7 +145,7 @@ fn a_snapshot_is_loaded_in_portions_and_the_old_state_is_dropped_in_portions() {
     let mut state = filled();
     let file = written(&mut state, |_, _| ());
     let mut loader = loader();
-    loader.take(&file);
+    loader.take(file.clone().into());
     let mut turns = 0;
     loop {
         let mut room = 20_000;

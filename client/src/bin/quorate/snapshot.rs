@@ -278,7 +278,7 @@ impl Source {
                 break;
             }
             offset += bytes.len() as u64;
-            let sound = checker.feed(&bytes);
+            let sound = checker.feed(bytes.clone());
             sound.map_err(|why| Error::Unreachable(format!("its snapshot is not sound: {}", why.0)))?;
             target.write(&bytes, writer)?;
         }
