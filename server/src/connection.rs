@@ -286,14 +286,14 @@ impl Connection {
     /// Reads once and hands over what is complete; false at the end of the stream.
     fn read_some(&mut self) -> io::Result<bool> {
         self.read.reserve(READ);
-        let more = match self.stream.try_read_buf(&mut self.read) {
+        let more = match read_once(&self.stream, &mut self.read) {
             Ok(0) => false,
             Ok(_) => {
                 self.decode();
                 self.hand_over();
                 true
             }
-            // The socket looked readable because the last read took all there was.
+            // It looked readable, and was not.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
             Err(error) => return Err(error),
         };
@@ -568,6 +568,20 @@ impl Connection {
 
 fn refusal(failure: Failure) -> Reply {
     Reply::Error(Box::new(failure))
+}
+
+/// Reads as much as there is room for. What does not fill the room was all there is: the stream is not readable any
+/// more then, and nobody has to ask it a second time to hear so.
+fn read_once(stream: &TcpStream, room: &mut BytesMut) -> io::Result<usize> {
+    let mut found = 0;
+    let asked = stream.try_io(Interest::READABLE, || {
+        found = stream.try_read_buf(room)?;
+        if found > 0 && room.len() < room.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match asked {
+        Err(error) if found == 0 => Err(error),
+        _ => Ok(found),
+    }
 }
 
 /// Waits for room in the mailbox, then for bytes.
