@@ -13,7 +13,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::check::CheckFlags;
 use crate::journal::Founding;
+use crate::loops;
 use crate::restore::RestoreFlags;
+
+/// The most threads that may serve clients.
+const CLIENT_THREADS_MAX: usize = 256;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -99,6 +103,9 @@ pub struct NodeFlags {
     /// Memory for keys that this node has read, in bytes, or with k, m or g behind [default: 256m].
     #[arg(long, env = "QUORATE_CACHE_MAX_MEMORY", value_name = "SIZE")]
     cache_max_memory: Option<Size>,
+    /// Threads that serve clients [default: one for every two cores].
+    #[arg(long, env = "QUORATE_CLIENT_THREADS", value_name = "N")]
+    client_threads: Option<usize>,
     /// How log lines are written [default: text].
     #[arg(long, env = "QUORATE_LOG_FORMAT", value_enum)]
     log_format: Option<LogFormat>,
@@ -136,6 +143,8 @@ pub struct Config {
     pub origin: Origin,
     /// Memory for keys that this node has read; bytes.
     pub cache_memory: usize,
+    /// Threads that serve clients.
+    pub client_threads: usize,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged.
@@ -231,6 +240,7 @@ impl NodeFlags {
             join: self.join.or(other.join),
             log_format: self.log_format.or(other.log_format),
             cache_max_memory: self.cache_max_memory.or(other.cache_max_memory),
+            client_threads: self.client_threads.or(other.client_threads),
             log_level: self.log_level.or(other.log_level),
             print_config: self.print_config,
             end_with_stdin: self.end_with_stdin,
@@ -260,6 +270,12 @@ impl NodeFlags {
             (None, None) => Origin::Founded(vec![(node, peer_listen.to_string())]),
         };
         let peer_advertise = peer_address(self.peer_advertise, &origin, node, peer_listen)?;
+        let client_threads = self.client_threads.unwrap_or_else(loops::usual_threads);
+        if !(1..=CLIENT_THREADS_MAX).contains(&client_threads) {
+            return Err(format!(
+                "--client-threads {client_threads} is not between 1 and {CLIENT_THREADS_MAX}"
+            ));
+        }
         let log_level = self.log_level.unwrap_or_else(|| "info".into()).to_lowercase();
         if !["error", "warn", "info", "debug", "trace"].contains(&log_level.as_str()) {
             return Err(format!("--log-level {log_level} is unknown; use error, warn, info, debug or trace"));
@@ -275,6 +291,7 @@ impl NodeFlags {
             origin,
             log_format: self.log_format.unwrap_or_default(),
             cache_memory: self.cache_max_memory.map_or(CACHE_MEMORY, |size| size.0),
+            client_threads,
             log_level,
             print_config: self.print_config,
             end_with_stdin: self.end_with_stdin,
@@ -415,6 +432,7 @@ impl Config {
             ("data-dir", self.data_dir.display().to_string()),
             origin,
             ("cache-max-memory", self.cache_memory.to_string()),
+            ("client-threads", self.client_threads.to_string()),
             ("log-format", format.to_owned()),
             ("log-level", self.log_level.clone()),
         ];
@@ -469,6 +487,15 @@ mod tests {
         for wrong in ["", "m", "1x", "1kk", "-1", "99999999999999g"] {
             let args = format!("--cache-max-memory={wrong}");
             assert!(plan(&[&args]).is_err_and(|why| why.contains("no size")), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn there_are_some_threads_for_clients() {
+        assert!(plan(&[]).unwrap().client_threads >= 1);
+        assert_eq!(plan(&["--client-threads", "3"]).unwrap().client_threads, 3);
+        for wrong in ["0", "1000", "-1", "many"] {
+            assert!(plan(&[&format!("--client-threads={wrong}")]).is_err(), "{wrong}");
         }
     }
 

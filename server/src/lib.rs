@@ -12,6 +12,7 @@ pub mod founded;
 pub mod gate;
 pub mod journal;
 pub mod listen;
+pub mod loops;
 pub mod mailbox;
 pub mod node;
 pub mod outlet;

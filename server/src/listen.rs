@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::answers::{Answerer, Desk};
 use crate::connection::Connection;
 use crate::driver::Shared;
+use crate::loops::Loops;
 
 /// The pause after a failed accept (no more file descriptors, most likely).
 const PAUSE: Duration = Duration::from_millis(100);
@@ -87,6 +88,7 @@ pub async fn accept_all(
     shared: Arc<Shared>,
     desk: Arc<Desk>,
     tasks: TaskTracker,
+    loops: Arc<Loops>,
 ) {
     let count = Arc::new(AtomicUsize::new(0));
     let max = room.clients;
@@ -119,10 +121,10 @@ pub async fn accept_all(
             continue;
         }
         let answerer = Answerer::new(number, address, Arc::clone(&desk));
-        let connection = Box::new(Connection::new(number, stream, Arc::clone(&shared), answerer));
-        tasks.spawn(async move {
+        let shared = Arc::clone(&shared);
+        loops.spawn(stream, &tasks, move |stream| async move {
             let _counted = counted;
-            connection.serve().await;
+            Box::new(Connection::new(number, stream, shared, answerer)).serve().await;
         });
     }
 }

@@ -21,6 +21,7 @@ use crate::config::{Config, Origin};
 use crate::driver::{self, DiskListener, Shared};
 use crate::founded::founded;
 use crate::journal::{DataDir, Founding, SyncThread};
+use crate::loops::Loops;
 use crate::view::View;
 use crate::{admin, clock, listen, peers};
 
@@ -70,6 +71,9 @@ pub fn run(config: &Config) -> Result<(), String> {
         let work = move || driver::run(engine, &shared, disk);
         std::thread::Builder::new().name("engine".into()).spawn(work).map_err(|error| error.to_string())?
     };
+    let loops = Loops::start(config.client_threads)
+        .map_err(|error| format!("no threads can be had for clients: {error}"))?;
+    let loops = Arc::new(loops);
     runtime.block_on(async {
         tokio::spawn(peers::dial_all(me.clone(), Arc::clone(&shared)));
         tokio::spawn(peers::read_pieces(data, Arc::clone(&shared)));
@@ -77,7 +81,14 @@ pub fn run(config: &Config) -> Result<(), String> {
         let room = listen::room();
         tokio::spawn(peers::accept_all(ports.peer, room.peers, me, Arc::clone(&shared)));
         let tasks = TaskTracker::new();
-        tokio::spawn(listen::accept_all(ports.client, room, Arc::clone(&shared), desk, tasks.clone()));
+        tokio::spawn(listen::accept_all(
+            ports.client,
+            room,
+            Arc::clone(&shared),
+            desk,
+            tasks.clone(),
+            Arc::clone(&loops),
+        ));
         tokio::spawn(admin::serve(ports.admin, room.admin, Arc::clone(&shared)));
         until_told(config.end_with_stdin).await;
         tracing::info!("node {} stops", config.node.0);
@@ -90,6 +101,7 @@ pub fn run(config: &Config) -> Result<(), String> {
         // Who has not read its answers by then does not get them.
         let _ = tokio::time::timeout(DRAIN, tasks.wait()).await;
     });
+    drop(loops);
     shared.mailbox.stop();
     // A panic of the engine has been reported where it happened, and has ended the process.
     let _ = thread.join();
