@@ -115,6 +115,11 @@ impl Traffic {
     }
 }
 
+/// Whether a command was refused and will never take effect.
+fn is_refusal(answer: &str) -> bool {
+    answer.starts_with("-CLUSTERDOWN") || answer.starts_with("-TRYAGAIN")
+}
+
 /// Runs `story` while clients work on all nodes, with keys that node `leader` leads; then all replicas are equal.
 fn with_traffic(cluster: &Cluster, leader: usize, story: impl FnOnce(&Traffic)) {
     let zeros = || [(); 3].map(|()| AtomicU64::new(0));
@@ -141,7 +146,11 @@ fn with_traffic(cluster: &Cluster, leader: usize, story: impl FnOnce(&Traffic)) 
         told.expect("the story ends well");
     });
     for (key, newest) in traffic.keys.iter().zip(&traffic.acknowledged) {
-        let answer = cluster.client(leader).ask(&format!("GET {key}"));
+        // It was cut off a moment ago, and may refuse.
+        let answer = poll(&format!("node {leader} answers"), || {
+            let answer = cluster.client(leader).ask(&format!("GET {key}"));
+            (!is_refusal(&answer)).then_some(answer)
+        });
         let found: u64 = answer.parse().unwrap_or(0);
         let newest = newest.load(Ordering::SeqCst);
         assert!(found >= newest, "{key}: {newest} was acknowledged, node {leader} says {answer}");
