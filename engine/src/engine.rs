@@ -264,7 +264,10 @@ impl Engine {
             Input::BackgroundDone(number) => self.background_done(mono, number),
             Input::PieceRead { conn, request, bytes } => self.piece_read(conn, request, bytes),
             Input::Room(room) => self.replicas.room = room,
-            Input::Resign => self.replicas.resigning = true,
+            Input::Resign => {
+                self.replicas.resigning = true;
+                self.gateway.holder.leave();
+            }
             Input::Evicted(lines) => self.gateway.holder.evicted(lines),
             Input::Snapshot { from, frame } => self.snapshot_frame(mono, from, frame, fx),
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
@@ -371,6 +374,7 @@ impl Engine {
         let mut cache_words = BTreeMap::new();
         self.gateway.end_turn(mono);
         loop {
+            self.gateway.send_flushes(mono);
             self.deliver_forwards(mono, fx);
             let mut busy = false;
             let awake = core::mem::take(&mut self.awake);
@@ -410,7 +414,7 @@ impl Engine {
             self.update_routes(mono, &awake, fx);
             self.run_household(mono, fx);
             self.gateway.end_turn(mono);
-            busy |= self.tell_cache(mono, &mut cache_words);
+            busy |= self.tell_cache(mono, &mut cache_words) || self.gateway.holder.has_flushes();
             if !busy {
                 break;
             }
@@ -523,12 +527,14 @@ impl Engine {
         !self.behind.is_empty() || !self.trash.is_empty() || self.groups.values().any(Group::has_rows_to_load)
     }
 
-    /// Whether the node has nothing left to tell the groups (closed connections, above all): a node that
-    /// stops waits for it a while.
+    /// Whether the node has nothing left to tell the groups (closed connections, and what it has acknowledged of lines
+    /// that it owns): a node that stops waits for it a while.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let hands_over = |group: &Group| group.leading().is_some() && group.has_heirs();
-        self.gateway.has_no_errand() && !(self.replicas.resigning && self.groups.values().any(hands_over))
+        self.gateway.has_no_errand()
+            && self.gateway.holder.is_clean()
+            && !(self.replicas.resigning && self.groups.values().any(hands_over))
     }
 }
 

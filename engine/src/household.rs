@@ -208,6 +208,7 @@ impl Household {
             Errand::Renew(session) => self.session_renewed(now, session, sent, number, gateway),
             // Whoever leads the system group then looks again.
             Errand::Forget(_) => {}
+            Errand::Flush(key, id) => gateway.holder.flushed(now, &key, id, reply),
             Errand::Renounce => {
                 self.renouncing = false;
                 self.renounced = number.and_then(|life| u32::try_from(life).ok());

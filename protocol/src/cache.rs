@@ -118,6 +118,8 @@ wire_struct! {
         pub left: Option<u64>,
         /// Nobody else holds the line.
         pub exclusive: bool,
+        /// The node may write it by itself, under the lease, and brings what it wrote in time (`Op::Flush`).
+        pub owned: bool,
     }
 }
 

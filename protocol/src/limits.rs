@@ -117,6 +117,15 @@ pub const CACHE_MEMORY: usize = 256 << 20;
 /// Lines of one partition that its home knows to be cached somewhere; above it no more are granted.
 pub const DIRECTORY_LINES_MAX: usize = 1 << 20;
 
+/// A value that a node acknowledges before it is durable (SET WRITEBACK); a larger one is written through.
+pub const DIRTY_VALUE_MAX: usize = 64 << 10;
+/// Bytes of such values, and what they cost, that a node keeps; above it SETs are written through.
+pub const DIRTY_BYTES_MAX: usize = 16 << 20;
+/// How long a node may have acknowledged such a value that is not durable yet; then SETs of the key are written through.
+pub const DIRTY_WINDOW: u64 = 100;
+/// Lines of one partition that nodes may write by themselves; above it SETs are written through.
+pub const OWNED_LINES_MAX: usize = 64 << 10;
+
 /// Lease of a node's session.
 pub const SESSION_LEASE: u64 = 10_000;
 /// Lease of a client's session, renewed by the node that holds its connection.

@@ -14,8 +14,8 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 pub use keys::{
-    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, GetEx, GetRange, Incr, MSet, Moment,
-    Multi, Only, Scan, Set, SetRange, Ttl, When,
+    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, Flush, GetEx, GetRange, Incr, MSet,
+    Moment, Multi, Only, Scan, Set, SetBack, SetRange, Ttl, When,
 };
 pub use place::{DEAD_LETTERS, partition_of, partition_of_topic, slot_of};
 
@@ -273,6 +273,10 @@ wire_enum! {
         Multi(op: Box<Multi>) = 57,
         /// GETV key
         GetV(key: Bytes) = 58,
+        /// SET key value WRITEBACK
+        SetBack(op: SetBack) = 62,
+        /// A line's owner brings what it has acknowledged
+        Flush(op: Flush) = 63,
         /// MEMBER
         Member(op: MemberOp) = 64,
     }
@@ -398,6 +402,8 @@ impl Op {
             Self::Ack(op) => op.topic.len() + 16 * op.receipts.len(),
             Self::QSet(op) => op.topic.len() + op.dlq.as_ref().map_or(0, Bytes::len),
             Self::Set(Set { key, value, .. })
+            | Self::SetBack(SetBack { key, value })
+            | Self::Flush(Flush { key, value, .. })
             | Self::Append(Append { key, value })
             | Self::SetRange(SetRange { key, value, .. }) => key.len() + value.len(),
             Self::MSet(op) => op.pairs.iter().map(|(key, value)| 64 + key.len() + value.len()).sum(),

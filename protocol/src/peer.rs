@@ -496,6 +496,22 @@ impl Work {
         matches!(self, Self::Op(op) if op.writes_all())
     }
 
+    /// Whether it is what an owner brings of its line, and of which key.
+    #[must_use]
+    pub fn flushes(&self) -> Option<&Bytes> {
+        if let Self::Op(Op::Flush(flush)) = self { Some(&flush.key) } else { None }
+    }
+
+    /// The keys on whose values it depends, or which it changes. Whoever only looks at the cache depends on none.
+    #[must_use]
+    pub fn names(&self) -> Vec<&Bytes> {
+        match self {
+            Self::Op(Op::CacheInfo(_)) => Vec::new(),
+            Self::Op(op) => op.keys(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The key whose value answers it, if it is a read of one.
     #[must_use]
     pub fn line(&self) -> Option<&Bytes> {

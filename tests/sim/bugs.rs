@@ -82,6 +82,14 @@ pub enum Bug {
     LeftOpen,
     /// Leases are granted beyond the home's own.
     BeyondHome,
+    /// What a line's owner brings is written whatever the key's version is.
+    BroughtBlindly,
+    /// An owner acknowledges writes for as long as its lease lasts, and brings them late.
+    AbsorbedLate,
+    /// An owner says that it has given a line back before it has brought what it acknowledged.
+    PurgedUnbrought,
+    /// What depends on an owned line does not wait for its owner.
+    OwnedReadOpen,
 }
 
 impl Bug {
@@ -140,6 +148,20 @@ impl Bug {
                 (plan.partitioned, plan.pauses, plan.lossy) = (true, true, true);
                 plan.fault_every = plan.fault_every.min(150_000);
             }
+            Self::BroughtBlindly => {
+                plan.write_back_much();
+                (plan.partitioned, plan.pauses) = (true, true);
+                plan.fault_every = plan.fault_every.min(150_000);
+            }
+            Self::AbsorbedLate => {
+                plan.write_back_much();
+                plan.crashes = true;
+                plan.fault_every = plan.fault_every.min(400_000);
+            }
+            Self::PurgedUnbrought | Self::OwnedReadOpen => {
+                plan.write_back_much();
+                plan.calm_down();
+            }
             Self::LeaseKept => {
                 plan.stops = true;
                 plan.fault_every = plan.fault_every.min(400_000);
@@ -190,6 +212,10 @@ impl Bug {
             Self::OwnLineKept => faults.cache.own_line_kept = true,
             Self::LeftOpen => faults.cache.left_open = true,
             Self::BeyondHome => faults.cache.beyond_home = true,
+            Self::BroughtBlindly => faults.store.brought_blindly = true,
+            Self::AbsorbedLate => faults.cache.absorbed_late = true,
+            Self::PurgedUnbrought => faults.cache.purged_unbrought = true,
+            Self::OwnedReadOpen => faults.cache.owned_read_open = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
             Self::RecycledRecord | Self::VoteForgotten => {}

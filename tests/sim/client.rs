@@ -120,6 +120,17 @@ impl World {
         }
     }
 
+    /// The clients of keys that are written back, besides.
+    pub fn add_back_clients(&mut self) {
+        for client in self.clients.len()..self.clients.len() + self.plan.backs {
+            // In a client session nothing is acknowledged by a node alone.
+            let ordered = self.client_rng.chance(850);
+            self.clients.push(Client::new(Profile::Backs, ordered));
+            let at = 300_000 + self.client_rng.below(700_000);
+            self.schedule(at, Event::Think { client });
+        }
+    }
+
     /// One more client, which asks only what it is told to ask.
     pub fn add_auditor(&mut self) -> usize {
         self.clients.push(Client::new(Profile::Auditor, true));

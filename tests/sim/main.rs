@@ -23,6 +23,9 @@ struct Args {
     /// Nodes (the seed decides otherwise)
     #[arg(long)]
     nodes: Option<u64>,
+    /// Without faults
+    #[arg(long)]
+    calm: bool,
     /// Switch a deliberate bug on
     #[arg(long, value_enum)]
     bug: Option<Bug>,
@@ -39,8 +42,14 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let settings =
-        Settings { nodes: args.nodes, seconds: args.seconds, bug: args.bug, keep: args.trace, idle: false };
+    let settings = Settings {
+        nodes: args.nodes,
+        seconds: args.seconds,
+        bug: args.bug,
+        keep: args.trace,
+        idle: false,
+        calm: args.calm,
+    };
     let seeds = args.seeds.clone().unwrap_or(args.seed..args.seed + 1);
     let (mut wall, mut simulated, mut operations, mut played) = (Duration::ZERO, 0, 0, 0u64);
     for seed in seeds {
@@ -50,10 +59,11 @@ fn main() -> ExitCode {
         operations += report.operations;
         played += 1;
         println!(
-            "seed {seed}: trace {:016x}, {} operations, {} cache hits, {} simulated seconds",
+            "seed {seed}: trace {:016x}, {} operations, {} cache hits, {} writes taken on, {} simulated seconds",
             report.hash,
             report.operations,
             report.hits,
+            report.absorbed,
             report.simulated / 1_000_000
         );
         report.lines.iter().for_each(|line| println!("{line}"));
@@ -89,6 +99,7 @@ fn per_second(simulated: u64, wall: Duration) -> f64 {
 
 fn story(seed: u64, args: &Args, violation: &quorate_tests::sim::Violation) -> String {
     let nodes = args.nodes.map(|nodes| format!(" --nodes {nodes}")).unwrap_or_default();
+    let nodes = if args.calm { format!("{nodes} --calm") } else { nodes };
     let bug = args.bug.and_then(|bug| clap::ValueEnum::to_possible_value(&bug));
     let bug = bug.map(|bug| format!(" --bug {}", bug.get_name())).unwrap_or_default();
     format!(

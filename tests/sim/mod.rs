@@ -41,6 +41,8 @@ pub struct Report {
     pub operations: u64,
     /// Reads that nodes answered from their own memory.
     pub hits: u64,
+    /// Writes that nodes acknowledged by themselves, as far as they lived to the end.
+    pub absorbed: u64,
     /// How much time passed in the world, in microseconds.
     pub simulated: u64,
     /// What was not as promised.
@@ -56,13 +58,20 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let end = world.plan.end;
     if world.run_until(end) && !settings.idle && world.come_to_rest() {
         let auditor = world.clients.len() - 1;
-        world.checks.conclude(world.time, world.plan.partitions, auditor);
+        let calm = world.plan.is_calm();
+        world.checks.conclude(world.time, world.plan.partitions, auditor, calm);
     }
     Report {
         seed,
         hash: world.trace.hash(),
         operations: world.checks.history.next_id(),
         hits: world.checks.hits,
+        absorbed: world
+            .nodes
+            .iter()
+            .filter_map(|node| node.engine.as_ref())
+            .map(|engine| engine.write_backs().absorbed)
+            .sum(),
         simulated: world.time,
         violation: world.checks.violation.clone(),
         lines: world.trace.lines(),

@@ -21,6 +21,8 @@ pub struct Settings {
     pub seconds: u64,
     /// A deliberate bug.
     pub bug: Option<Bug>,
+    /// No faults.
+    pub calm: bool,
     /// Lines of the trace to keep.
     pub keep: usize,
     /// No clients and no faults: for measuring.
@@ -70,6 +72,8 @@ pub struct Plan {
     pub saves: bool,
     /// Clients.
     pub clients: usize,
+    /// Clients of keys that are written back, besides.
+    pub backs: usize,
     /// What all of them are for, if it is one thing.
     pub only: Option<Profile>,
     /// Requests that a client lets wait at the most.
@@ -116,6 +120,7 @@ impl Plan {
             stops: false,
             saves: false,
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
+            backs: 0,
             only: None,
             pipeline: rng.pick(&[1, 2, 4, 8]),
             cache_memory: rng.pick(&[0, 64 * 400, 1 << 20, 1 << 20]),
@@ -126,6 +131,14 @@ impl Plan {
         };
         if !settings.idle {
             plan.live_long(&mut rng);
+        }
+        // Chance of its own: what was seen of other bugs under a seed is seen again.
+        let mut rng = Rng::new(seed, 7);
+        if !settings.idle && bug.is_none() && rng.chance(600) {
+            plan.backs = 1 + rng.index(5);
+        }
+        if settings.calm {
+            plan.calm_down();
         }
         if let Some(bug) = bug {
             bug.provoke(&mut plan);
@@ -162,6 +175,27 @@ impl Plan {
         self.wipes = false;
         self.fault_every = self.fault_every.min(1_000_000);
         self.log_floor = 8 << 10;
+    }
+
+    /// Nothing fails, and nobody comes or goes; some keys are written back.
+    pub fn calm_down(&mut self) {
+        self.fault_every = 0;
+        (self.membership, self.spares) = (false, 0);
+        self.backs = 5;
+    }
+
+    /// Whether nothing fails.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        self.fault_every == 0 && !self.membership
+    }
+
+    /// Few keys that are written back, by clients on all nodes.
+    pub fn write_back_much(&mut self) {
+        self.backs = 6;
+        self.clients = 4;
+        self.partitions = 1;
+        self.cache_memory = 1 << 20;
     }
 
     /// Few keys, read everywhere and all the time.

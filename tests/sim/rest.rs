@@ -9,7 +9,7 @@ use quorate_protocol::op::{Ack, DEAD_LETTERS, Expiry, Fetch, Op, Receipt};
 use quorate_protocol::reply::Reply;
 
 use super::history::Outcome;
-use super::workload::{COUNTERS, DEAD, LOCKS, REGISTERS, TOPICS, message_of, name};
+use super::workload::{BACKS, COUNTERS, DEAD, LOCKS, REGISTERS, TOPICS, message_of, name};
 use super::world::World;
 
 /// How long clients may take to come to their end.
@@ -49,6 +49,11 @@ impl World {
         }
         for counter in 0..COUNTERS {
             if self.inquire(auditor, Op::Get(name("n", counter))).is_none() {
+                return false;
+            }
+        }
+        for back in 0..BACKS {
+            if self.plan.backs > 0 && self.inquire(auditor, Op::Get(name("w", back))).is_none() {
                 return false;
             }
         }

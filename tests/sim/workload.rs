@@ -10,7 +10,7 @@ use bytes::Bytes;
 use quorate_protocol::id::Index;
 use quorate_protocol::op::{
     Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, MSet, Multi, Nack, Only, Op, Pub,
-    QSet, Receipt, Renew, Set, Sub, Ttl, Unlock, When,
+    QSet, Receipt, Renew, Set, SetBack, Sub, Ttl, Unlock, When,
 };
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
@@ -24,6 +24,8 @@ pub const REGISTERS: u64 = 3;
 pub const PAIR: [&str; 2] = ["r8{pair}", "r9{pair}"];
 /// Keys that count.
 pub const COUNTERS: u64 = 2;
+/// Keys that are written back.
+pub const BACKS: u64 = 3;
 /// Locks.
 pub const LOCKS: u64 = 3;
 /// Topics.
@@ -42,6 +44,8 @@ pub enum Profile {
     Queues,
     /// Keys, far more often read than written.
     Readers,
+    /// Keys that are written back.
+    Backs,
     /// Everything.
     Mixed,
     /// Nothing by itself.
@@ -117,7 +121,23 @@ impl World {
             Profile::Readers => Some(self.next_key_op()),
             Profile::Locks => Some(self.next_lock_op(at)),
             Profile::Queues => Some(self.next_queue_op(at)),
+            Profile::Backs => Some(self.next_back_op(at)),
             Profile::Mixed | Profile::Auditor => None,
+        }
+    }
+
+    /// Each client has a key that it mostly writes, so that lines stay with their owners for a while.
+    fn next_back_op(&mut self, at: usize) -> Op {
+        let id = self.checks.history.next_id();
+        let own = self.client_rng.chance(800);
+        let number = if own { at as u64 % BACKS } else { self.client_rng.below(BACKS) };
+        let (key, value) = (name("w", number), name("v", id));
+        match self.client_rng.below(20) {
+            0..=12 if own => Op::SetBack(SetBack { key, value }),
+            0..=2 => Op::SetBack(SetBack { key, value }),
+            13 => Op::Set(Set { key, value, when: When::Always, expiry: Expiry::Never, get: false }),
+            14 => Op::Exists(vec![key]),
+            _ => Op::Get(key),
         }
     }
 

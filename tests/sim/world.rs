@@ -154,6 +154,7 @@ impl World {
             world.schedule(at, Event::Start { node });
         }
         world.add_clients();
+        world.add_back_clients();
         world.operator = Operator::new(world.add_auditor());
         world.plan_members();
         world.plan_saves();

@@ -208,7 +208,7 @@ fn link_frames() -> Vec<LinkFrame> {
     };
     let asks = (1..).zip(works).map(ask).collect();
     let lease = LeaseName { group: GroupId(2), term: 3, epoch: 4 };
-    let grant = Grant { lease, number: 5, version: 6, left: Some(7), exclusive: true };
+    let grant = Grant { lease, number: 5, version: 6, left: Some(7), exclusive: true, owned: false };
     let answer = |verdict| Answer {
         conn: conn(),
         request: 1,

@@ -20,6 +20,17 @@ fn good_seeds_are_clean() {
 }
 
 #[test]
+fn what_is_written_back_is_linearizable_without_faults() {
+    let mut absorbed = 0;
+    for seed in 1..=12 {
+        let report = run(seed, &Settings { calm: true, ..settings(6) });
+        assert_eq!(report.violation, None, "seed {seed}");
+        absorbed += report.absorbed;
+    }
+    assert!(absorbed > 200, "nodes take on too little by themselves: {absorbed}");
+}
+
+#[test]
 fn equal_seeds_play_alike_and_others_do_not() {
     let (first, again, other) = (run(5, &settings(4)), run(5, &settings(4)), run(6, &settings(4)));
     assert_eq!(first, again);

@@ -10,7 +10,11 @@
 //!   asked like any other.
 //! - A node that owes an answer to an invalidation gets no more time, so no write waits longer than a lease lasts.
 //!
+//! Lines that their holder writes by itself are the business of `owned`.
+//!
 //! Subtlety: there may be more copies in here than there are (an eviction that was lost), never fewer.
+
+mod owned;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -23,6 +27,7 @@ use quorate_protocol::limits::DIRECTORY_LINES_MAX;
 
 use super::line::{Event, State};
 use crate::effect::TICK;
+use owned::Owner;
 
 /// How long an invalidation may be unanswered before it is said again; microseconds.
 const SAY_AGAIN: u64 = 2 * TICK;
@@ -67,8 +72,11 @@ struct Closed {
     owner: Option<NodeId>,
 }
 
-/// A write that waits for copies to be dropped.
+/// Something that waits for copies to be dropped.
 pub type WriteId = u64;
+
+/// Node → its epoch, and the keys that it is to drop.
+type Drop = BTreeMap<NodeId, (u64, Vec<Bytes>)>;
 
 /// See the top of the file.
 #[derive(Debug, Clone, Default)]
@@ -80,6 +88,8 @@ pub struct Directory {
     number: u64,
     leases: BTreeMap<NodeId, Lease>,
     lines: BTreeMap<Bytes, Vec<Copy>>,
+    /// Lines that their holder may write by itself.
+    owned: BTreeMap<Bytes, Owner>,
     /// Key → writes of it that are on their way.
     closed: BTreeMap<Bytes, Closed>,
     /// Writes of all keys that are on their way.
@@ -156,7 +166,8 @@ impl Directory {
         self.lapse(now);
         #[cfg(feature = "faults")]
         let home_until = if self.faults.beyond_home { home_until + 10 * TICK } else { home_until };
-        let owes = self.unanswered.values().any(|open| open.node == from && now > open.said);
+        let owes =
+            self.unanswered.values().any(|open| open.node == from && now > open.said && !self.is_at_it(open));
         // Before it has given its lease back it must not get the same one again: grants that are late would fit.
         if self.recalling || self.is_recalled_from(from) || owes || home_until < now + SHORTEST {
             return;
@@ -191,9 +202,15 @@ impl Directory {
         }
     }
 
+    /// Whether a node would have answered already if the log here were faster.
+    fn is_at_it(&self, open: &Unanswered) -> bool {
+        matches!(&open.word, CacheWord::Invalid(word) if self.is_brought(&word.keys))
+    }
+
     /// A node's lease is over: what it holds is void.
     fn end(&mut self, node: NodeId) {
         self.leases.remove(&node);
+        self.forget_owner(node);
         let numbers: Vec<u64> =
             self.unanswered.iter().filter(|(_, open)| open.node == node).map(|(number, _)| *number).collect();
         for number in numbers {
@@ -203,6 +220,9 @@ impl Directory {
 
     fn answered(&mut self, number: u64) {
         let Some(open) = self.unanswered.remove(&number) else { return };
+        if let CacheWord::Invalid(word) = &open.word {
+            self.given_back(number, &word.keys);
+        }
         for write in open.writes {
             let left = self.waiting.get_mut(&write).expect("who waits is known");
             *left -= 1;
@@ -238,6 +258,7 @@ impl Directory {
 
     fn evicted(&mut self, from: NodeId, evicted: Evicted) {
         for (key, number) in evicted.lines {
+            self.given_up(from, &key, number);
             let Some(copies) = self.lines.get_mut(&key) else { continue };
             copies.retain(|copy| (copy.node, copy.number) != (from, number));
             if copies.is_empty() {
@@ -266,7 +287,7 @@ impl Directory {
         let lease = LeaseName { group: self.group, term: self.term, epoch: lease.epoch };
         let open = open && self.all_closed == 0;
         let full = self.lines.len() >= DIRECTORY_LINES_MAX && !self.lines.contains_key(key);
-        if !open || self.recalling || full {
+        if !open || self.recalling || full || self.is_owned(now, key) {
             return None;
         }
         let mut copies = self.lines.remove(key).unwrap_or_default();
@@ -287,24 +308,27 @@ impl Directory {
         copies.push(Copy { node, epoch, number: self.number, state });
         copies.sort_unstable_by_key(|copy| copy.node);
         self.lines.insert(key.clone(), copies);
-        Some(Grant { lease, number: self.number, version: 0, left: None, exclusive: alone })
+        Some(Grant { lease, number: self.number, version: 0, left: None, exclusive: alone, owned: false })
     }
 
     /// A write of these keys comes from a node that has given up the grant `gave_up` for it. Closes the keys. Whether it
     /// may be proposed at once; otherwise `take_ready` names it one day.
     pub fn close(&mut self, now: u64, keys: &[Bytes], writer: NodeId, gave_up: u64) -> Option<WriteId> {
         self.lapse(now);
-        let mut drop: BTreeMap<NodeId, (u64, Vec<Bytes>)> = BTreeMap::new();
+        let mut drop = Drop::new();
         let mut again = self.all_closed > 0;
         for key in keys {
             let closed = self.closed.entry(key.clone()).or_default();
-            again |= closed.writes > 0;
+            again |= closed.writes > 0 || self.owned.contains_key(key);
             closed.writes += 1;
             closed.owner = (keys.len() == 1 && gave_up > 0).then_some(writer);
             for copy in self.lines.remove(key).unwrap_or_default() {
                 let gone = copy.node == writer && copy.number == gave_up && keys.len() == 1;
                 #[cfg(feature = "faults")]
                 let gone = gone || (self.faults.missed_invalidation && self.number.is_multiple_of(5));
+                if gone {
+                    self.given_up(copy.node, key, copy.number);
+                }
                 if !gone && self.is_live(&copy, now) {
                     drop.entry(copy.node).or_insert((copy.epoch, Vec::new())).1.push(key.clone());
                 }
@@ -323,15 +347,30 @@ impl Directory {
                 waits_for += 1;
             }
         }
+        waits_for += self.invalidate(now, drop, Some(write));
+        self.wait(write, waits_for)
+    }
+
+    /// Tells nodes to drop lines, and lets `write` wait for it; to how many it was said.
+    fn invalidate(&mut self, now: u64, drop: Drop, write: Option<WriteId>) -> usize {
+        let count = drop.len();
         for (node, (epoch, keys)) in drop {
             self.number += 1;
+            for key in &keys {
+                if let Some(owner) = self.owned.get_mut(key) {
+                    owner.recalled = self.number;
+                }
+            }
             let word = Invalidation { lease: self.name(epoch), number: self.number, keys };
             let word = CacheWord::Invalid(word);
             self.words.push((node, word.clone()));
-            let open = Unanswered { node, word, said: now, writes: [write].into() };
+            let open = Unanswered { node, word, said: now, writes: write.into_iter().collect() };
             self.unanswered.insert(self.number, open);
-            waits_for += 1;
         }
+        count
+    }
+
+    fn wait(&mut self, write: WriteId, waits_for: usize) -> Option<WriteId> {
         if waits_for == 0 {
             return None;
         }

@@ -10,8 +10,12 @@
 //! - `floors`: no grant is taken that is older than the last invalidation of its key. Keys share 1,024 floors; a grant
 //!   that another key's invalidation voids is only lost work.
 //!
+//! Lines that this node writes by itself are the business of `owning`.
+//!
 //! Subtlety: a lease that ends is a generation that ends: the view compares one number, and nobody visits the lines. What
 //! is left of them here is taken apart in portions.
+
+mod owning;
 
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -26,8 +30,10 @@ use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CacheEffect;
+use super::dirty::Dirty;
 use super::line::{Event, State};
 use crate::effect::{Effect, Effects, Level, TICK};
+use owning::{Owed, Own};
 
 /// A lease that has less left is asked for anew; microseconds.
 const RENEW_BELOW: u64 = 6 * TICK;
@@ -43,6 +49,8 @@ const SWEPT_AT_ONCE: usize = 4096;
 struct Line {
     number: u64,
     state: State,
+    /// This node may write it by itself.
+    own: Option<Own>,
 }
 
 /// A lease that this node has.
@@ -93,6 +101,12 @@ pub struct Holder {
     /// Evictions that no home has heard of.
     evicted: BTreeMap<(NodeId, LeaseName), Vec<(Bytes, u64)>>,
     void: VecDeque<BTreeMap<Bytes, Line>>,
+    /// What was acknowledged here and not brought to its home.
+    dirty: Dirty,
+    /// What homes are to hear when that has changed.
+    owed: Vec<Owed>,
+    /// The node is about to stop.
+    leaving: bool,
     words: Vec<(NodeId, CacheWord)>,
     effects: Effects,
     #[cfg(feature = "faults")]
@@ -114,6 +128,9 @@ impl Holder {
             generation: 0,
             evicted: BTreeMap::new(),
             void: VecDeque::new(),
+            dirty: Dirty::default(),
+            owed: Vec::new(),
+            leaving: false,
             words: Vec::new(),
             effects: Effects::new(),
             #[cfg(feature = "faults")]
@@ -125,6 +142,7 @@ impl Holder {
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: &super::Faults) {
         self.faults = faults.clone();
+        self.dirty.late = faults.absorbed_late;
     }
 
     /// What is to be said to homes.
@@ -167,6 +185,7 @@ impl Holder {
             self.effects.push(Effect::Log(Level::Debug, line));
             self.void.push_back(lines);
         }
+        self.bring_all(group);
     }
 
     /// The epoch under which a line of the group would be kept; 0 while there is no lease: one is asked for then.
@@ -201,7 +220,12 @@ impl Holder {
                 if self.homes.get(lease.group.slot()).is_some_and(|home| home.term == lease.term) {
                     self.end(lease.group);
                 }
-                self.words.push((from, CacheWord::Returned(lease)));
+                let word = CacheWord::Returned(lease);
+                if self.dirty.any_under(lease) && !self.answers_at_once() {
+                    self.owe(from, word, lease, Vec::new());
+                } else {
+                    self.words.push((from, word));
+                }
             }
             _ => {}
         }
@@ -239,7 +263,11 @@ impl Holder {
         let Invalidation { lease, number, keys } = invalidation;
         let Some(home) = self.homes.get_mut(lease.group.slot()) else { return };
         let mut purged = Vec::new();
+        let mut unbrought = Vec::new();
         for key in &keys {
+            if self.dirty.has_under(key, lease, number) {
+                unbrought.push(key.clone());
+            }
             let floor = self.floors.entry(bucket(key)).or_default();
             *floor = (*floor).max((lease.term, number));
             // A line that was granted later is not meant.
@@ -258,10 +286,24 @@ impl Holder {
         if !purged.is_empty() {
             self.effect(CacheEffect::Purge { group: lease.group, keys: purged });
         }
-        self.words.push((from, CacheWord::Purged(Purged { lease, number })));
+        let word = CacheWord::Purged(Purged { lease, number });
+        if unbrought.is_empty() || self.answers_at_once() {
+            self.words.push((from, word));
+        } else {
+            self.owe(from, word, lease, unbrought);
+        }
+    }
+
+    /// Whether the deliberate bug is on that answers before anything is brought.
+    fn answers_at_once(&self) -> bool {
+        #[cfg(feature = "faults")]
+        return self.faults.purged_unbrought;
+        #[cfg(not(feature = "faults"))]
+        return false;
     }
 
     /// A write of these keys is about to leave: drops the lines. Answers the grant that was given up, if it is of one key.
+    /// A line with unbrought writes stays until the home asks for it: they come before this one.
     pub fn give_up(&mut self, group: GroupId, keys: &[Bytes]) -> u64 {
         #[cfg(feature = "faults")]
         if self.faults.own_line_kept {
@@ -272,8 +314,9 @@ impl Holder {
         let mut gone = Vec::new();
         let mut number = 0;
         for key in keys {
-            if let Some(line) = home.lines.remove(key) {
-                number = line.number;
+            let is_brought = |line: &Line| line.own.is_none() || !self.dirty.has(key);
+            if home.lines.get(key).is_some_and(is_brought) {
+                number = home.lines.remove(key).map_or(0, |line| line.number);
                 gone.push(key.clone());
             }
         }
@@ -305,7 +348,11 @@ impl Holder {
         let state = before.after(event).expect("every line can be read and written");
         let line = format!("{}: State {} -> {}", shown(&key), before.letter(), state.letter());
         self.effects.push(Effect::Log(Level::Debug, line));
-        home.lines.insert(key.clone(), Line { number: grant.number, state });
+        let own = grant.owned.then(|| Own::new(grant.version, value.as_ref().map_or(0, Bytes::len)));
+        if own.is_some() {
+            self.dirty.supersede(&key);
+        }
+        home.lines.insert(key.clone(), Line { number: grant.number, state, own });
         self.effect(CacheEffect::Fill { group, generation: lease.generation, key, value, until });
         true
     }
@@ -319,6 +366,14 @@ impl Holder {
                 continue;
             };
             let name = LeaseName { group, term: home.term, epoch: lease.epoch };
+            if self.dirty.has_under(&key, name, u64::MAX) {
+                // The home hears of it when it has what was acknowledged.
+                if let Some(entry) = self.dirty.get_mut(&key) {
+                    entry.evicted = Some(leader);
+                }
+                self.dirty.bring(&key);
+                continue;
+            }
             self.evicted.entry((leader, name)).or_default().push((key, line.number));
         }
     }
@@ -344,6 +399,7 @@ impl Holder {
             }
             self.homes[slot].wanted = false;
         }
+        self.dirty.bring_due(now);
         self.sweep();
     }
 

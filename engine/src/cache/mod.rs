@@ -21,10 +21,13 @@
 //! - Words may be lost, doubled and late. Grants and invalidations of a term are numbered in one row; a holder takes no
 //!   grant below the last invalidation that it has heard of for the key, under no other lease than its present one.
 //! - A lease that has lapsed is never renewed. Everything that was granted under it is void.
+//! - A line may be owned (SET WRITEBACK): then its holder answers writes before they are durable, and nobody else, nor
+//!   the home, does anything with the key before the holder has brought them, or its lease is over.
 //!
 //! Sources: Gray & Cheriton, "Leases", SOSP 1989; Papamarcos & Patel, ISCA 1984 (MESI); Cai et al., "GAM", PVLDB 2018.
 
 pub mod directory;
+mod dirty;
 pub mod holder;
 pub mod line;
 #[cfg(test)]
@@ -33,6 +36,8 @@ mod tests;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::GroupId;
+
+pub use dirty::Counts;
 
 /// What a node's read view is to do. Between two effects readers may see either state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,4 +92,10 @@ pub struct Faults {
     pub left_open: bool,
     /// Leases are granted beyond the home's own.
     pub beyond_home: bool,
+    /// What depends on an owned line does not wait for its owner.
+    pub owned_read_open: bool,
+    /// An owner says that it has given a line back before it has brought what it acknowledged.
+    pub purged_unbrought: bool,
+    /// An owner acknowledges writes for as long as its lease lasts, and brings them late.
+    pub absorbed_late: bool,
 }

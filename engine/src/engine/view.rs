@@ -29,6 +29,12 @@ impl Engine {
         self.groups.iter().map(report).collect()
     }
 
+    /// What this node has acknowledged of lines that it owns, and what came of that.
+    #[must_use]
+    pub fn write_backs(&self) -> crate::cache::Counts {
+        self.gateway.holder.write_backs()
+    }
+
     /// Whether this node leads the system group.
     #[must_use]
     pub fn leads_system(&self) -> bool {

@@ -355,6 +355,14 @@ impl Gateway {
         self.dispatch_some(now, OWN, [id].into());
     }
 
+    /// What this node owns and has acknowledged goes to its home.
+    pub fn send_flushes(&mut self, now: u64) {
+        for (group, id, flush) in self.holder.take_flushes() {
+            let errand = Errand::Flush(flush.key.clone(), id);
+            self.run_errand(now, group, Work::Op(Op::Flush(flush)), errand);
+        }
+    }
+
     /// An answer has come.
     pub fn answered(&mut self, now: u64, answer: Answer) {
         if answer.conn.boot() != self.boot {
@@ -521,6 +529,7 @@ fn fill(holder: &mut Holder, now: u64, part: &Part, asked: u64, grant: Grant, ve
         // Its deadline has come with it: an absolute time in the past.
         (Op::Set(set), Reply::Status(_)) if grant.version == 0 => (&set.key, None, true),
         (Op::Set(set), Reply::Status(_)) => (&set.key, Some(set.value.clone()), true),
+        (Op::SetBack(set), Reply::Status(_)) => (&set.key, Some(set.value.clone()), true),
         (Op::Incr(incr), Reply::Int(n)) => (&incr.key, Some(Bytes::from(format!("{n}"))), true),
         _ => return,
     };

@@ -5,11 +5,12 @@ use alloc::format;
 use alloc::vec::Vec;
 use quorate_protocol::id::{ConnId, GroupId, NodeId, Term};
 use quorate_protocol::limits::CLIENT_WINDOW;
-use quorate_protocol::peer::{Ask, Forward, Principal};
+use quorate_protocol::op::Op;
+use quorate_protocol::peer::{Ask, Forward, Principal, Work};
 use quorate_protocol::reply::{Code, Reply};
 
 use super::slot::{Part, PartState, Slot, is_parked, is_sent, keeps_something};
-use super::{Conn, Gateway, OWN};
+use super::{Conn, Gateway, Lane, OWN};
 
 /// What became of an attempt to send.
 enum Sent {
@@ -83,6 +84,10 @@ impl Gateway {
             conn.slots.get_mut(&id).expect("it is pending").ready = Some(reply);
             return Sent::Answered;
         }
+        if let Some(reply) = self.done_here(now, conn, &conn.slots[&id]) {
+            conn.slots.get_mut(&id).expect("it is pending").ready = Some(reply);
+            return Sent::Answered;
+        }
         if !self.may_go(conn, &conn.slots[&id]) {
             let slot = conn.slots.get_mut(&id).expect("it is pending");
             if slot.parked_since == 0 {
@@ -114,6 +119,25 @@ impl Gateway {
             return Some(Reply::error(Code::TryAgain, text));
         }
         None
+    }
+
+    /// What this node answers by itself because it owns the line: writes that ask for that, and reads of what it has
+    /// written so. A client session's request takes effect once, which only its group can see to.
+    fn done_here(&mut self, now: u64, conn: &Conn, slot: &Slot) -> Option<Reply> {
+        let [part] = &slot.parts[..] else { return None };
+        let Work::Op(op @ (Op::SetBack(_) | Op::Get(_))) = &part.work else { return None };
+        let idle = |lane: &Lane| lane.reads + lane.writes == 0;
+        let in_order = !conn.ordered || conn.lanes.get(&part.group).is_none_or(idle);
+        if !in_order || part.maybe || slot.client.is_some() {
+            return None;
+        }
+        match op {
+            Op::SetBack(set) => {
+                self.holder.absorb(now, part.group, &set.key, &set.value).then_some(Reply::OK)
+            }
+            Op::Get(key) => self.holder.absorbed(now, part.group, key).map(Reply::Bulk),
+            _ => None,
+        }
     }
 
     /// Whether every part of the request that is parked can be sent now.
@@ -171,6 +195,10 @@ impl Gateway {
             part.waits = false;
             part.deaf = !(self.replicas.contains(&part.group) && route.tells);
             part.state = PartState::Sent { to, term: route.term, at: now };
+            if matches!(part.work, Work::Op(Op::SetBack(_))) {
+                // Without a lease nothing can be owned.
+                self.holder.epoch(now, part.group);
+            }
             let line = match part.work.line() {
                 Some(_) => self.holder.epoch(now, part.group),
                 None if part.work.writes().is_empty() => 0,

@@ -33,6 +33,8 @@ pub enum Errand {
     Forget(NodeId),
     /// Makes all former replicas of this node void.
     Renounce,
+    /// Bring the home what was acknowledged of a line that this node owns; the number of it.
+    Flush(Bytes, u64),
 }
 
 #[derive(Debug)]

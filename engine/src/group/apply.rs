@@ -5,7 +5,8 @@
 
 use quorate_protocol::cache::Grant;
 use quorate_protocol::id::{ConnId, LogPos};
-use quorate_protocol::peer::{Answer, Verdict};
+use quorate_protocol::op::Op;
+use quorate_protocol::peer::{Answer, Verdict, Work};
 use quorate_protocol::reply::Reply;
 
 use super::{Group, Told};
@@ -45,12 +46,17 @@ impl Group {
             let writes = own.then(|| logged.work.writes().into_owned()).filter(|keys| !keys.is_empty());
             let asker = logged.asker;
             let all = own && logged.work.writes_all();
+            let flushed = logged.work.flushes().cloned();
+            let wants = matches!(&logged.work, Work::Op(Op::SetBack(_)));
             self.apply_one(&ctx(offset), logged, &mut out);
             if all {
                 self.open_all();
             }
             if let Some(keys) = writes {
-                self.open_keys(now, &asker, &keys);
+                match flushed {
+                    Some(key) => self.open_flushed(&asker, &key),
+                    None => self.open_keys(now, &asker, &keys, wants),
+                }
                 self.tell(core::mem::take(&mut out), own);
             }
         }

@@ -3,15 +3,19 @@
 //! Charter: lets work in. A write whose keys are cached elsewhere waits for the directory; what its connection sends
 //! behind it waits with it; everybody else's work goes on. And the other direction: lines that go out with answers.
 //!
-//! Invariant: every write of keys that this leader proposes has closed them, once, and opens them when it is applied.
-//! What waits here was never proposed.
+//! Invariants:
+//! - Every write of keys that this leader proposes has closed them, once, and opens them when it is applied. What waits
+//!   here was never proposed.
+//! - Whatever depends on a key whose line is owned waits until the owner has brought what it acknowledged, also what comes
+//!   from the owner's own node. What the owner brings waits for nothing.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{CacheWord, Grant};
 use quorate_protocol::id::{NodeId, Replica};
-use quorate_protocol::peer::Verdict;
+use quorate_protocol::op::Op;
+use quorate_protocol::peer::{Verdict, Work};
 use quorate_protocol::reply::Reply;
 
 use super::{Group, Read};
@@ -37,13 +41,22 @@ pub(super) enum Job {
     },
 }
 
+/// What a job waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Owners bring what they have of its keys.
+    Recalled,
+    /// Nobody else can show what it replaces; its keys are closed.
+    Closed,
+}
+
 /// See the top of the file.
 #[derive(Default)]
 pub(super) struct Closing {
     directory: Directory,
-    /// Write → whose it is.
-    held: BTreeMap<WriteId, Conn>,
-    /// What waits, in each connection's order: the first is a write whose keys are closed.
+    /// What waits → whose it is, and for what.
+    held: BTreeMap<WriteId, (Conn, Step)>,
+    /// What waits, in each connection's order: the first is in `held`.
     queues: BTreeMap<Conn, VecDeque<Job>>,
     waiting: usize,
     /// The line that goes with the answer to the write that is being applied.
@@ -81,26 +94,50 @@ impl Group {
     }
 
     fn admit(&mut self, now: u64, conn: Conn, job: Job) {
-        let Job::Write { sending, logged, gave_up } = job else {
-            let Job::Read(read) = job else { return };
-            return self.reads.push(read);
-        };
+        if self.closing.directory.has_owners() {
+            let work = match &job {
+                Job::Read(read) => &read.work,
+                Job::Write { logged, .. } => &logged.work,
+            };
+            // What it changes is asked back as it is closed.
+            let writes = work.writes();
+            let mut names = if work.flushes().is_some() { Vec::new() } else { work.names() };
+            names.retain(|name| !writes.contains(name));
+            if let Some(id) = self.closing.directory.recall_owned(now, &names) {
+                return self.hold(id, conn, Step::Recalled, job);
+            }
+        }
+        match job {
+            Job::Read(read) => self.reads.push(read),
+            Job::Write { sending, logged, gave_up } => self.close(now, conn, sending, logged, gave_up),
+        }
+    }
+
+    fn hold(&mut self, id: WriteId, conn: Conn, step: Step, first: Job) {
+        self.closing.held.insert(id, (conn, step));
+        self.closing.waiting += 1;
+        self.closing.queues.insert(conn, [first].into());
+    }
+
+    /// Closes what a write changes, and lets it in once nobody else can show that.
+    fn close(&mut self, now: u64, conn: Conn, sending: u32, logged: Logged, gave_up: u64) {
+        let directory = &mut self.closing.directory;
         let keys = logged.work.writes();
         let waits = if logged.work.writes_all() {
-            self.closing.directory.close_all(now)
-        } else if keys.is_empty() {
+            directory.close_all(now)
+        } else if keys.is_empty()
+            || logged.work.flushes().is_some_and(|key| directory.close_flush(now, conn.0, key))
+        {
             None
         } else {
-            self.closing.directory.close(now, &keys, conn.0, gave_up)
+            directory.close(now, &keys, conn.0, gave_up)
         };
+        if let Work::Op(Op::SetBack(set)) = &logged.work {
+            directory.wants_to_own(conn.0, &set.key);
+        }
         match waits {
             None => self.push_open(sending, logged),
-            Some(write) => {
-                self.closing.held.insert(write, conn);
-                self.closing.waiting += 1;
-                let first = Job::Write { sending, logged, gave_up };
-                self.closing.queues.insert(conn, [first].into());
-            }
+            Some(id) => self.hold(id, conn, Step::Closed, Job::Write { sending, logged, gave_up }),
         }
     }
 
@@ -109,16 +146,18 @@ impl Group {
         self.open.push((sending, logged));
     }
 
-    /// Lets the writes in whose keys nobody else can show any more, and what waits behind them.
+    /// Lets in what has waited long enough, and what waits behind it.
     pub(super) fn let_ready_in(&mut self, now: u64) {
-        for write in self.closing.directory.take_ready() {
-            let conn = self.closing.held.remove(&write).expect("who waits is known");
-            let mut queue = self.closing.queues.remove(&conn).expect("its write waits");
+        for id in self.closing.directory.take_ready() {
+            let (conn, step) = self.closing.held.remove(&id).expect("who waits is known");
+            let mut queue = self.closing.queues.remove(&conn).expect("its first waits");
             self.closing.waiting -= queue.len();
-            let Some(Job::Write { sending, logged, .. }) = queue.pop_front() else {
-                panic!("the first in a queue is the write that it waits for");
-            };
-            self.push_open(sending, logged);
+            match queue.pop_front().expect("its first waits") {
+                Job::Write { sending, logged, .. } if step == Step::Closed => self.push_open(sending, logged),
+                Job::Write { sending, logged, gave_up } => self.close(now, conn, sending, logged, gave_up),
+                // What an owner has brought may be in the log and not applied: its lease has run out meanwhile.
+                Job::Read(read) => self.reads.push(Read { behind: true, ..read }),
+            }
             while let Some(job) = queue.pop_front() {
                 self.let_in(now, conn, job);
             }
@@ -146,14 +185,26 @@ impl Group {
     }
 
     /// A command that this leader has proposed is applied: its keys are open again. The node that gave up a line for it
-    /// gets it back with the answer.
-    pub(super) fn open_keys(&mut self, now: u64, asker: &Asker, keys: &[Bytes]) {
+    /// gets it back with the answer, as its own if it `wants` so.
+    pub(super) fn open_keys(&mut self, now: u64, asker: &Asker, keys: &[Bytes], wants: bool) {
         let owner = self.closing.directory.open(keys).filter(|owner| *owner == asker.conn.node);
         let (Some(owner), [key]) = (owner, keys) else { return };
         let Some((version, left)) = self.time_left(now, key).filter(|_| now < self.lease) else { return };
-        if let Some(grant) = self.closing.directory.grant_written(now, owner, key) {
+        let directory = &mut self.closing.directory;
+        // What the owner brings changes a value, and nothing else of a key.
+        let grant = if wants && version > 0 && left.is_none() {
+            directory.grant_owned(now, owner, key)
+        } else {
+            directory.grant_written(now, owner, key)
+        };
+        if let Some(grant) = grant {
             self.closing.written = Some((*asker, Grant { version, left, ..grant }));
         }
+    }
+
+    /// What an owner has brought is applied. It keeps the line, or has given it up.
+    pub(super) fn open_flushed(&mut self, asker: &Asker, key: &Bytes) {
+        self.closing.directory.open_flush(asker.conn.node, key);
     }
 
     /// A command that this leader has proposed, and that may have changed every key, is applied.
@@ -190,6 +241,7 @@ impl Group {
             (Reply::text("partition"), Reply::int(u64::from(self.id.0))),
             (Reply::text("home"), Reply::int(self.me.0)),
             (Reply::text("version"), Reply::int(version)),
+            (Reply::text("owned"), Reply::Int(i64::from(self.closing.directory.is_owned(now, key)))),
             (Reply::text("holders"), Reply::Array(holders.collect())),
         ])
     }
@@ -221,6 +273,10 @@ impl Group {
     pub(super) fn tick_directory(&mut self, now: u64) {
         if self.clock.is_some() {
             self.closing.directory.tick(now);
+            if self.no_room.is_some() {
+                // Nobody may go on acknowledging what this home has no room for.
+                self.closing.directory.disown(now);
+            }
         }
     }
 

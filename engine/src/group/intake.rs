@@ -3,6 +3,7 @@
 use alloc::format;
 use quorate_protocol::id::{ConnId, GroupId, NodeId};
 use quorate_protocol::limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
+use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Ask, Forward, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
@@ -28,6 +29,8 @@ impl Group {
         let asker = Asker { conn, request: ask.request, client: ask.client };
         let is_read = ask.work.is_read();
         let of_client = match &ask.work {
+            // It has been acknowledged, and is bounded (`limits.rs`).
+            Work::Op(Op::Flush(_)) => false,
             Work::Op(_) | Work::OpenClient => true,
             // Dead letters are clients' messages, and can wait where they are.
             Work::Take(parcel) => parcel.source != GroupId::SYSTEM,
@@ -40,13 +43,16 @@ impl Group {
         if let Work::CloseConn(gone) = &ask.work {
             self.refused.remove(&(gone.node, gone.counter));
         }
-        let Ask { sending, line, behind, principal, work, .. } = ask;
+        let of_owner = ask.work.flushes().is_some();
+        let Ask { sending, line, behind, principal, work, request: ask_number, .. } = ask;
         let job = if is_read {
             Job::Read(Read { asker, sending, behind, line, work })
         } else {
             Job::Write { sending, logged: Logged { asker, principal, work }, gave_up: line }
         };
-        self.let_in(now, (conn.node, conn.counter), job);
+        // What a node brings of one line waits for no other: as if each came on a connection of its own.
+        let counter = if of_owner { u64::MAX - ask_number } else { conn.counter };
+        self.let_in(now, (conn.node, counter), job);
     }
 
     /// Refuses what is over a bound, and what stands behind something refused. Without room it takes no more of

@@ -84,6 +84,8 @@ pub struct Faults {
     pub half_multi: bool,
     /// A transaction does not look at what was watched.
     pub watch_ignored: bool,
+    /// What a line's owner brings is written whatever the key's version is.
+    pub brought_blindly: bool,
 }
 
 /// See the top of the file.
@@ -164,6 +166,8 @@ impl Store {
     pub fn apply(&mut self, ctx: &Ctx, op: Op) -> Reply {
         match op {
             Op::Set(op) => self.set(ctx, op),
+            Op::SetBack(op) => self.set_back(ctx, op),
+            Op::Flush(op) => self.bring(ctx, &op),
             Op::MSet(op) => self.mset(ctx, op),
             Op::Del(keys) => self.del(ctx, &keys),
             Op::Incr(op) => self.incr(ctx, op),

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::limits::VALUE_MAX;
 use quorate_protocol::op::{
-    Append, Expire, ExpireAt, Expiry, GetEx, Incr, MSet, Moment, Only, Set, SetRange, When,
+    Append, Expire, ExpireAt, Expiry, Flush, GetEx, Incr, MSet, Moment, Only, Set, SetBack, SetRange, When,
 };
 use quorate_protocol::reply::{Code, Reply};
 
@@ -37,6 +37,29 @@ impl Store {
         }
         self.put_until(ctx, &op.key, op.value, deadline);
         was.unwrap_or(Reply::OK)
+    }
+
+    /// SET WRITEBACK that is written through
+    pub(super) fn set_back(&mut self, ctx: &Ctx, op: SetBack) -> Reply {
+        let SetBack { key, value } = op;
+        self.set(ctx, Set { key, value, when: When::Always, expiry: Expiry::Never, get: false })
+    }
+
+    /// What a line's owner has acknowledged. Answers the key's version: the new one, or the negative of the present one
+    /// when the owner's writes did not begin with it, and nothing is done.
+    ///
+    /// A full store is no reason to refuse it: it has been acknowledged. How far that can go is bounded by what owners
+    /// may take on (`cache/holder/owning.rs`).
+    pub(super) fn bring(&mut self, ctx: &Ctx, op: &Flush) -> Reply {
+        let (version, deadline) = self.line(&op.key, ctx.time);
+        let holds = op.base != 0 && version == op.base;
+        #[cfg(feature = "faults")]
+        let holds = holds || self.faults.brought_blindly;
+        if !holds {
+            return Reply::Int(-i64::try_from(version).unwrap_or(i64::MAX));
+        }
+        self.put(ctx, &op.key, op.value.clone(), deadline);
+        Reply::int(ctx.at.serial())
     }
 
     /// MSET, MSETNX, SETNX

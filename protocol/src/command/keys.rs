@@ -8,7 +8,7 @@ use super::{ConnAsk, failure};
 use crate::limits::{MANY_MAX, NAME_MAX, SCAN_MAX, VALUE_MAX};
 use crate::op::{
     Append, Cursor, Expire, ExpireAt, ExpireTime, Expiry, GetEx, GetRange, Incr, MSet, Moment, Only, Op,
-    Scan, Set, SetRange, Ttl, When,
+    Scan, Set, SetBack, SetRange, Ttl, When,
 };
 use crate::reply::{Code, Failure};
 
@@ -34,9 +34,11 @@ fn plain_set(key: Bytes, value: Bytes) -> Set {
 }
 
 pub(super) fn set(words: &mut Words<'_>) -> Parsed {
-    const OPTIONS: &[&str] = &["NX", "XX", "IFVER", "EX", "PX", "EXAT", "PXAT", "KEEPTTL", "GET"];
+    const OPTIONS: &[&str] =
+        &["NX", "XX", "IFVER", "EX", "PX", "EXAT", "PXAT", "KEEPTTL", "GET", "WRITEBACK"];
     let key = words.name("key")?;
     let mut set = plain_set(key, words.value("value")?);
+    let mut write_back = false;
     let mut seen = 0;
     while let Some(option) = words.option(OPTIONS, &mut seen)? {
         match option {
@@ -47,6 +49,7 @@ pub(super) fn set(words: &mut Words<'_>) -> Parsed {
             "XX" => set.when = When::Present,
             "IFVER" => set.when = When::Version(words.number("IFVER", 0, i64::MAX as u64)?),
             "GET" => set.get = true,
+            "WRITEBACK" => write_back = true,
             _ if set.expiry != Expiry::Never => {
                 return Err(words.syntax("EX, PX, EXAT, PXAT and KEEPTTL exclude each other"));
             }
@@ -54,7 +57,16 @@ pub(super) fn set(words: &mut Words<'_>) -> Parsed {
             option => set.expiry = deadline(words, option)?,
         }
     }
-    op(Op::Set(set))
+    match set.when {
+        // Whether it holds is known where the key is decided, and that is not asked before the answer.
+        When::Absent | When::Version(_) if write_back => {
+            Err(words.syntax("WRITEBACK goes with neither NX nor IFVER; send SET without it"))
+        }
+        When::Always if write_back && set.expiry == Expiry::Never && !set.get => {
+            op(Op::SetBack(SetBack { key: set.key, value: set.value }))
+        }
+        _ => op(Op::Set(set)),
+    }
 }
 
 /// What EX, PX, EXAT or PXAT say.

@@ -109,6 +109,31 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// `SET key value WRITEBACK`, and no other option: whoever asks for it may get the key's line as its own.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct SetBack {
+        /// The key.
+        pub key: Bytes,
+        /// The value.
+        pub value: Bytes,
+    }
+}
+
+wire_struct! {
+    /// What a node brings of a line that it owns: nothing is done unless the key's version is still the one that the
+    /// node's own writes began with. Said by nodes only.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Flush {
+        /// The key.
+        pub key: Bytes,
+        /// The newest value that the node has acknowledged.
+        pub value: Bytes,
+        /// The version; never 0.
+        pub base: u64,
+    }
+}
+
+wire_struct! {
     /// `MSET key value …`, `MSETNX key value …`, `SETNX key value`
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct MSet {
@@ -327,6 +352,7 @@ impl Op {
                 | Self::GetRange(_)
                 | Self::MGet(_)
                 | Self::Set(_)
+                | Self::SetBack(_)
                 | Self::SetRange(_)
                 | Self::MSet(_)
                 | Self::Append(_)
@@ -384,6 +410,8 @@ impl Op {
             | Self::Type(key)
             | Self::GetV(key)
             | Self::Set(Set { key, .. })
+            | Self::SetBack(SetBack { key, .. })
+            | Self::Flush(Flush { key, .. })
             | Self::Incr(Incr { key, .. })
             | Self::Append(Append { key, .. })
             | Self::SetRange(SetRange { key, .. })

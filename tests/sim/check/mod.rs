@@ -14,6 +14,7 @@ pub mod order;
 pub mod outcome;
 pub mod queues;
 pub mod registers;
+pub mod writeback;
 
 use std::collections::BTreeMap;
 
@@ -164,7 +165,8 @@ impl Checks {
 
 impl Checks {
     /// Looks at the whole history once the world is at rest and `auditor` has seen what is left.
-    pub fn conclude(&mut self, time: u64, partitions: u16, auditor: usize) {
+    /// `calm`: there were no faults.
+    pub fn conclude(&mut self, time: u64, partitions: u16, auditor: usize, calm: bool) {
         let home = |record: &Record| match record.op.home() {
             Home::System => Some(GroupId::SYSTEM),
             Home::Key(name) => Some(partition_of(name, partitions)),
@@ -177,7 +179,8 @@ impl Checks {
         let verdicts = [
             ("outcome", outcome::check(history)),
             ("connection order", order::check(history, home)),
-            ("linearizable registers", registers::check(history)),
+            ("linearizable registers", registers::check(history, calm)),
+            ("bounded loss of what is written back", writeback::check(history)),
             ("expiry", expiry::check(history, auditor)),
             ("lock exclusion", locks::exclusion(&holds)),
             ("rising tokens", locks::tokens(history)),

@@ -15,6 +15,7 @@ use quorate_protocol::op::{Op, When};
 use quorate_protocol::reply::Reply;
 
 use super::Verdict;
+use super::writeback::is_back;
 use crate::sim::history::{History, Outcome, Record};
 use crate::sim::trace::hash_bytes;
 
@@ -42,11 +43,14 @@ struct Step<'a> {
     before: Option<usize>,
 }
 
-/// Looks at every register and counter.
-pub fn check(history: &History) -> Verdict {
+/// Looks at every register and counter; where it is `calm`, without faults, also at what is written back.
+pub fn check(history: &History, calm: bool) -> Verdict {
     let mut by_key: BTreeMap<&Bytes, Vec<Step<'_>>> = BTreeMap::new();
     for record in history.records() {
         for key in keys_of(&record.op) {
+            if is_back(key) && !calm {
+                continue;
+            }
             if let Some(step) = step_of(record) {
                 by_key.entry(key).or_default().push(step);
             }
@@ -64,13 +68,16 @@ fn keys_of(op: &Op) -> Vec<&Bytes> {
     let keys = match op {
         Op::Get(key) => vec![key],
         Op::Set(set) => vec![&set.key],
+        Op::SetBack(set) => vec![&set.key],
         Op::Incr(incr) => vec![&incr.key],
         Op::Expire(expire) => vec![&expire.key],
         Op::Del(_) | Op::Exists(_) | Op::Append(_) | Op::MSet(_) | Op::Multi(_) => op.keys(),
         _ => Vec::new(),
     };
-    let mut keys: Vec<&Bytes> =
-        keys.into_iter().filter(|key| key.starts_with(b"r") || key.starts_with(b"n")).collect();
+    let mut keys: Vec<&Bytes> = keys
+        .into_iter()
+        .filter(|key| key.starts_with(b"r") || key.starts_with(b"n") || is_back(key))
+        .collect();
     keys.sort_unstable();
     keys.dedup();
     keys
@@ -87,6 +94,8 @@ fn step_of(record: &Record) -> Option<Step<'_>> {
         }
         // An error that says nothing happened, or a read that was not answered.
         _ if record.op.is_read() => None,
+        // It may have been taken on by a node that has not answered.
+        _ if matches!(record.op, Op::SetBack(_)) => Some(Step { ret: u64::MAX, ..step }),
         _ => {
             let last = record.places.last()?;
             Some(Step { ret: last.time, ..step })
@@ -266,6 +275,7 @@ fn effect_of(
             let told = if set.get { value() } else { otherwise };
             fits(told).then(|| if holds { written(set.value.clone()) } else { kept() })
         }
+        Op::SetBack(set) => fits(Reply::OK).then(|| written(set.value.clone())),
         Op::GetDel(_) => fits(value()).then_some(None),
         Op::Append(append) => {
             let value = [cell.map_or(&b""[..], |cell| &cell.value), &append.value].concat();

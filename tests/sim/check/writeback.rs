@@ -1,0 +1,97 @@
+//! Property: what is lost of keys that are written back is bounded, and nothing is overwritten (consistency.md, Written back).
+//!
+//! - A value that was acknowledged before a write-through SET of its key was asked for is not read after that one was
+//!   acknowledged: what an owner brings late overwrites nothing.
+//! - A value is not read once two writes are acknowledged that were asked for after it was, the second of them
+//!   `DIRTY_WINDOW` after the first was acknowledged: when a node takes the second on, it has brought the first.
+//!
+//! Without faults these keys are registers like others (`registers.rs`).
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use quorate_protocol::limits::DIRTY_WINDOW;
+use quorate_protocol::op::Op;
+use quorate_protocol::reply::Reply;
+
+use super::Verdict;
+use crate::sim::clock::SLOWEST;
+use crate::sim::history::{History, Record};
+
+/// `DIRTY_WINDOW`, as the slowest clock measures it; microseconds.
+const WINDOW: u64 = DIRTY_WINDOW * 1000 * SLOWEST.1 / SLOWEST.0 + 1000;
+
+/// What was written to a key.
+#[derive(Default)]
+struct Writes<'a> {
+    by_value: BTreeMap<&'a Bytes, &'a Record>,
+    /// Those that were acknowledged, by the time of that.
+    done: Vec<&'a Record>,
+}
+
+/// Whether a key is one that is written back.
+#[must_use]
+pub fn is_back(key: &[u8]) -> bool {
+    key.starts_with(b"w")
+}
+
+/// Looks at every read of such a key.
+pub fn check(history: &History) -> Verdict {
+    let mut keys: BTreeMap<&Bytes, Writes<'_>> = BTreeMap::new();
+    for record in history.records() {
+        let (key, value) = match &record.op {
+            Op::SetBack(set) => (&set.key, &set.value),
+            Op::Set(set) if is_back(&set.key) => (&set.key, &set.value),
+            _ => continue,
+        };
+        let writes = keys.entry(key).or_default();
+        writes.by_value.insert(value, record);
+        if record.succeeded() {
+            writes.done.push(record);
+        }
+    }
+    keys.values_mut().for_each(|writes| writes.done.sort_by_key(|record| record.ended));
+    for read in history.records() {
+        let Op::Get(key) = &read.op else { continue };
+        if let (Some(writes), Some(reply)) = (keys.get(key), read.reply()) {
+            judge(read, reply, writes)?;
+        }
+    }
+    Ok(())
+}
+
+fn judge(read: &Record, reply: &Reply, writes: &Writes<'_>) -> Verdict {
+    let written = match reply {
+        Reply::Bulk(value) => match writes.by_value.get(value) {
+            Some(record) if record.invoked < read.ended => Some(*record),
+            _ => return Err(format!("{}, which nobody had written", read.story())),
+        },
+        Reply::Nil => None,
+        _ => return Ok(()),
+    };
+    // A write whose outcome is not known may take effect late.
+    let acknowledged = written.map_or(0, |record| if record.succeeded() { record.ended } else { u64::MAX });
+    let before = writes.done.partition_point(|record| record.ended < read.invoked);
+    let newer = |record: &&&Record| record.invoked > acknowledged;
+    let done = &writes.done[..before];
+    if let Some(through) = done.iter().filter(newer).find(|record| matches!(record.op, Op::Set(_))) {
+        return Err(story(read, written, through, through));
+    }
+    let Some(last) = done.iter().max_by_key(|record| record.invoked) else { return Ok(()) };
+    let bound = last.invoked.saturating_sub(WINDOW);
+    match done.iter().filter(newer).find(|record| record.ended <= bound) {
+        Some(lost) => Err(story(read, written, lost, last)),
+        None => Ok(()),
+    }
+}
+
+fn story(read: &Record, written: Option<&Record>, lost: &Record, last: &Record) -> String {
+    let written = written.map_or("nothing".into(), Record::story);
+    let (at, acknowledged, asked) = (read.invoked, lost.ended, last.invoked);
+    format!(
+        "{} at {at}: it was written by {written}, although later {} (acknowledged at {acknowledged}), and {} (asked for at {asked})",
+        read.story(),
+        lost.story(),
+        last.story()
+    )
+}
