@@ -59,6 +59,8 @@ pub(super) struct Closing {
     /// What waits, in each connection's order: the first is in `held`.
     queues: BTreeMap<Conn, VecDeque<Job>>,
     waiting: usize,
+    /// Connection → its reads that waited for an owner and are not answered. Reads behind them must not overtake them.
+    recalled: BTreeMap<Conn, u32>,
     /// The line that goes with the answer to the write that is being applied.
     written: Option<(Asker, Grant)>,
     /// Whom leadership is handed to once all leases have come back.
@@ -85,6 +87,12 @@ impl Closing {
 impl Group {
     /// Takes work of a connection, behind what of it waits already.
     pub(super) fn let_in(&mut self, now: u64, conn: Conn, job: Job) {
+        let job = match job {
+            Job::Read(read) if self.closing.recalled.contains_key(&conn) => {
+                Job::Read(self.set_behind(conn, read))
+            }
+            job => job,
+        };
         if let Some(queue) = self.closing.queues.get_mut(&conn) {
             queue.push_back(job);
             self.closing.waiting += 1;
@@ -110,6 +118,25 @@ impl Group {
         match job {
             Job::Read(read) => self.reads.push(read),
             Job::Write { sending, logged, gave_up } => self.close(now, conn, sending, logged, gave_up),
+        }
+    }
+
+    /// Has a read wait for everything that is in the log: what an owner has brought may be, and its lease has run out
+    /// meanwhile.
+    fn set_behind(&mut self, conn: Conn, read: Read) -> Read {
+        if !read.recalled {
+            *self.closing.recalled.entry(conn).or_default() += 1;
+        }
+        Read { behind: true, recalled: true, ..read }
+    }
+
+    /// A read is answered that waited for an owner, or behind one that did.
+    pub(super) fn recalled_answered(&mut self, conn: Conn) {
+        if let Some(reads) = self.closing.recalled.get_mut(&conn) {
+            *reads -= 1;
+            if *reads == 0 {
+                self.closing.recalled.remove(&conn);
+            }
         }
     }
 
@@ -155,8 +182,10 @@ impl Group {
             match queue.pop_front().expect("its first waits") {
                 Job::Write { sending, logged, .. } if step == Step::Closed => self.push_open(sending, logged),
                 Job::Write { sending, logged, gave_up } => self.close(now, conn, sending, logged, gave_up),
-                // What an owner has brought may be in the log and not applied: its lease has run out meanwhile.
-                Job::Read(read) => self.reads.push(Read { behind: true, ..read }),
+                Job::Read(read) => {
+                    let read = self.set_behind(conn, read);
+                    self.reads.push(read);
+                }
             }
             while let Some(job) = queue.pop_front() {
                 self.let_in(now, conn, job);

@@ -46,7 +46,7 @@ impl Group {
         let of_owner = ask.work.flushes().is_some();
         let Ask { sending, line, behind, principal, work, request: ask_number, .. } = ask;
         let job = if is_read {
-            Job::Read(Read { asker, sending, behind, line, work })
+            Job::Read(Read { asker, sending, behind, recalled: false, line, work })
         } else {
             Job::Write { sending, logged: Logged { asker, principal, work }, gave_up: line }
         };

@@ -67,6 +67,8 @@ struct Read {
     asker: Asker,
     sending: u32,
     behind: bool,
+    /// It waited for the owner of a line, or stands behind one that did.
+    recalled: bool,
     /// The epoch under which its node would keep the line; 0: it would not.
     line: u64,
     work: Work,

@@ -84,6 +84,9 @@ impl Group {
                     Work::Op(Op::CacheInfo(key)) => self.cache_info(now, key),
                     work => self.state.read(self.time, work),
                 };
+                if read.recalled {
+                    self.recalled_answered((read.asker.conn.node, read.asker.conn.counter));
+                }
                 let grant = self.grant_for(now, &read);
                 self.tell_answer(&read.asker, Verdict::Reply(reply), grant);
             }
