@@ -150,8 +150,9 @@ impl Bug {
             }
             Self::BroughtBlindly => {
                 plan.write_back_much();
-                (plan.partitioned, plan.pauses) = (true, true);
-                plan.fault_every = plan.fault_every.min(150_000);
+                (plan.crashes, plan.partitioned, plan.pauses) = (false, true, true);
+                plan.backs = 12;
+                plan.fault_every = plan.fault_every.min(100_000);
             }
             Self::AbsorbedLate => {
                 plan.write_back_much();

@@ -294,11 +294,11 @@ impl World {
             ForServer::Connect => self.send_to_client(id, 0, ForClient::Closed),
             ForServer::Requests(requests) if conn.server_open => {
                 let counter = conn.counter.expect("an accepted connection has one");
-                let name = self.nodes[node].id.0;
+                let (name, turn) = (self.nodes[node].id.0, self.nodes[node].turns);
                 for (request, operation) in &requests {
                     conn.unanswered.insert(request.id);
                     if let Some(operation) = operation {
-                        self.checks.history.heard(*operation, name, counter, request.id, self.time);
+                        self.checks.history.heard(*operation, name, counter, request.id, turn);
                     }
                 }
                 let requests = requests.into_iter().map(|(request, _)| request);

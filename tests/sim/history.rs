@@ -62,7 +62,7 @@ pub struct Record {
     pub request: u64,
     /// When it was asked first.
     pub invoked: u64,
-    /// When a node heard it last.
+    /// The turn in which a node heard it last, by the number of turns that the node had taken.
     pub heard: u64,
     /// When its outcome became known to the client; `u64::MAX` while it is not.
     pub ended: u64,
@@ -162,8 +162,8 @@ impl History {
     }
 
     /// A node hears an operation on a connection.
-    pub fn heard(&mut self, id: u64, node: u64, counter: u64, request: u64, time: u64) {
-        self.get_mut(id).heard = time;
+    pub fn heard(&mut self, id: u64, node: u64, counter: u64, request: u64, turn: u64) {
+        self.get_mut(id).heard = turn;
         self.by_asker.entry((node, counter, request)).or_default().push(id);
     }
 

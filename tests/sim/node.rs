@@ -81,6 +81,8 @@ pub struct Node {
     urgent: Vec<Input>,
     work: Vec<Input>,
     turn_at: Option<u64>,
+    /// Turns that it has taken, in all its lives.
+    pub turns: u64,
     next_tick: u64,
     /// The life that it has as a member; none: it is not let in yet.
     pub member: Option<u32>,
@@ -116,6 +118,7 @@ impl Node {
             urgent: Vec::new(),
             work: Vec::new(),
             turn_at: None,
+            turns: 0,
             next_tick: 0,
             member,
             directories: 0,
@@ -186,6 +189,7 @@ impl World {
             let until = node.paused_until;
             return self.schedule_turn(at, until);
         }
+        node.turns += 1;
         let now = node.clock.read(time);
         let mut inputs = Vec::new();
         if !node.evicted.is_empty() {
