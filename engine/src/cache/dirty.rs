@@ -54,7 +54,9 @@ pub(super) struct Entry {
 
 impl Entry {
     fn cost(&self, key: &[u8]) -> usize {
-        let flying = self.flying.as_ref().map_or(0, |flying| flying.value.len());
+        // As long as nothing was written behind it, it is the very value that is kept.
+        let flying = self.flying.as_ref().filter(|_| self.since.is_some());
+        let flying = flying.map_or(0, |flying| flying.value.len());
         ENTRY_COST + 2 * key.len() + self.value.len() + flying
     }
 
@@ -219,7 +221,6 @@ impl Dirty {
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.flying.is_none()) else { return };
         let Some(since) = entry.since.take() else { return };
         self.next = id;
-        self.bytes += entry.value.len();
         entry.flying = Some(Flying { id, value: entry.value.clone(), since });
         let flush = Flush { key: key.clone(), value: entry.value.clone(), base: entry.base };
         self.flushes.push((entry.group, id, flush));

@@ -392,7 +392,9 @@ impl Holder {
                 Some(0) if self.faults.lapsed_renewed => self.ask(now, group),
                 Some(0) => self.end(group),
                 // Nothing was read under it: it may end.
-                Some(left) if left < RENEW_BELOW && (home.wanted || !home.lines.is_empty()) => {
+                Some(left)
+                    if left < RENEW_BELOW && (home.wanted || !home.lines.is_empty() || self.owes(group)) =>
+                {
                     self.ask(now, group);
                 }
                 _ => {}

@@ -1,5 +1,7 @@
 //! A home and two holders, with every word in the test's hands.
 
+mod owning;
+
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;

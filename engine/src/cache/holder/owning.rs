@@ -205,6 +205,11 @@ impl Holder {
         }
     }
 
+    /// Whether a home waits for something: until it has that, the lease must not end.
+    pub(super) fn owes(&self, group: GroupId) -> bool {
+        self.owed.iter().any(|owed| owed.lease.group == group)
+    }
+
     /// What was acknowledged under a group's lease is brought at once: the lease is over.
     pub(super) fn bring_all(&mut self, group: GroupId) {
         self.owed.retain(|owed| owed.lease.group != group);
