@@ -279,6 +279,8 @@ impl World {
         if self.time < self.nodes[node].paused_until {
             // It lies in the socket until the process goes on.
             let until = self.nodes[node].paused_until;
+            // Also if the node is killed meanwhile: nothing that comes later is before it.
+            conn.due[0] = conn.due[0].max(until);
             return self.schedule(until, Event::ToServer { conn: id, what });
         }
         match what {
