@@ -95,6 +95,13 @@ impl Engine {
             map(fields)
         };
         let system = self.groups.get(&GroupId::SYSTEM);
+        let backs = self.write_backs();
+        let backs = map([
+            ("absorbed", Reply::int(backs.absorbed)),
+            ("flushed", Reply::int(backs.flushed)),
+            ("lost", Reply::int(backs.lost)),
+            ("dirty", Reply::int(backs.dirty as u64)),
+        ]);
         map([
             ("node", Reply::int(self.me.0)),
             ("cluster", Reply::text(format!("{:016x}", self.meta.cluster.0))),
@@ -105,6 +112,7 @@ impl Engine {
                 system.and_then(Group::system).map_or(Reply::Nil, |s| Reply::int(u64::from(s.level()))),
             ),
             ("session", Reply::text(if self.household.has_session() { "open" } else { "none" })),
+            ("writeback", backs),
             ("groups", Reply::Array(self.report().into_iter().map(group).collect())),
         ])
     }

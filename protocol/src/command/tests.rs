@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::id::{GroupId, NodeId};
-use crate::op::{Expiry, Fetch, Lock, MemberAdd, MemberOp, Pub, Receipt, Set, When};
+use crate::op::{Expiry, Fetch, Lock, MemberAdd, MemberOp, Pub, Receipt, Set, SetBack, When};
 
 fn words(line: &str) -> Vec<Bytes> {
     line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
@@ -49,6 +49,16 @@ fn options_come_in_any_order_and_case() {
         get: true,
     };
     assert_eq!(understood("SET k v GET EX 2 NX"), Command::Op(Op::Set(set)));
+    let back = SetBack { key: "k".into(), value: "v".into() };
+    assert_eq!(understood("set k v writeback"), Command::Op(Op::SetBack(back)));
+    for through in [
+        "SET k v WRITEBACK EX 2",
+        "SET k v XX WRITEBACK",
+        "SET k v GET WRITEBACK",
+        "SET k v WRITEBACK KEEPTTL",
+    ] {
+        assert!(matches!(understood(through), Command::Op(Op::Set(_))), "{through}");
+    }
     let publish = Pub { topic: "t".into(), body: "b".into(), dedupe: Some("x".into()), delay: 9 };
     assert_eq!(understood("PUB t b DELAY 9 ID x"), Command::Op(Op::Pub(publish)));
     let fetch = Fetch { topic: "t".into(), count: 2, block: 3, lease: Some(4) };
@@ -69,7 +79,8 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
         ("FOO a b", "ERR unknown command 'FOO', with args beginning with: 'a' 'b' "),
         ("PEEK t", "ERR PEEK is not built yet;"),
         ("LOCK db SLOTS 3", "ERR option SLOTS of LOCK is not built yet"),
-        ("SET k v WRITEBACK", "ERR option WRITEBACK of SET is not built yet"),
+        ("SET k v FENCE l 1", "ERR option FENCE of SET is not built yet"),
+        ("SET k v WRITEBACK FENCE l 1", "ERR option FENCE of SET is not built yet"),
         ("ACK t 1 GROUP g", "ERR option GROUP of ACK is not built yet"),
         ("UNSUB t GROUP g", "ERR option GROUP of UNSUB is not built yet"),
         ("LOCK db TTL", "ERR syntax error: an argument is missing; usage: LOCK"),
@@ -131,6 +142,8 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
 #[test]
 fn what_is_wrong_about_keys_is_said_in_the_words_of_redis() {
     let cases = [
+        ("SET k v NX WRITEBACK", "ERR syntax error: WRITEBACK goes with neither NX nor IFVER"),
+        ("SET k v WRITEBACK IFVER 3", "ERR syntax error: WRITEBACK goes with neither NX nor IFVER"),
         ("SET k v NX XX", "ERR syntax error: NX, XX and IFVER exclude each other"),
         ("SET k v EX 1 PX 1", "ERR syntax error: EX, PX, EXAT, PXAT and KEEPTTL exclude each other"),
         ("SET k v EX 0", "ERR invalid expire time in 'set' command"),
