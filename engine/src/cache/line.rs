@@ -7,7 +7,16 @@
 //!        └──────────────────────▶ E       S, E, M ── INVAL, eviction, end of the lease ──▶ I
 //! ```
 //!
-//! M is the sole right to write, not the sole copy: a write is on a majority's disks before it is answered.
+//! M is the sole right to write, not the sole copy: a write is on a majority's disks before it is answered. An M line may
+//! be owned (SET WRITEBACK, `holder/owning.rs`): then its node answers writes first and brings them to the home in time. The
+//! line is M all the while, clean or dirty, and it is answered for no event but the node's own before it is clean.
+//!
+//! ```text
+//!                 SET WRITEBACK                     INVAL, recall, eviction: nothing is taken on any more
+//!        M owned ───────────────▶ M owned, dirty ──────────────────────────────────────────▶ I, brought, then answered
+//!                ◀─────────────── brought
+//! ```
+//!
 //! While a write of its own node is on its way the line is closed: it is I on that node, and comes back with the
 //! answer.
 //!

@@ -144,6 +144,10 @@ same partition, as in Redis Cluster.
   its own success as nil: read to learn.
 - A deadline takes effect at one log position: the key vanishes on all nodes alike. Absolute times (EXAT, EXPIREAT) are those of the
   wall clock of the partition's leader when it logs the command; if that clock is set later, deadlines stay where they are.
+- `SET key value WRITEBACK` alone (NX, IFVER and FENCE refuse it; with any other option it is written through) is answered by the node
+  before it is durable, once that node owns the key, and made durable within 100 ms. Every node reads what was answered. If the owner, or
+  its way to the key's home, fails, at most the last 100 ms of acknowledged writes are undone; nothing newer is overwritten. See
+  [consistency.md](consistency.md#written-back).
 - MULTI queues commands on keys; EXEC is one command in the log of one partition, so all keys between WATCH and EXEC need a common
   `{tag}`, as in `{cart}:1` and `{cart}:2`; otherwise -CROSSSLOT, and nothing is done. A command that fails there does not undo the
   others, as in Redis. Other than in Redis, what is wrong with a command's arguments is said when it is queued, and aborts EXEC
