@@ -22,12 +22,12 @@ fn good_seeds_are_clean() {
 #[test]
 fn what_is_written_back_is_linearizable_without_faults() {
     let mut absorbed = 0;
-    for seed in 1..=12 {
-        let report = run(seed, &Settings { calm: true, ..settings(6) });
+    for seed in 1..=6 {
+        let report = run(seed, &Settings { calm: true, ..settings(4) });
         assert_eq!(report.violation, None, "seed {seed}");
         absorbed += report.absorbed;
     }
-    assert!(absorbed > 200, "nodes take on too little by themselves: {absorbed}");
+    assert!(absorbed > 100, "nodes take on too little by themselves: {absorbed}");
 }
 
 #[test]
