@@ -148,20 +148,8 @@ impl Bug {
                 (plan.partitioned, plan.pauses, plan.lossy) = (true, true, true);
                 plan.fault_every = plan.fault_every.min(150_000);
             }
-            Self::BroughtBlindly => {
-                plan.write_back_much();
-                (plan.crashes, plan.partitioned, plan.pauses) = (false, true, true);
-                plan.backs = 12;
-                plan.fault_every = plan.fault_every.min(100_000);
-            }
-            Self::AbsorbedLate => {
-                plan.write_back_much();
-                plan.crashes = true;
-                plan.fault_every = plan.fault_every.min(400_000);
-            }
-            Self::PurgedUnbrought | Self::OwnedReadOpen => {
-                plan.write_back_much();
-                plan.calm_down();
+            Self::BroughtBlindly | Self::AbsorbedLate | Self::PurgedUnbrought | Self::OwnedReadOpen => {
+                self.provoke_write_backs(plan);
             }
             Self::LeaseKept => {
                 plan.stops = true;
@@ -176,6 +164,22 @@ impl Bug {
                 plan.fault_every = plan.fault_every.min(150_000);
             }
             _ => {}
+        }
+    }
+
+    fn provoke_write_backs(self, plan: &mut Plan) {
+        plan.write_back_much();
+        match self {
+            Self::BroughtBlindly => {
+                (plan.crashes, plan.partitioned, plan.pauses) = (false, true, true);
+                plan.backs = 12;
+                plan.fault_every = plan.fault_every.min(100_000);
+            }
+            Self::AbsorbedLate => {
+                plan.crashes = true;
+                plan.fault_every = plan.fault_every.min(400_000);
+            }
+            _ => plan.calm_down(),
         }
     }
 
