@@ -17,6 +17,7 @@
 //!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
 mod binary;
+mod pushes;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -31,7 +32,6 @@ use quorate_protocol::frame::{Frame, MAGIC};
 use quorate_protocol::id::ClientSeq;
 use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX, VALUE_MAX};
 use quorate_protocol::op::Op;
-use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::{self, Dialect, RequestDecoder};
 use tokio::io::{AsyncWriteExt, Interest};
@@ -45,6 +45,7 @@ use crate::mailbox::Room;
 use crate::outlet::{Out, Outlet};
 use crate::subscriptions::{Change, Subscriptions};
 use crate::transaction::{Taken, Transaction};
+use pushes::{Told, Tracker};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
@@ -91,6 +92,8 @@ struct Asked {
     change: Option<Box<Change>>,
     /// It asks for the versions of these keys, which are watched from its answer on.
     watch: Option<Box<[Bytes]>>,
+    /// What its answer tells of keys that the client may keep.
+    told: Option<Box<Told>>,
 }
 
 /// See the top of the file.
@@ -113,6 +116,8 @@ pub struct Connection {
     subscriptions: Subscriptions,
     /// Text: what is queued for EXEC.
     transaction: Transaction,
+    /// Text: what it wants to be told of what it keeps.
+    tracker: Tracker,
     /// Binary: unanswered requests, and the way back from correlation ids.
     framed: HashMap<u64, (u64, Cost)>,
     correlations: HashMap<u64, u64>,
@@ -154,6 +159,7 @@ impl Connection {
             asked: VecDeque::new(),
             subscriptions: Subscriptions::default(),
             transaction: Transaction::default(),
+            tracker: Tracker::default(),
             framed: HashMap::new(),
             correlations: HashMap::new(),
             unanswered_bytes: 0,
@@ -171,6 +177,7 @@ impl Connection {
     pub async fn serve(mut self: Box<Self>) {
         let ended = self.talk().await;
         self.shared.outlets.remove(self.number);
+        self.stop_tracking();
         if self.connected {
             self.shared.mailbox.post(Input::Disconnected { conn: self.number }, 64);
         }
@@ -334,7 +341,7 @@ impl Connection {
         let Speech::Text { decoder, dialect } = &self.speech else { return };
         let plain = decoder.is_between() && *dialect != Dialect::Inline && !self.subscriptions.may_push();
         // Between MULTI and EXEC reads are queued like everything else.
-        let plain = plain && !self.transaction.is_open();
+        let plain = plain && !self.transaction.is_open() && !self.tracker.is_on();
         if !plain || self.unanswered() > 0 || resp::peek_get(&self.read).is_none() {
             return;
         }
@@ -376,6 +383,20 @@ impl Connection {
     fn text_request(&mut self, args: &[Bytes], now: Dialect, switch: Option<Dialect>) {
         let weight = args.iter().map(|arg| 32 + arg.len()).sum();
         let command = parse(args);
+        let about_itself = pushes::is_about_client(&command);
+        self.text_command(command, weight, now, switch);
+        if !about_itself && !self.transaction.is_open() {
+            self.tracker.passed();
+        }
+    }
+
+    fn text_command(
+        &mut self,
+        command: Result<Command, Failure>,
+        weight: usize,
+        now: Dialect,
+        switch: Option<Dialect>,
+    ) {
         if let Some(reply) = self.subscriptions.objection(&command, now, switch.is_some()) {
             return self.answer_text(reply, weight, None, false);
         }
@@ -396,7 +417,11 @@ impl Connection {
                 self.answer_text(Reply::error(Code::Err, text), weight, switch, false);
             }
             Ok(Command::Op(op)) => match self.look_up(&op) {
-                Some(reply) => self.answer_text(reply, weight, switch, false),
+                Some(reply) => {
+                    let told = self.tracker.told(&op);
+                    self.answer_text(reply.clone(), weight, switch, false);
+                    self.tell_behind(told, &reply);
+                }
                 None => self.ask_text(Want::Op(op), weight, switch, false),
             },
             Ok(Command::Node(ask)) => self.ask_text(Want::Node(ask), weight, switch, false),
@@ -404,10 +429,17 @@ impl Connection {
                 let text = "client sessions belong to the binary protocol; see docs/protocol.md";
                 self.answer_text(Reply::error(Code::Err, text), weight, switch, false);
             }
+            Ok(Command::Connection(ConnAsk::Track(ask))) => {
+                let reply = self.track(ask, now);
+                self.answer_text(reply, weight, switch, false);
+            }
             Ok(Command::Connection(ask)) => {
                 let last = ask == ConnAsk::Quit;
                 let Answered { reply, dialect } = self.answerer.answer(ask, now);
                 self.answer_text(reply, weight, dialect.or(switch), last);
+                if dialect == Some(Dialect::Resp2) {
+                    self.stop_tracking();
+                }
                 self.closing |= last;
             }
             Err(failure) => self.answer_text(refusal(failure), weight, switch, false),
@@ -433,8 +465,9 @@ impl Connection {
 
     fn ask_text(&mut self, want: Want, bytes: usize, dialect: Option<Dialect>, last: bool) {
         let change = self.subscriptions.ask(&want);
+        let told = if let Want::Op(op) = &want { self.tracker.told(op) } else { None };
         let (id, cost) = self.ask(want, None, None, bytes);
-        self.asked.push_back(Asked { id, cost, dialect, last, change, watch: None });
+        self.asked.push_back(Asked { id, cost, dialect, last, change, watch: None, told });
     }
 
     fn ask(
@@ -495,6 +528,7 @@ impl Connection {
             match out {
                 Out::Reply(id, reply) => self.answered(id, reply),
                 Out::Push(delivery) => self.pushed(delivery),
+                Out::Stale(stale) => self.push_stale(stale),
                 Out::Close(reason) => self.close(&reason),
             }
         }
@@ -521,6 +555,7 @@ impl Connection {
                 reply = self.transaction.watching(&keys, reply);
             }
             self.write_text(asked.dialect, &reply);
+            self.tell_behind(asked.told, &reply);
             self.closing |= asked.last;
         }
     }
@@ -531,38 +566,6 @@ impl Connection {
             *dialect = switch;
         }
         resp::encode(*dialect, reply, &mut self.write);
-    }
-
-    fn pushed(&mut self, delivery: Delivery) {
-        let Delivery { topic, id, attempt, body } = delivery;
-        let values = vec![
-            Reply::text("message"),
-            Reply::Bulk(topic),
-            Reply::int(id),
-            Reply::int(u64::from(attempt)),
-            Reply::Bulk(body),
-        ];
-        match &self.speech {
-            // A former leader's last words, after UNSUB: the message comes back when its lease ends.
-            Speech::Text { dialect, .. } if !dialect.has_pushes() => {}
-            Speech::Text { dialect, .. } => resp::encode_push(*dialect, &values, &mut self.write),
-            Speech::Binary => Frame::Push { reply: Reply::Array(values) }.encode(&mut self.write),
-            Speech::Unknown => {}
-        }
-    }
-
-    /// The engine has closed the connection: what is unanswered will not be.
-    fn close(&mut self, reason: &str) {
-        if matches!(self.speech, Speech::Binary) {
-            self.goodbye(reason);
-        } else {
-            self.write_text(None, &Reply::error(Code::Err, reason));
-        }
-        self.asked.clear();
-        self.framed.clear();
-        self.waiting = 0;
-        self.closing = true;
-        self.connected = false;
     }
 }
 

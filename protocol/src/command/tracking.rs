@@ -84,6 +84,12 @@ impl Tracks {
         Ok(self)
     }
 
+    /// Whether the key begins with one of the prefixes.
+    #[must_use]
+    pub fn covers(&self, key: &[u8]) -> bool {
+        self.prefixes.iter().any(|prefix| key.starts_with(prefix))
+    }
+
     fn agree(&self, more: &Self) -> Result<(), Failure> {
         let again =
             "before disabling tracking for this client, and then re-enabling it with a different mode.";
