@@ -44,8 +44,9 @@ use crate::driver::Shared;
 use crate::mailbox::Room;
 use crate::outlet::{Out, Outlet};
 use crate::subscriptions::{Change, Subscriptions};
+use crate::tracking::Told;
 use crate::transaction::{Taken, Transaction};
-use pushes::{Told, Tracker};
+use pushes::Tracker;
 
 /// Room for one read.
 const READ: usize = 16 << 10;

@@ -22,6 +22,8 @@
 //!
 //! What is left of connections that have gone stays until its key is written, or makes room: nobody is there to be told.
 
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +36,8 @@ use quorate_protocol::command::Tracks;
 use quorate_protocol::id::GroupId;
 use quorate_protocol::limits::{PARTITIONS, TRACKED_MAX};
 use quorate_protocol::op::partition_of;
+
+pub use told::{Told, may_have_failed};
 
 use crate::view::{KeyHasher, View};
 

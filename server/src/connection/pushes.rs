@@ -4,16 +4,11 @@
 //! Charter: `Tracker` knows how the connection's reads are tracked; behind each answer `tell_behind` asks the node's table
 //! (`tracking.rs`) whether the client may keep what it was told.
 //!
-//! Invariants:
-//! - An answer is written before it is asked what may be kept of it; what may not is pushed right behind it. See `tracking.rs`.
-//! - Only the values of GET and MGET can be kept: they can be compared with what the node holds. What a client learns otherwise of a
-//!   key (EXISTS, STRLEN, TTL, …, and all that EXEC answers) it is told to drop at once.
-//! - A connection that does not want to be told of its own writes is told of those that may not have been done: it may go on
-//!   believing what it had.
+//! Invariant: an answer is written before it is asked what may be kept of it; what may not is pushed right behind it. See
+//! `tracking.rs`.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use quorate_engine::effect::Input;
 use quorate_protocol::command::{Command, ConnAsk, Track, Tracks};
 use quorate_protocol::frame::Frame;
@@ -25,18 +20,7 @@ use quorate_protocol::resp::{self, Dialect};
 use super::{Connection, Speech, refusal};
 use crate::clock;
 use crate::outlet::Outlet;
-use crate::tracking::{Pushes, Stale};
-
-/// What an answer tells of keys that the client may keep.
-#[derive(Debug, Default)]
-pub(super) struct Told {
-    /// Their values, in this order.
-    values: Vec<Bytes>,
-    /// Something about them.
-    others: Vec<Bytes>,
-    /// That they were written.
-    written: Vec<Bytes>,
-}
+use crate::tracking::{Pushes, Stale, Told};
 
 /// How a connection's reads are tracked.
 #[derive(Debug, Default)]
@@ -59,15 +43,7 @@ impl Tracker {
     /// What the answer to a command will tell of keys.
     pub(super) fn told(&self, op: &Op) -> Option<Box<Told>> {
         let tracks = self.tracks.as_ref()?;
-        let mut told = Told::default();
-        if (!tracks.opt_in && !tracks.opt_out) || tracks.opt_in == self.caching {
-            told.reads(op);
-        }
-        if tracks.no_loop && !tracks.broadcast {
-            told.written = op.writes().into_owned();
-        }
-        let nothing = told.values.is_empty() && told.others.is_empty() && told.written.is_empty();
-        (!nothing).then(|| Box::new(told))
+        Told::of(op, tracks, self.caching)
     }
 
     fn info(&self) -> Reply {
@@ -107,38 +83,12 @@ impl Tracker {
     }
 }
 
-impl Told {
-    fn reads(&mut self, op: &Op) {
-        match op {
-            Op::Get(key) => self.values.push(key.clone()),
-            Op::MGet(keys) => self.values.extend_from_slice(keys),
-            Op::Multi(multi) => {
-                let reads = multi.commands.0.iter().filter(|op| op.is_read());
-                self.others.extend(reads.flat_map(|op| op.keys().into_iter().cloned()));
-            }
-            // What the connection asks for its own use, and what tells nothing of a value.
-            Op::Versions(_) | Op::CacheInfo(_) => {}
-            op if op.is_read() => self.others.extend(op.keys().into_iter().cloned()),
-            _ => {}
-        }
-    }
-}
-
 /// Whether a command is one of CLIENT: those leave CACHING to the next one.
 pub(super) fn is_about_client(command: &Result<Command, Failure>) -> bool {
     let Ok(Command::Connection(ask)) = command else { return false };
     match ask {
         ConnAsk::ClientId | ConnAsk::ClientGetName | ConnAsk::ClientSetName(_) => true,
         ConnAsk::ClientSetInfo(..) | ConnAsk::ClientInfo | ConnAsk::ClientList | ConnAsk::Track(_) => true,
-        _ => false,
-    }
-}
-
-/// Whether a write may have left things as they were, wholly or in part.
-fn may_have_failed(reply: &Reply) -> bool {
-    match reply {
-        Reply::Error(_) | Reply::Nil | Reply::Int(0) => true,
-        Reply::Array(replies) => replies.iter().any(may_have_failed),
         _ => false,
     }
 }
@@ -188,35 +138,10 @@ impl Connection {
     /// An answer has been written: tells the client what it may not keep of it.
     pub(super) fn tell_behind(&mut self, told: Option<Box<Told>>, reply: &Reply) {
         let (Some(told), Some(tracks)) = (told, self.tracker.tracks.as_deref()) else { return };
-        let mut stale = told.others;
-        if may_have_failed(reply) {
-            stale.extend(told.written);
-        }
+        let (shared, now) = (&self.shared, clock::mono());
         let mut pushes = Pushes::new();
-        let single = std::slice::from_ref(reply);
-        let values = if let Reply::Array(values) = reply { &values[..] } else { single };
-        // An error tells nothing of a value.
-        for (key, value) in told.values.into_iter().zip(values) {
-            let value = match value {
-                Reply::Bulk(value) => Some(value),
-                Reply::Nil => None,
-                _ => continue,
-            };
-            let (shared, now) = (&self.shared, clock::mono());
-            let kept = if tracks.broadcast {
-                shared.view.shows(&key, value, now).is_some()
-            } else {
-                shared.tracking.keep(&shared.view, self.number, &key, value, now, &mut pushes)
-            };
-            if !kept {
-                stale.push(key);
-            }
-        }
-        if tracks.broadcast {
-            stale.retain(|key| tracks.covers(key));
-        }
-        stale.sort_unstable();
-        stale.dedup();
+        let stale =
+            shared.tracking.behind(&shared.view, (self.number, tracks), *told, reply, now, &mut pushes);
         if !stale.is_empty() {
             self.push_stale(Stale::Keys(stale));
         }
