@@ -45,6 +45,10 @@ impl Outlet {
     /// Adds something; wakes nobody yet.
     pub fn add(&self, out: Out) {
         let mut waiting = self.waiting.lock();
+        let all = |out: &Out| matches!(out, Out::Stale(Stale::All));
+        if all(&out) && waiting.outs.last().is_some_and(all) {
+            return;
+        }
         waiting.bytes += weight(&out);
         if waiting.bytes > OUTPUT_MAX {
             waiting.cut = true;

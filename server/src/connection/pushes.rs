@@ -155,14 +155,17 @@ impl Connection {
     /// Tells the client what to drop. In a dialect without pushes nothing of it is tracked, and nothing that it was told before.
     pub(super) fn push_stale(&mut self, stale: Stale) {
         let Speech::Text { dialect: dialect @ Dialect::Resp3, .. } = &self.speech else { return };
-        if !self.tracker.is_on() {
-            return;
+        let Some(tracks) = &self.tracker.tracks else { return };
+        let mut push =
+            |what| resp::encode_push(*dialect, &[Reply::text("invalidate"), what], &mut self.write);
+        match stale {
+            Stale::All => push(Reply::Nil),
+            Stale::Keys(keys) if tracks.broadcast => {
+                push(Reply::Array(keys.into_iter().map(Reply::Bulk).collect()));
+            }
+            // As Redis does: redis-py stumbles over two keys of one MGET in one message.
+            Stale::Keys(keys) => keys.into_iter().for_each(|key| push(Reply::Array(vec![Reply::Bulk(key)]))),
         }
-        let what = match stale {
-            Stale::Keys(keys) => Reply::Array(keys.into_iter().map(Reply::Bulk).collect()),
-            Stale::All => Reply::Nil,
-        };
-        resp::encode_push(*dialect, &[Reply::text("invalidate"), what], &mut self.write);
     }
 
     /// A message of a subscription.
