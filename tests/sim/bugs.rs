@@ -133,13 +133,8 @@ impl Bug {
                 plan.lossy = true;
                 plan.fault_every = plan.fault_every.min(100_000);
             }
-            Self::PushMissed
-            | Self::KeptUnseen
-            | Self::NewsMissed
-            | Self::MissedInvalidation
-            | Self::KeptLine
-            | Self::OwnLineKept
-            | Self::LeftOpen => {
+            Self::PushMissed | Self::KeptUnseen | Self::NewsMissed => plan.read_much(),
+            Self::MissedInvalidation | Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => {
                 plan.read_much();
             }
             Self::LateFill => {

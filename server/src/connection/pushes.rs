@@ -85,12 +85,10 @@ impl Tracker {
 
 /// Whether a command is one of CLIENT: those leave CACHING to the next one.
 pub(super) fn is_about_client(command: &Result<Command, Failure>) -> bool {
+    use ConnAsk as Ask;
     let Ok(Command::Connection(ask)) = command else { return false };
-    match ask {
-        ConnAsk::ClientId | ConnAsk::ClientGetName | ConnAsk::ClientSetName(_) => true,
-        ConnAsk::ClientSetInfo(..) | ConnAsk::ClientInfo | ConnAsk::ClientList | ConnAsk::Track(_) => true,
-        _ => false,
-    }
+    let names = matches!(ask, Ask::ClientGetName | Ask::ClientSetName(_) | Ask::ClientSetInfo(..));
+    names || matches!(ask, Ask::ClientId | Ask::ClientInfo | Ask::ClientList | Ask::Track(_))
 }
 
 impl Connection {
