@@ -18,6 +18,7 @@
 
 mod binary;
 mod pushes;
+mod socket;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -34,19 +35,19 @@ use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX, VAL
 use quorate_protocol::op::Op;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::{self, Dialect, RequestDecoder};
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::answers::{Answered, Answerer};
 use crate::clock;
 use crate::driver::Shared;
-use crate::mailbox::Room;
 use crate::outlet::{Out, Outlet};
 use crate::subscriptions::{Change, Subscriptions};
 use crate::tracking::Told;
 use crate::transaction::{Taken, Transaction};
 use pushes::Tracker;
+use socket::{gone, readable};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
@@ -56,10 +57,6 @@ const OUTPUT_FULL: usize = OUTPUT_MAX / 4;
 const OWED_FULL: usize = OUTPUT_MAX / 2;
 /// How long a client that has closed its side waits for its next answer.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a connection that was closed from here is drained, so that the last words are not lost in a reset.
-const LINGER: Duration = Duration::from_secs(1);
-/// Pause between two looks whether a client that is not read has gone.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// How requests come and answers go.
 enum Speech {
@@ -237,26 +234,6 @@ impl Connection {
             && self.unanswered_bytes < PIPELINE_BYTES_MAX
             && self.owed_bytes < OWED_FULL
             && self.write.len() - self.written < OUTPUT_FULL
-    }
-
-    /// Closes this side and lets the client read what was written: closed at once, with bytes of the client
-    /// unread, the connection would be reset and the last words lost.
-    async fn linger(&mut self) {
-        let drain = async {
-            self.stream.shutdown().await?;
-            let mut scratch = Vec::with_capacity(READ);
-            loop {
-                scratch.clear();
-                self.stream.readable().await?;
-                match self.stream.try_read_buf(&mut scratch) {
-                    Ok(0) => return Ok(()),
-                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                    _ => {}
-                }
-            }
-        };
-        // A client that does not close its side in time is none of our concern.
-        let _: Result<io::Result<()>, _> = timeout(LINGER, drain).await;
     }
 
     fn unanswered(&self) -> usize {
@@ -585,22 +562,5 @@ fn read_once(stream: &TcpStream, room: &mut BytesMut) -> io::Result<usize> {
     match asked {
         Err(error) if found == 0 => Err(error),
         _ => Ok(found),
-    }
-}
-
-/// Waits for room in the mailbox, then for bytes.
-async fn readable(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
-    shared.mailbox.room(Room::Work).await;
-    stream.readable().await
-}
-
-/// Waits until the client has closed its side, without reading. Looks now and then: the bytes that are not
-/// read would wake it for ever.
-async fn gone(stream: &TcpStream) -> io::Result<()> {
-    loop {
-        sleep(LOOK).await;
-        if stream.ready(Interest::READABLE).await?.is_read_closed() {
-            return Ok(());
-        }
     }
 }
