@@ -238,3 +238,64 @@ fn the_node_asks_for_what_its_clients_need() {
     let modes = [Tracked::Lines, Tracked::Everything, Tracked::Lines, Tracked::Nothing];
     assert_eq!(node.mode.lock()[..], modes);
 }
+
+#[test]
+fn whoever_looks_between_the_view_and_the_table_sees_no_line() {
+    let node = two();
+    assert!(node.keep(1, "k", "v"));
+    let purge = CacheEffect::Purge { group: GROUP, keys: vec![key("k")] };
+    node.view.apply(purge.clone(), &mut Vec::new());
+    assert!(!node.keep(2, "k", "v"), "it pushes itself");
+    assert_eq!(node.apply(purge), [(1, keys(&["k"]))], "and who was there before is told");
+    assert!(node.empty());
+}
+
+/// A client beside a node that writes: whatever their threads do to each other, what the client keeps in the end is there.
+#[test]
+fn no_push_comes_before_the_answer_that_it_is_about() {
+    #[derive(Debug)]
+    enum Said {
+        Answer(Bytes),
+        Drop,
+    }
+    let mut pushed = 0;
+    for round in 0..100 {
+        let node = Node::new(1000);
+        node.begin(1, Tracks::default());
+        let outlet = Mutex::new(Vec::new());
+        let mut said = Vec::new();
+        std::thread::scope(|scope| {
+            let engine = scope.spawn(|| {
+                for n in 0..50 {
+                    node.fill("k", &format!("{round}.{n}"), FOREVER);
+                    if n < 49 || round % 2 == 0 {
+                        let stale = node.purge(&["k"]);
+                        outlet.lock().extend(stale.into_iter().map(|_| Said::Drop));
+                    }
+                }
+            });
+            let mut over = false;
+            while !over {
+                over = engine.is_finished();
+                if let Some(Some(value)) = node.view.get(b"k", 1) {
+                    said.push(Said::Answer(value.clone()));
+                    if !node.tracking.keep(&node.view, 1, &key("k"), Some(&value), 1, &mut Pushes::new()) {
+                        said.push(Said::Drop);
+                    }
+                }
+                // What the engine has pushed is written by the same task, so behind what it has written itself.
+                let mut waiting = outlet.lock();
+                pushed += waiting.len();
+                said.append(&mut waiting);
+            }
+        });
+        said.append(&mut outlet.lock());
+        let kept = said.into_iter().fold(None, |_, said| match said {
+            Said::Answer(value) => Some(value),
+            Said::Drop => None,
+        });
+        let there = node.view.get(b"k", 1).flatten();
+        assert!(kept.is_none() || kept == there, "round {round}: {kept:?} is kept, {there:?} is there");
+    }
+    assert!(pushed > 0, "the threads have met");
+}
