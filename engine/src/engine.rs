@@ -266,6 +266,7 @@ impl Engine {
             Input::Room(room) => self.replicas.room = room,
             Input::Resign => self.replicas.resigning = true,
             Input::Evicted(lines) => self.gateway.holder.evicted(lines),
+            Input::Track(tracked) => self.gateway.holder.track(mono, tracked),
             Input::Snapshot { from, frame } => self.snapshot_frame(mono, from, frame, fx),
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
             Input::Requests { conn, requests } => self.requests(mono, conn, requests),
@@ -421,6 +422,8 @@ impl Engine {
         self.run_background(mono, fx);
         self.tell_notices(fx);
         self.deliver_answers(fx);
+        // Lines are there before the answers that they came with: whoever is told a value can look whether it is held.
+        self.gateway.holder.take_effects(fx);
         self.gateway.take_effects(fx);
         self.send_cache_words(cache_words, fx);
         let news = self.has_leading_news(fx);

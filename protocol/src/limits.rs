@@ -116,6 +116,14 @@ pub const STORE_MAX: u64 = 1 << 30;
 pub const CACHE_MEMORY: usize = 256 << 20;
 /// Lines of one partition that its home knows to be cached somewhere; above it no more are granted.
 pub const DIRECTORY_LINES_MAX: usize = 1 << 20;
+/// Keys that a node remembers for its connections with CLIENT TRACKING, each connection's apart; above it the one whose
+/// turn it is longest is forgotten, and whoever has read it is told so.
+pub const TRACKED_MAX: usize = 1 << 20;
+/// Prefixes that one connection names in CLIENT TRACKING.
+pub const PREFIXES_MAX: usize = 64;
+/// Written keys that a home keeps for a node that watches and has not said that it heard of them; above it that node's lease
+/// ends.
+pub const NEWS_MAX: usize = 65_536;
 
 /// Lease of a node's session.
 pub const SESSION_LEASE: u64 = 10_000;

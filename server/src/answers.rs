@@ -152,6 +152,9 @@ impl Answerer {
             ConnAsk::Multi | ConnAsk::Exec | ConnAsk::Discard | ConnAsk::Watch(_) => {
                 Reply::error(Code::Err, "this belongs to a transaction, which this connection has none of")
             }
+            ConnAsk::Track(_) => {
+                Reply::error(Code::Err, "CLIENT TRACKING belongs to RESP3 connections; say HELLO 3 on one")
+            }
             ConnAsk::SessionOpen | ConnAsk::SessionResume(_) => {
                 Reply::error(Code::Err, "client sessions belong to the binary protocol; see docs/protocol.md")
             }

@@ -19,5 +19,6 @@ pub mod outlet;
 pub mod peers;
 pub mod restore;
 pub mod subscriptions;
+pub mod tracking;
 pub mod transaction;
 pub mod view;

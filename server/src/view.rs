@@ -44,7 +44,7 @@ struct Line {
 
 /// Hashes a key in one go.
 #[derive(Debug, Clone, Copy, Default)]
-struct KeyHasher(u64);
+pub(crate) struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -137,13 +137,43 @@ impl View {
         true
     }
 
-    fn look<'a>(&self, shard: &'a mut Shard, key: &[u8], now: u64) -> Option<&'a Option<Bytes>> {
-        let line = shard.lines.get(key)?;
-        let lease = self.leases.get(line.group.slot())?;
+    /// Until when at the most this node may show a key with just this value, if it may at `now`. Counts for nothing else.
+    #[must_use]
+    pub fn shows(&self, key: &[u8], value: Option<&Bytes>, now: u64) -> Option<u64> {
+        let shard = self.shard(key).lock();
+        let line = shard.lines.peek(key).filter(|line| self.is_valid(line, now))?;
+        (line.value.as_ref() == value).then_some(line.until)
+    }
+
+    /// Whether there is a line of a key, valid or not, with another value.
+    #[must_use]
+    pub fn holds_other(&self, key: &[u8], value: Option<&Bytes>) -> bool {
+        self.shard(key).lock().lines.peek(key).is_some_and(|line| line.value.as_ref() != value)
+    }
+
+    /// The generation of a group's lines.
+    #[must_use]
+    pub fn generation(&self, group: GroupId) -> u64 {
+        self.leases[group.slot()].generation.load(Ordering::Acquire)
+    }
+
+    /// For how many partitions it was made.
+    #[must_use]
+    pub fn partitions(&self) -> u16 {
+        u16::try_from(self.leases.len() - 1).expect("limits.rs bounds the partitions")
+    }
+
+    fn is_valid(&self, line: &Line, now: u64) -> bool {
+        let Some(lease) = self.leases.get(line.group.slot()) else { return false };
         // In this order: see the top of the file.
         let until = lease.until.load(Ordering::Acquire);
         let valid = lease.generation.load(Ordering::Acquire) == line.generation;
-        (valid && now < until && now < line.until).then_some(&line.value)
+        valid && now < until && now < line.until
+    }
+
+    fn look<'a>(&self, shard: &'a mut Shard, key: &[u8], now: u64) -> Option<&'a Option<Bytes>> {
+        let line = shard.lines.get(key)?;
+        self.is_valid(line, now).then_some(&line.value)
     }
 
     /// Does what the engine wants done. What made room for others is added to `evicted`.

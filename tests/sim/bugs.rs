@@ -82,6 +82,12 @@ pub enum Bug {
     LeftOpen,
     /// Leases are granted beyond the home's own.
     BeyondHome,
+    /// A client is not told that a line has gone of whose value it keeps a copy.
+    PushMissed,
+    /// A client may keep what it was answered, whether the node holds it or not.
+    KeptUnseen,
+    /// A node does not tell its clients of the writes that it hears of.
+    NewsMissed,
 }
 
 impl Bug {
@@ -127,6 +133,7 @@ impl Bug {
                 plan.lossy = true;
                 plan.fault_every = plan.fault_every.min(100_000);
             }
+            Self::PushMissed | Self::KeptUnseen | Self::NewsMissed => plan.read_much(),
             Self::MissedInvalidation | Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => {
                 plan.read_much();
             }
@@ -190,9 +197,10 @@ impl Bug {
             Self::OwnLineKept => faults.cache.own_line_kept = true,
             Self::LeftOpen => faults.cache.left_open = true,
             Self::BeyondHome => faults.cache.beyond_home = true,
+            Self::NewsMissed => faults.cache.news_missed = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
-            Self::RecycledRecord | Self::VoteForgotten => {}
+            Self::RecycledRecord | Self::VoteForgotten | Self::PushMissed | Self::KeptUnseen => {}
         }
     }
 

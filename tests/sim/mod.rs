@@ -21,6 +21,7 @@ pub mod rest;
 pub mod rng;
 pub mod saver;
 pub mod trace;
+pub mod tracked;
 pub mod workload;
 pub mod world;
 

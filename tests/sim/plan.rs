@@ -82,7 +82,8 @@ pub struct Plan {
     log_floor: u64,
     /// Commands in flight above which a group says `-BUSY`, so that refusals happen at all.
     small_in_flight: Option<usize>,
-    bug: Option<Bug>,
+    /// The deliberate bug that is to be seen.
+    pub bug: Option<Bug>,
 }
 
 impl Plan {

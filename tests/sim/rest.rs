@@ -28,6 +28,9 @@ impl World {
                 return false;
             }
         }
+        if !self.what_is_kept_is_current() {
+            return false;
+        }
         for at in 0..self.clients.len() {
             if !self.clients[at].is_idle() {
                 let text = format!("client {at} has unanswered requests a minute after all was put right");

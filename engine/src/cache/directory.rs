@@ -18,10 +18,11 @@ use bytes::Bytes;
 use quorate_protocol::cache::{
     CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
 };
-use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
+use quorate_protocol::id::{Boot, ConnId, GroupId, NodeId, Term};
 use quorate_protocol::limits::DIRECTORY_LINES_MAX;
 
 use super::line::{Event, State};
+use super::watch::Watchers;
 use crate::effect::TICK;
 
 /// How long an invalidation may be unanswered before it is said again; microseconds.
@@ -94,6 +95,7 @@ pub struct Directory {
     /// All leases are to come back, and none is granted.
     recalling: bool,
     words: Vec<(NodeId, CacheWord)>,
+    watchers: Watchers,
     #[cfg(feature = "faults")]
     faults: super::Faults,
 }
@@ -117,7 +119,15 @@ impl Directory {
 
     /// What is to be said to nodes.
     pub fn take_words(&mut self) -> Vec<(NodeId, CacheWord)> {
-        core::mem::take(&mut self.words)
+        let mut words = core::mem::take(&mut self.words);
+        let (group, term) = (self.group, self.term);
+        words.append(&mut self.watchers.take_words(|epoch| LeaseName { group, term, epoch }));
+        words
+    }
+
+    /// A write of these keys is applied; `by`: whose it was, unless they went by themselves.
+    pub fn written(&mut self, now: u64, by: Option<&ConnId>, keys: &[Bytes]) {
+        self.watchers.changed(now, by, keys);
     }
 
     /// Writes that may be proposed now.
@@ -144,6 +154,7 @@ impl Directory {
             CacheWord::Purged(purged) if self.is_mine(purged.lease) => self.purged(from, purged),
             CacheWord::Returned(lease) if self.is_mine(lease) => self.returned(from, lease.epoch),
             CacheWord::Evicted(evicted) if self.is_mine(evicted.lease) => self.evicted(from, evicted),
+            CacheWord::Noted(noted) if self.is_mine(noted.lease) => self.watchers.noted(from, noted),
             _ => {}
         }
     }
@@ -156,7 +167,8 @@ impl Directory {
         self.lapse(now);
         #[cfg(feature = "faults")]
         let home_until = if self.faults.beyond_home { home_until + 10 * TICK } else { home_until };
-        let owes = self.unanswered.values().any(|open| open.node == from && now > open.said);
+        let owes = self.unanswered.values().any(|open| open.node == from && now > open.said)
+            || self.watchers.owes(from, now);
         // Before it has given its lease back it must not get the same one again: grants that are late would fit.
         if self.recalling || self.is_recalled_from(from) || owes || home_until < now + SHORTEST {
             return;
@@ -178,7 +190,9 @@ impl Directory {
         };
         self.leases.insert(from, Lease { boot: want.boot, epoch, until: home_until });
         let length = (home_until - now) / 100 * 99;
-        let granted = LeaseGranted { lease: self.name(epoch), boot: want.boot, sent: want.sent, length };
+        let LeaseWanted { boot, sent, .. } = want;
+        let watch = self.watchers.wish(from, boot, epoch, sent, want.watch);
+        let granted = LeaseGranted { lease: self.name(epoch), boot, sent, length, watch };
         self.words.push((from, CacheWord::Lease(granted)));
     }
 
@@ -194,6 +208,7 @@ impl Directory {
     /// A node's lease is over: what it holds is void.
     fn end(&mut self, node: NodeId) {
         self.leases.remove(&node);
+        self.watchers.end(node);
         let numbers: Vec<u64> =
             self.unanswered.iter().filter(|(_, open)| open.node == node).map(|(number, _)| *number).collect();
         for number in numbers {
@@ -233,7 +248,7 @@ impl Directory {
 
     /// Whether a node is to give its lease back because of a write of all keys.
     fn is_recalled_from(&self, node: NodeId) -> bool {
-        self.unanswered.values().any(|open| open.node == node && matches!(open.word, CacheWord::Recall(_)))
+        self.unanswered.values().any(|open| open.node == node && is_recall(&open.word))
     }
 
     fn evicted(&mut self, from: NodeId, evicted: Evicted) {
@@ -355,8 +370,7 @@ impl Directory {
         let mut waits_for = self.unanswered.len();
         for (&node, lease) in &self.leases {
             self.number += 1;
-            let word =
-                CacheWord::Recall(LeaseName { group: self.group, term: self.term, epoch: lease.epoch });
+            let word = CacheWord::Flush(LeaseName { group: self.group, term: self.term, epoch: lease.epoch });
             self.words.push((node, word.clone()));
             self.unanswered.insert(self.number, Unanswered { node, word, said: now, writes: [write].into() });
             waits_for += 1;
@@ -370,8 +384,9 @@ impl Directory {
     }
 
     /// A write of all keys is applied.
-    pub fn open_all(&mut self) {
+    pub fn open_all(&mut self, now: u64) {
         self.all_closed -= 1;
+        self.watchers.changed_all(now);
     }
 
     fn sweep(&mut self) {
@@ -430,6 +445,8 @@ impl Directory {
             open.said = now;
             self.words.push((open.node, open.word.clone()));
         }
+        let (group, term) = (self.group, self.term);
+        self.words.append(&mut self.watchers.tick(now, |epoch| LeaseName { group, term, epoch }));
         self.sweep();
         if self.recalling {
             self.say_recall();
@@ -456,6 +473,10 @@ impl Directory {
     }
 }
 
+fn is_recall(word: &CacheWord) -> bool {
+    matches!(word, CacheWord::Recall(_) | CacheWord::Flush(_))
+}
+
 fn is_invalidation(word: &CacheWord, under: &LeaseName) -> bool {
     matches!(word, CacheWord::Invalid(word) if word.lease == *under)
 }
@@ -477,7 +498,7 @@ mod tests {
 
     fn want(directory: &mut Directory, now: u64, from: NodeId) {
         let lease = LeaseName { group: GroupId(1), term: 3, epoch: 0 };
-        let want = CacheWord::Want(LeaseWanted { lease, boot: Boot(1), sent: now });
+        let want = CacheWord::Want(LeaseWanted { lease, boot: Boot(1), sent: now, watch: false });
         directory.hear(now, FAR, from, want);
     }
 
@@ -491,7 +512,7 @@ mod tests {
         let mut directory = with_a_line();
         let write = directory.close_all(20).expect("a line is out there");
         let words = directory.take_words();
-        assert!(words.iter().all(|(_, word)| matches!(word, CacheWord::Recall(_))) && words.len() == 2);
+        assert!(words.iter().all(|(_, word)| matches!(word, CacheWord::Flush(_))) && words.len() == 2);
         assert!(directory.grant(20, NodeId(2), 2, &"other".into(), false).is_none(), "everything is closed");
         want(&mut directory, 20, NodeId(1));
         assert!(directory.take_words().is_empty(), "whoever has not given its lease back gets none");
@@ -506,7 +527,7 @@ mod tests {
         want(&mut directory, 20, NodeId(1));
         assert!(directory.grant(20, NodeId(1), 1, &"other".into(), false).is_none(), "that lease is over");
         assert!(directory.grant(20, NodeId(1), 3, &"other".into(), false).is_none(), "it is not applied yet");
-        directory.open_all();
+        directory.open_all(20);
         assert!(directory.grant(20, NodeId(1), 3, &"other".into(), false).is_some());
     }
 

@@ -20,13 +20,13 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{
-    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
+    CacheWord, Changed, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Noted, Purged,
 };
 use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::CacheEffect;
 use super::line::{Event, State};
+use super::{CacheEffect, TrackEffect, Tracked};
 use crate::effect::{Effect, Effects, Level, TICK};
 
 /// A lease that has less left is asked for anew; microseconds.
@@ -65,6 +65,8 @@ struct Home {
     /// When it last asked for the lease or its renewal, and when for the first time since it has had none; 0: not yet.
     asked: u64,
     since: u64,
+    /// The home tells of every write, since a grant under the present lease.
+    watched: bool,
 }
 
 /// A line that has come with an answer.
@@ -95,8 +97,15 @@ pub struct Holder {
     void: VecDeque<BTreeMap<Bytes, Line>>,
     words: Vec<(NodeId, CacheWord)>,
     effects: Effects,
+    /// What is wanted for clients that keep values themselves, and since when.
+    tracked: Tracked,
+    tracked_since: u64,
     #[cfg(feature = "faults")]
     faults: super::Faults,
+}
+
+fn group_of(slot: usize) -> GroupId {
+    GroupId(u16::try_from(slot).expect("limits.rs bounds the partitions"))
 }
 
 fn bucket(key: &[u8]) -> u64 {
@@ -116,6 +125,8 @@ impl Holder {
             void: VecDeque::new(),
             words: Vec::new(),
             effects: Effects::new(),
+            tracked: Tracked::Nothing,
+            tracked_since: 0,
             #[cfg(feature = "faults")]
             faults: super::Faults::default(),
         }
@@ -158,8 +169,11 @@ impl Holder {
     fn end(&mut self, group: GroupId) {
         let home = &mut self.homes[group.slot()];
         let lines = core::mem::take(&mut home.lines);
-        (home.asked, home.since) = (0, 0);
+        (home.asked, home.since, home.watched) = (0, 0, false);
         if home.lease.take().is_some() {
+            if self.tracked == Tracked::Everything {
+                self.effects.push(Effect::Track(TrackEffect::Gap));
+            }
             self.effects.push(Effect::Cache(CacheEffect::Lease { group, generation: 0, until: 0 }));
         }
         if !lines.is_empty() {
@@ -189,7 +203,8 @@ impl Holder {
         }
         let epoch = home.lease.map_or(0, |lease| lease.epoch);
         let lease = LeaseName { group, term: home.term, epoch };
-        self.words.push((leader, CacheWord::Want(LeaseWanted { lease, boot: self.boot, sent: now })));
+        let watch = self.tracked == Tracked::Everything;
+        self.words.push((leader, CacheWord::Want(LeaseWanted { lease, boot: self.boot, sent: now, watch })));
     }
 
     /// Takes a home's word.
@@ -197,13 +212,87 @@ impl Holder {
         match word {
             CacheWord::Lease(granted) => self.granted(now, &granted),
             CacheWord::Invalid(invalidation) => self.invalidated(from, invalidation),
-            CacheWord::Recall(lease) => {
-                if self.homes.get(lease.group.slot()).is_some_and(|home| home.term == lease.term) {
-                    self.end(lease.group);
+            CacheWord::Recall(lease) => self.recalled(from, lease),
+            CacheWord::Flush(lease) => {
+                if self.tracked > Tracked::Nothing {
+                    self.effects.push(Effect::Track(TrackEffect::Flushed { group: lease.group }));
                 }
-                self.words.push((from, CacheWord::Returned(lease)));
+                self.recalled(from, lease);
             }
+            CacheWord::Changed(changed) => self.changed(from, changed),
             _ => {}
+        }
+    }
+
+    fn recalled(&mut self, from: NodeId, lease: LeaseName) {
+        if self.homes.get(lease.group.slot()).is_some_and(|home| home.term == lease.term) {
+            self.end(lease.group);
+        }
+        self.words.push((from, CacheWord::Returned(lease)));
+    }
+
+    /// What is wanted for clients that keep values themselves.
+    pub fn track(&mut self, now: u64, tracked: Tracked) {
+        if tracked == Tracked::Everything && self.tracked != tracked {
+            self.tracked_since = now;
+            self.homes.iter_mut().for_each(|home| home.watched = false);
+        }
+        self.tracked = tracked;
+        if tracked > Tracked::Nothing {
+            self.homes.iter_mut().for_each(|home| home.asked = 0);
+            self.ask_for_tracked(now);
+        }
+    }
+
+    /// Asks for what clients that keep values themselves need, where it is not had.
+    fn ask_for_tracked(&mut self, now: u64) {
+        // The system group has no keys.
+        for slot in 1..self.homes.len() {
+            let home = &self.homes[slot];
+            let lacks = match self.tracked {
+                Tracked::Nothing => false,
+                Tracked::Lines => home.lease.is_none(),
+                Tracked::Everything => home.lease.is_none() || !home.watched,
+            };
+            if lacks {
+                self.ask(now, group_of(slot));
+            }
+        }
+    }
+
+    /// A connection is about to write keys: it need not be told why their lines go.
+    pub fn writing(&mut self, conn: u64, keys: &[Bytes]) {
+        if self.tracked > Tracked::Nothing && !keys.is_empty() {
+            let keys = keys.to_vec();
+            self.effects.push(Effect::Track(TrackEffect::Writes { conn, keys }));
+        }
+    }
+
+    /// Keys were written. News of another lease are of no use: clients were told to forget everything when it ended.
+    fn changed(&mut self, from: NodeId, changed: Changed) {
+        let Changed { lease, number, keys } = changed;
+        let Some(home) = self.homes.get(lease.group.slot()) else { return };
+        if home.term != lease.term || home.lease.is_none_or(|own| own.epoch != lease.epoch) {
+            return;
+        }
+        #[cfg(feature = "faults")]
+        let missed = self.faults.news_missed;
+        #[cfg(not(feature = "faults"))]
+        let missed = false;
+        if !missed {
+            let effect = if keys.is_empty() { TrackEffect::Gap } else { TrackEffect::Changed { keys } };
+            self.effects.push(Effect::Track(effect));
+        }
+        self.words.push((from, CacheWord::Noted(Noted { lease, number })));
+    }
+
+    /// A home tells of every write from now on; what was written before may have gone unheard.
+    fn watched(&mut self, granted: &LeaseGranted) {
+        let home = &mut self.homes[granted.lease.group.slot()];
+        let begins = granted.watch && granted.sent >= self.tracked_since && !home.watched;
+        if begins && self.tracked == Tracked::Everything {
+            home.watched = true;
+            self.effects.push(Effect::Track(TrackEffect::Gap));
         }
     }
 
@@ -220,9 +309,13 @@ impl Holder {
         let now =
             if self.faults.lapsed_renewed { now.min(home.lease.map_or(now, |l| l.until - 1)) } else { now };
         let goes_on = home.lease.filter(|lease| lease.epoch == epoch && now < lease.until);
+        if goes_on.is_some() {
+            self.watched(granted);
+        }
         if until <= now || goes_on.is_some_and(|lease| until <= lease.until) {
             return;
         }
+        let Some(home) = self.homes.get(group.slot()) else { return };
         let since = home.since;
         if goes_on.is_none() {
             self.end(group);
@@ -233,6 +326,7 @@ impl Holder {
         (home.asked, home.since) = (0, since);
         home.lease = Some(Lease { epoch, generation, until });
         self.effect(CacheEffect::Lease { group, generation, until });
+        self.watched(granted);
     }
 
     fn invalidated(&mut self, from: NodeId, invalidation: Invalidation) {
@@ -328,8 +422,9 @@ impl Holder {
         for ((leader, lease), lines) in core::mem::take(&mut self.evicted) {
             self.words.push((leader, CacheWord::Evicted(Evicted { lease, lines })));
         }
+        let tracked = self.tracked > Tracked::Nothing;
         for slot in 0..self.homes.len() {
-            let group = GroupId(u16::try_from(slot).expect("limits.rs bounds the partitions"));
+            let group = group_of(slot);
             let home = &self.homes[slot];
             let left = home.lease.map(|lease| lease.until.saturating_sub(now));
             match left {
@@ -337,13 +432,14 @@ impl Holder {
                 Some(0) if self.faults.lapsed_renewed => self.ask(now, group),
                 Some(0) => self.end(group),
                 // Nothing was read under it: it may end.
-                Some(left) if left < RENEW_BELOW && (home.wanted || !home.lines.is_empty()) => {
+                Some(left) if left < RENEW_BELOW && (home.wanted || tracked || !home.lines.is_empty()) => {
                     self.ask(now, group);
                 }
                 _ => {}
             }
             self.homes[slot].wanted = false;
         }
+        self.ask_for_tracked(now);
         self.sweep();
     }
 

@@ -174,7 +174,10 @@ impl Gateway {
             let line = match part.work.line() {
                 Some(_) => self.holder.epoch(now, part.group),
                 None if part.work.writes().is_empty() => 0,
-                None => self.holder.give_up(part.group, &part.work.writes()),
+                None => {
+                    self.holder.writing(counter, &part.work.writes());
+                    self.holder.give_up(part.group, &part.work.writes())
+                }
             };
             let ask = Ask {
                 line,

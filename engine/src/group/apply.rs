@@ -47,14 +47,14 @@ impl Group {
             let all = own && logged.work.writes_all();
             self.apply_one(&ctx(offset), logged, &mut out);
             if all {
-                self.open_all();
+                self.open_all(now);
             }
             if let Some(keys) = writes {
                 self.open_keys(now, &asker, &keys);
-                self.tell(core::mem::take(&mut out), own);
+                self.tell(now, core::mem::take(&mut out), own);
             }
         }
-        self.tell(out, own);
+        self.tell(now, out, own);
     }
 
     fn apply_one(&mut self, ctx: &Ctx, logged: Logged, out: &mut Outcomes) {
@@ -73,7 +73,7 @@ impl Group {
     }
 
     /// `own`: the entry was proposed in the term that this node leads.
-    fn tell(&mut self, out: Outcomes, own: bool) {
+    fn tell(&mut self, now: u64, out: Outcomes, own: bool) {
         for outcome in out {
             match outcome {
                 Outcome::Reply { to, reply } => {
@@ -84,6 +84,11 @@ impl Group {
                 Outcome::Push { to, delivery } => {
                     if own {
                         self.told.push(Told::Push(to, delivery));
+                    }
+                }
+                Outcome::Expired(key) => {
+                    if own {
+                        self.tell_expired(now, &[key]);
                     }
                 }
                 Outcome::Notice(line) => {

@@ -148,6 +148,7 @@ impl Group {
     /// A command that this leader has proposed is applied: its keys are open again. The node that gave up a line for it
     /// gets it back with the answer.
     pub(super) fn open_keys(&mut self, now: u64, asker: &Asker, keys: &[Bytes]) {
+        self.closing.directory.written(now, Some(&asker.conn), keys);
         let owner = self.closing.directory.open(keys).filter(|owner| *owner == asker.conn.node);
         let (Some(owner), [key]) = (owner, keys) else { return };
         let Some((version, left)) = self.time_left(now, key).filter(|_| now < self.lease) else { return };
@@ -157,8 +158,13 @@ impl Group {
     }
 
     /// A command that this leader has proposed, and that may have changed every key, is applied.
-    pub(super) fn open_all(&mut self) {
-        self.closing.directory.open_all();
+    pub(super) fn open_all(&mut self, now: u64) {
+        self.closing.directory.open_all(now);
+    }
+
+    /// Keys have gone because their time had come.
+    pub(super) fn tell_expired(&mut self, now: u64, keys: &[Bytes]) {
+        self.closing.directory.written(now, None, keys);
     }
 
     /// The line that goes with the answer to a write.

@@ -28,7 +28,7 @@ use quorate_protocol::wire_struct;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::keep::keep;
-use crate::outcome::{Ctx, Outcomes};
+use crate::outcome::{Ctx, Outcome, Outcomes};
 use crate::portion::Portion;
 use crate::table::{Rows, Table, take_row};
 use crate::trash::Trash;
@@ -150,13 +150,14 @@ impl Store {
     }
 
     /// Removes the keys whose deadline group time has reached, as far as the portion goes.
-    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, _out: &mut Outcomes) {
+    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
         while let Some((deadline, key)) = self.deadlines.first() {
             if *deadline > ctx.time || !portion.take(1) {
                 break;
             }
             let key = key.clone();
             self.remove(&key);
+            out.push(Outcome::Expired(key));
         }
     }
 

@@ -297,6 +297,7 @@ impl Town {
             | Effect::Close { .. }
             | Effect::Members(_)
             | Effect::Cache(_)
+            | Effect::Track(_)
             | Effect::Log(..) => {}
         }
     }

@@ -177,8 +177,10 @@ pub static TABLE: &[Spec] = &[
     row!(45 "CACHEINFO" 2 READ, ONE, Keys, Read, cache_info, "CACHEINFO key", "Shows which nodes hold a key in their caches.",
         "a map: key, partition, home (the node that leads it), version, holders (node and state: S shared, E exclusive, M modified)", "O(log n)"),
     row!(71 "CLIENT" -2 FAST, NONE, Connection, Idempotent, client,
-        "CLIENT ID | GETNAME | SETNAME name | SETINFO LIB-NAME|LIB-VER value | INFO | LIST",
-        "Asks about connections, names this one.", "as Redis", "O(1); LIST O(connections)"),
+        "CLIENT ID | GETNAME | SETNAME name | SETINFO LIB-NAME|LIB-VER value | INFO | LIST | \
+        TRACKING ON|OFF [BCAST [PREFIX prefix ...]] [OPTIN] [OPTOUT] [NOLOOP] | CACHING YES|NO | TRACKINGINFO | GETREDIR",
+        "Asks about connections, names this one; TRACKING pushes what the client must drop from its own cache (RESP3).",
+        "as Redis", "O(1); LIST O(connections)"),
     row!(72 "COMMAND" -1 FAST, NONE, Connection, Read, command, "COMMAND [COUNT | LIST | INFO [name ...] | DOCS [name ...]]",
         "Describes the commands.", "as Redis", "O(commands)"),
     row!(73 "CONFIG" -2 FAST, NONE, Connection, Read, config, "CONFIG GET pattern [pattern ...]",
