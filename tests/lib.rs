@@ -1,6 +1,8 @@
-//! What can go wrong: real clusters (`process`), on networks that fail (`netns`) and small disks (`small`), with spoilt files (`damages`), simulated ones (`sim`), and the tools that the suites share.
+//! What can go wrong: real clusters (`process`), on networks that fail (`netns`) and small disks (`small`), with spoilt files (`damages`), the read view in every interleaving (`interleaved`), simulated ones (`sim`), and the tools that the suites share.
 
 pub mod damages;
+#[cfg(not(test))]
+pub mod interleaved;
 pub mod netns;
 pub mod process;
 pub mod sim;

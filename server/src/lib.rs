@@ -19,5 +19,6 @@ pub mod outlet;
 pub mod peers;
 pub mod restore;
 pub mod subscriptions;
+mod sync;
 pub mod transaction;
 pub mod view;
