@@ -29,6 +29,8 @@ pub mod holder;
 pub mod line;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "faults")]
+pub mod walk;
 
 use alloc::vec::Vec;
 use bytes::Bytes;
