@@ -4,6 +4,7 @@ pub mod damages;
 #[cfg(not(test))]
 pub mod interleaved;
 pub mod netns;
+pub mod others;
 pub mod process;
 pub mod sim;
 pub mod small;
