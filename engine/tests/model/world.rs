@@ -5,8 +5,8 @@
 //! apart), and each node learns of it when it does. A write is proposed when the directory lets it, and applied later, or
 //! not at all. Requests and their answers travel on links, in order; words overtake each other and can come twice.
 //!
-//! Nothing is lost by a step of its own: a word that never arrives is as good as lost. But more than `flying` are never
-//! on their way: what is said above that makes another one vanish, each in turn.
+//! Everything that is on its way can be lost at any time. More than `flying` are never on their way at a time: what is
+//! said above that makes one of them vanish, each in turn, and clients ask only when there is room.
 
 use std::sync::Arc;
 
@@ -258,10 +258,10 @@ impl Model {
                 ));
             }
         }
+        let mut all = self.each_flying("lost", |next, at| drop(next.flying.remove(at)), |_| true);
         if self.flying.len() > self.left.flying {
-            return Ok(self.each_flying("lost", |next, at| drop(next.flying.remove(at)), |_| true));
+            return Ok(all);
         }
-        let mut all = Vec::new();
         let mut step = |what: &'static str, places: &[usize], act: &dyn Fn(&mut Self) -> bool| {
             let mut next = self.clone();
             if act(&mut next) {
