@@ -20,5 +20,6 @@ pub mod peers;
 pub mod restore;
 pub mod subscriptions;
 pub mod tracking;
+mod sync;
 pub mod transaction;
 pub mod view;

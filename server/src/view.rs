@@ -13,15 +13,16 @@
 //! generation, new end. So whoever reads a new end sees the new generation, and takes no line of an old one for valid.
 
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lru::LruCache;
-use parking_lot::Mutex;
 use quorate_engine::effect::CacheEffect;
 use quorate_protocol::id::GroupId;
 use quorate_protocol::limits::{CACHE_MEMORY, PARTITIONS};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+// Not `crate::`: the tests compile this file with a `sync` of their own.
+use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// Parts that are locked apart.
 const SHARDS: usize = 64;

@@ -12,6 +12,9 @@
 //!
 //! Subtlety: there may be more copies in here than there are (an eviction that was lost), never fewer.
 
+#[cfg(feature = "faults")]
+mod walk;
+
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;

@@ -13,6 +13,9 @@
 //! Subtlety: a lease that ends is a generation that ends: the view compares one number, and nobody visits the lines. What
 //! is left of them here is taken apart in portions.
 
+#[cfg(feature = "faults")]
+mod walk;
+
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;

@@ -30,6 +30,8 @@ pub mod line;
 #[cfg(test)]
 mod tests;
 pub mod watch;
+#[cfg(feature = "faults")]
+pub mod walk;
 
 use alloc::vec::Vec;
 use bytes::Bytes;
