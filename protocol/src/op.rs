@@ -20,7 +20,11 @@ pub use keys::{
 pub use place::{DEAD_LETTERS, partition_of, partition_of_topic, slot_of};
 
 use crate::id::NodeId;
+use crate::limits::VALUE_MAX;
 use crate::{wire_enum, wire_struct};
+
+/// Digits of a number that INCR writes, at the most, with its sign.
+const DIGITS: usize = 20;
 
 wire_struct! {
     /// `LOCK name [SHARED] [OWNER id] [TTL ms] [WAIT ms]`
@@ -340,6 +344,29 @@ impl Op {
             Self::Multi(multi) => multi.commands.0.iter().flat_map(|op| op.writes().into_owned()).collect(),
             op if op.is_read() => Cow::Borrowed(&[]),
             op => Cow::Borrowed(op.key().map_or(&[], core::slice::from_ref)),
+        }
+    }
+
+    /// Bytes that keys and values may grow by at the most, besides what a new row costs, and the rows that it may add.
+    #[must_use]
+    pub fn needs(&self) -> (usize, usize) {
+        match self {
+            Self::Set(Set { key, value, .. }) | Self::Append(Append { key, value }) => {
+                (key.len() + value.len(), 1)
+            }
+            Self::Incr(Incr { key, .. }) => (key.len() + DIGITS, 1),
+            Self::SetRange(op) => {
+                let offset = usize::try_from(op.offset).unwrap_or(VALUE_MAX).min(VALUE_MAX);
+                (op.key.len() + offset + op.value.len(), 1)
+            }
+            Self::MSet(MSet { pairs, .. }) => {
+                (pairs.iter().map(|(key, value)| key.len() + value.len()).sum(), pairs.len())
+            }
+            Self::Multi(multi) => {
+                let each = multi.commands.0.iter().map(Self::needs);
+                each.fold((0, 0), |(bytes, rows), (more, another)| (bytes + more, rows + another))
+            }
+            _ => (0, 0),
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::answers::Desk;
-use crate::config::{Config, Origin};
+use crate::config::{Config, Eviction, Origin};
 use crate::driver::{self, DiskListener, Shared};
 use crate::founded::founded;
 use crate::journal::{DataDir, Founding, SyncThread};
@@ -62,7 +62,9 @@ pub fn run(config: &Config) -> Result<(), String> {
         dir.path().display(),
     );
     let seed = me.meta.cluster.0;
-    let engine_config = EngineConfig::new(seed, config.advertise.clone());
+    let mut engine_config = EngineConfig::new(seed, config.advertise.clone());
+    engine_config.store_memory = config.store_memory;
+    engine_config.store_evicts = config.store_eviction == Eviction::Lru;
     let engine = Engine::new(clock::now(), engine_config, recovered);
     let data = dir.path().to_owned();
     let disk = SyncThread::start(dir, journal, DiskListener(Arc::clone(&shared)));

@@ -27,6 +27,7 @@
 pub mod directory;
 pub mod holder;
 pub mod line;
+mod lines;
 #[cfg(test)]
 mod tests;
 

@@ -375,14 +375,15 @@ impl Gateway {
             Verdict::Moved => true,
             Verdict::Reply(reply) => reply.never_proposed(),
         };
-        if refused && answer.sending != part.sending {
+        let turned_away = refused || matches!(&answer.verdict, Verdict::Reply(reply) if reply.turned_away());
+        if turned_away && answer.sending != part.sending {
             return;
         }
         if let Some(grant) = answer.grant {
             fill(&mut self.holder, now, part, at, grant, &answer.verdict);
         }
         part.state = match answer.verdict {
-            Verdict::Reply(_) if refused && part.maybe && !slot.read => PartState::Done(in_doubt()),
+            Verdict::Reply(_) if turned_away && part.maybe && !slot.read => PartState::Done(in_doubt()),
             Verdict::Reply(reply) => PartState::Done(reply),
             Verdict::Waits => unreachable!("it was noted above"),
             Verdict::Moved => {

@@ -35,6 +35,7 @@ impl Group {
         };
         if let Err(reply) = self.check(&asker, run, is_read, of_client) {
             self.refused.insert((conn.node, conn.counter), run);
+            self.counted.refused_busy += u64::from(reply.failure().is_some_and(|f| f.code == Code::Busy));
             return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
         }
         if let Work::CloseConn(gone) = &ask.work {

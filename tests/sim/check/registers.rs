@@ -45,7 +45,7 @@ struct Step<'a> {
 /// Looks at every register and counter.
 pub fn check(history: &History) -> Verdict {
     let mut by_key: BTreeMap<&Bytes, Vec<Step<'_>>> = BTreeMap::new();
-    for record in history.records() {
+    for record in history.records().iter().chain(&history.evictions) {
         for key in keys_of(&record.op) {
             if let Some(step) = step_of(record) {
                 by_key.entry(key).or_default().push(step);
