@@ -118,6 +118,11 @@ pub const STORE_ROW: u64 = 104;
 /// Keys that a partition evicts in one turn at the most: what a turn spends on it stays far below 10 ms.
 pub const EVICTED_AT_ONCE: usize = 256;
 
+/// Callers that wait for one key to be filled (GETV FILL); above it `-BUSY`.
+pub const FILL_WAITERS_MAX: usize = 4096;
+/// Callers of one partition that wait so, and keys that somebody is to fill; above it `-BUSY`.
+pub const FILLS_MAX: usize = 65_536;
+
 /// Bytes that the lines of a node's cache take at the most, unless `cache.max-memory` says otherwise.
 pub const CACHE_MEMORY: usize = 256 << 20;
 /// Lines of one partition that its home knows to be cached somewhere; above it no more are granted.

@@ -14,8 +14,8 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 pub use keys::{
-    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, GetEx, GetRange, Incr, MSet, Moment,
-    Multi, Only, Scan, Set, SetRange, Ttl, When,
+    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, FillV, GetEx, GetRange, Incr, MSet,
+    Moment, Multi, Only, Scan, Set, SetRange, Ttl, When,
 };
 pub use place::{DEAD_LETTERS, partition_of, partition_of_topic, slot_of};
 
@@ -277,6 +277,8 @@ wire_enum! {
         Multi(op: Box<Multi>) = 57,
         /// GETV key
         GetV(key: Bytes) = 58,
+        /// GETV key FILL ms
+        FillV(op: FillV) = 61,
         /// MEMBER
         Member(op: MemberOp) = 64,
     }
@@ -329,7 +331,7 @@ impl Op {
             Self::LockInfo(_) | Self::QInfo(_) | Self::Get(_) | Self::Exists(_) | Self::Ttl(_) => true,
             Self::CacheInfo(_) | Self::MGet(_) | Self::Strlen(_) | Self::GetRange(_) | Self::Type(_) => true,
             Self::ExpireTime(_) | Self::DbSize | Self::Keys(_) | Self::Scan(_) | Self::Versions(_) => true,
-            Self::GetV(_) => true,
+            Self::GetV(_) | Self::FillV(_) => true,
             Self::Multi(multi) => multi.commands.0.iter().all(Self::is_read),
             _ => false,
         }
@@ -389,6 +391,7 @@ impl Op {
         match self {
             Self::Lock(_) | Self::Unlock(_) | Self::Renew(_) | Self::LockInfo(_) => true,
             Self::Fetch(fetch) => fetch.block > 0,
+            Self::FillV(_) => true,
             _ => false,
         }
     }
@@ -399,6 +402,7 @@ impl Op {
         match self {
             Self::Lock(lock) => lock.wait,
             Self::Fetch(fetch) => fetch.block,
+            Self::FillV(fill) => fill.ms,
             _ => 0,
         }
     }
@@ -409,6 +413,7 @@ impl Op {
         match self {
             Self::Get(_) | Self::Fetch(_) | Self::LockInfo(_) | Self::MGet(_) | Self::GetDel(_) => true,
             Self::GetEx(_) | Self::GetRange(_) | Self::Keys(_) | Self::Scan(_) | Self::GetV(_) => true,
+            Self::FillV(_) => true,
             Self::Multi(multi) => multi.commands.0.iter().any(Self::may_answer_much),
             Self::Set(set) => set.get,
             _ => false,

@@ -82,6 +82,8 @@ pub enum Bug {
     LeftOpen,
     /// Leases are granted beyond the home's own.
     BeyondHome,
+    /// Whoever misses a key is to fill it.
+    AllLead,
 }
 
 impl Bug {
@@ -190,6 +192,7 @@ impl Bug {
             Self::OwnLineKept => faults.cache.own_line_kept = true,
             Self::LeftOpen => faults.cache.left_open = true,
             Self::BeyondHome => faults.cache.beyond_home = true,
+            Self::AllLead => faults.cache.all_lead = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
             Self::RecycledRecord | Self::VoteForgotten => {}

@@ -88,4 +88,6 @@ pub struct Faults {
     pub left_open: bool,
     /// Leases are granted beyond the home's own.
     pub beyond_home: bool,
+    /// Whoever asks leads the filling of a key.
+    pub all_lead: bool,
 }

@@ -43,6 +43,8 @@ pub struct Counts {
     pub invalidations_heard: u64,
     /// Lines that it holds in the states M, E and S.
     pub lines: [usize; 3],
+    /// Keys that somebody is to fill, and callers that wait for it (GETV FILL).
+    pub fills: [usize; 2],
     /// Keys of its groups whose lines are known to be held somewhere.
     pub directory: usize,
 }
@@ -70,6 +72,8 @@ impl Engine {
             counts.refused_busy += counted.refused_busy;
             counts.refused_for_room += counted.refused_for_room;
             counts.invalidations_sent += counted.invalidations;
+            let [keys, waiters] = group.fills();
+            counts.fills = [counts.fills[0] + keys, counts.fills[1] + waiters];
             counts.directory += group.directory().len();
             if let Some(store) = group.store().filter(|_| *id != GroupId::SYSTEM) {
                 counts.store_bytes += store.bytes();

@@ -52,6 +52,7 @@ impl Group {
             }
             if let Some(keys) = writes {
                 self.open_keys(now, &asker, &keys);
+                self.filled(&keys);
                 self.tell(core::mem::take(&mut out), own);
             }
         }

@@ -40,6 +40,7 @@ impl Group {
         }
         if let Work::CloseConn(gone) = &ask.work {
             self.refused.remove(&(gone.node, gone.counter));
+            self.close_fills(now, (gone.node, gone.counter));
         }
         let Ask { sending, line, behind, principal, work, .. } = ask;
         let job = if is_read {
@@ -90,5 +91,6 @@ impl Group {
     /// Forgets what was refused to connections of a node whose link is gone.
     pub fn forget_node(&mut self, node: NodeId) {
         self.refused.retain(|(of, _), _| *of != node);
+        self.fills.forget_waiters(node);
     }
 }

@@ -17,6 +17,7 @@
 
 mod apply;
 mod closing;
+mod fills;
 mod intake;
 mod reads;
 mod replicas;
@@ -45,6 +46,7 @@ use crate::system::System;
 use crate::time::GroupClock;
 use crate::trash::Trash;
 use closing::Closing;
+use fills::Fills;
 pub use room::Bound;
 use room::{Growth, Room};
 use snapshots::Files;
@@ -185,6 +187,7 @@ pub struct Group {
     closing: Closing,
     room: Room,
     counted: Counted,
+    fills: Fills,
     /// Why the node writes nothing for clients, if it is so.
     no_room: Option<&'static str>,
     reads: Vec<Read>,
@@ -292,6 +295,7 @@ impl Group {
             closing: Closing::default(),
             room: Room::default(),
             counted: Counted::default(),
+            fills: Fills::default(),
             no_room: None,
             reads: Vec::new(),
             rounds: BTreeMap::new(),
@@ -391,6 +395,7 @@ impl Group {
         self.consensus.tick(now, beat);
         self.retry_reads(now);
         self.tick_directory(now);
+        self.tick_fills(now);
         self.watch_transfers(now);
     }
 
@@ -572,6 +577,7 @@ impl Group {
 
     fn give_up(&mut self) {
         self.give_up_waiting();
+        self.give_up_fills();
         (self.clock, self.lease) = (None, 0);
         self.refused.clear();
         self.in_flight = InFlight::default();
