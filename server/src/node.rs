@@ -51,7 +51,9 @@ pub fn run(config: &Config) -> Result<(), String> {
         client_address: config.advertise.clone(),
         peer_address: config.peer_advertise.clone(),
     };
-    let desk = Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings()));
+    let counts = Arc::clone(&shared.counts);
+    let desk =
+        Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings(), counts));
     tracing::info!(
         "node {} starts (boot {}): clients {}, peers {}, admin {}, data {}",
         config.node.0,
@@ -83,6 +85,7 @@ pub fn run(config: &Config) -> Result<(), String> {
         let room = listen::room();
         tokio::spawn(peers::accept_all(ports.peer, room.peers, me, Arc::clone(&shared)));
         let tasks = TaskTracker::new();
+        tokio::spawn(admin::serve(ports.admin, room.admin, Arc::clone(&shared), Arc::clone(&desk)));
         tokio::spawn(listen::accept_all(
             ports.client,
             room,
@@ -91,7 +94,6 @@ pub fn run(config: &Config) -> Result<(), String> {
             tasks.clone(),
             Arc::clone(&loops),
         ));
-        tokio::spawn(admin::serve(ports.admin, room.admin, Arc::clone(&shared)));
         until_told(config.end_with_stdin).await;
         tracing::info!("node {} stops", config.node.0);
         shared.leaving.cancel();
