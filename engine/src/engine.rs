@@ -60,6 +60,8 @@ pub struct Faults {
     pub order_broken_behind_refusal: bool,
     /// Now and then says `-TRYAGAIN` for what was proposed.
     pub honest_codes_broken: bool,
+    /// Now and then says `-OOM` for what was proposed.
+    pub full_lies: bool,
     /// Refuses above this many commands in flight, so that refusals happen at all.
     pub small_in_flight: Option<usize>,
     /// Relies on a snapshot that is written and not synced.

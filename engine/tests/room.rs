@@ -8,10 +8,10 @@ use quorate_protocol::reply::{Code, Reply};
 use town::{Town, get, set};
 
 /// What the keys of each of the 16 partitions may take.
-const SHARE: u64 = 4000;
+const SHARE: usize = 4000;
 
 fn town(evicts: bool) -> Town {
-    let mut town = Town::with_bounds(3, 64 << 20, (16 * SHARE, evicts));
+    let mut town = Town::with_bounds(3, 64 << 20, (16 * SHARE as u64, evicts));
     town.run_until("sessions are open", |town| (1..=3).all(|node| town.engine(node).counts().session));
     town
 }
@@ -27,13 +27,13 @@ fn code(reply: &Reply) -> Option<Code> {
 }
 
 /// A key of the one partition that is filled.
-fn key(n: u32) -> String {
+fn key(n: usize) -> String {
     format!("{{a}}{n:04}")
 }
 
-fn fill(town: &mut Town) -> u32 {
+fn fill(town: &mut Town) -> usize {
     let full =
-        |town: &mut Town, n: &u32| code(&ask(town, 1 + u64::from(n % 3), set(&key(*n), &"v".repeat(100))));
+        |town: &mut Town, n: &usize| code(&ask(town, 1 + (n % 3) as u64, set(&key(*n), &"v".repeat(100))));
     let refused = (0..1000).find(|n| full(town, n).is_some_and(|code| code == Code::Oom));
     refused.expect("it is full before long")
 }
@@ -42,7 +42,7 @@ fn fill(town: &mut Town) -> u32 {
 fn what_does_not_fit_is_refused_and_all_else_goes_on() {
     let mut town = town(false);
     let refused = fill(&mut town);
-    assert!(u64::from(refused) * 212 <= SHARE && u64::from(refused + 1) * 212 > SHARE, "{refused} keys fit");
+    assert!(refused * 211 <= SHARE && (refused + 1) * 211 > SHARE, "{refused} keys fit");
     let applied = |town: &Town| town.engine(1).report().iter().map(|report| report.applied).sum::<u64>();
     let (before, first) =
         (applied(&town), town.ask_next(1, vec![set(&key(refused), &"v".repeat(200)), set(&key(0), "short")]));
@@ -68,7 +68,7 @@ fn what_does_not_fit_is_refused_and_all_else_goes_on() {
     assert_eq!(code(&ask(&mut town, 1, set(&key(9001), &"v".repeat(400)))), Some(Code::Oom));
     assert_eq!(ask(&mut town, 1, set("another partition", &"v".repeat(400))), Reply::OK);
     let counts = town.engine(1).counts();
-    assert!(counts.store_bytes <= 2 * SHARE && counts.evicted == 0, "{counts:?}");
+    assert!(counts.store_bytes <= 2 * SHARE as u64 && counts.evicted == 0, "{counts:?}");
     let refusals: u64 = (1..=3).map(|node| town.engine(node).counts().refused_for_room).sum();
     assert_eq!(refusals, 3);
 }
@@ -78,12 +78,12 @@ fn the_least_recently_used_make_room_on_all_replicas_alike() {
     let mut town = town(true);
     let hot = [key(1), key(2), key(3)];
     for n in 0..400 {
-        assert_eq!(ask(&mut town, 1 + u64::from(n % 3), set(&key(n), &"v".repeat(100))), Reply::OK);
+        assert_eq!(ask(&mut town, 1 + (n % 3) as u64, set(&key(n), &"v".repeat(100))), Reply::OK);
         for key in hot.iter().filter(|_| n >= 3) {
             assert_ne!(ask(&mut town, 1, get(key)), Reply::Nil, "a hot key is evicted at {n}");
         }
         let counts = town.engine(1).counts();
-        assert!(counts.store_bytes <= SHARE, "{counts:?}");
+        assert!(counts.store_bytes <= SHARE as u64, "{counts:?}");
     }
     town.run(50);
     assert!(town.agree(&[1, 2, 3]));
@@ -97,7 +97,7 @@ fn who_needs_much_room_waits_until_it_is_made() {
     let small: Vec<Op> = (0..30).map(|n| set(&key(n), "v")).collect();
     let first = town.ask_next(2, small);
     town.run_until("small ones are there", |town| town.answer(2, first + 29).is_some());
-    let large = SHARE as usize - 104 - 7;
+    let large = SHARE - 104 - 7;
     assert_eq!(ask(&mut town, 3, set(&key(100), &"v".repeat(large))), Reply::OK);
     assert_eq!(town.engine(1).counts().store_keys, 1, "all others had to go");
     assert_eq!(code(&ask(&mut town, 3, set(&key(101), &"v".repeat(large + 1)))), Some(Code::Oom));

@@ -116,7 +116,7 @@ pub const STORE_MEMORY: u64 = STORE_MAX * PARTITIONS as u64;
 /// Bytes that a key costs in the store beyond its name and value.
 pub const STORE_ROW: u64 = 104;
 /// Keys that a partition evicts in one turn at the most: what a turn spends on it stays far below 10 ms.
-pub const EVICTED_AT_ONCE: usize = 256;
+pub const EVICTED_AT_ONCE: usize = 64;
 
 /// Callers that wait for one key to be filled (GETV FILL); above it `-BUSY`.
 pub const FILL_WAITERS_MAX: usize = 4096;

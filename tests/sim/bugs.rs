@@ -34,6 +34,8 @@ pub enum Bug {
     StaleReads,
     /// `-TRYAGAIN` for what was proposed.
     DishonestCode,
+    /// `-OOM` for what was proposed.
+    DishonestOom,
     /// NX, XX and IFVER hold whatever the key is.
     ConditionsIgnored,
     /// A DEL is answered and not done.
@@ -170,6 +172,7 @@ impl Bug {
             Self::OrderBroken => faults.order_broken_behind_refusal = true,
             Self::StaleReads => faults.stale_reads = true,
             Self::DishonestCode => faults.honest_codes_broken = true,
+            Self::DishonestOom => faults.full_lies = true,
             Self::ConditionsIgnored => faults.store.conditions_ignored = true,
             Self::LostDelete => faults.store.lost_delete = true,
             Self::HalfMulti => faults.store.half_multi = true,

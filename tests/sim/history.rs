@@ -139,6 +139,13 @@ impl History {
         &self.records
     }
 
+    /// Keys that leaders have evicted, and writes that were refused for want of room.
+    #[must_use]
+    pub fn short_of_room(&self) -> [usize; 2] {
+        let refused = |record: &&Record| record.outcome == Outcome::Refused(Code::Oom);
+        [self.evictions.len(), self.records.iter().filter(refused).count()]
+    }
+
     /// The number of the next operation.
     #[must_use]
     pub fn next_id(&self) -> u64 {

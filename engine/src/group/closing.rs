@@ -166,6 +166,10 @@ impl Group {
 
     fn push_open(&mut self, sending: u32, logged: Logged) {
         self.note_let_in(&logged.asker);
+        #[cfg(feature = "faults")]
+        if self.faults.full_lies && self.consensus.last_index().is_multiple_of(7) {
+            self.refuse_for_room(&logged.asker, sending);
+        }
         self.open_growth += self.growth_of(&logged.work);
         self.open_bytes += logged.work.weight();
         self.open.push((sending, logged));
