@@ -3,7 +3,7 @@
 mod town;
 
 use bytes::Bytes;
-use quorate_protocol::op::{GetRange, Incr, Op};
+use quorate_protocol::op::{Append, GetRange, Incr, Op};
 use quorate_protocol::reply::{Code, Reply};
 use town::{Town, get, set};
 
@@ -101,6 +101,9 @@ fn who_needs_much_room_waits_until_it_is_made() {
     assert_eq!(ask(&mut town, 3, set(&key(100), &"v".repeat(large))), Reply::OK);
     assert_eq!(town.engine(1).counts().store_keys, 1, "all others had to go");
     assert_eq!(code(&ask(&mut town, 3, set(&key(101), &"v".repeat(large + 1)))), Some(Code::Oom));
+    assert_eq!(ask(&mut town, 3, get(&key(100))), Reply::Bulk(Bytes::from("v".repeat(large))));
+    let extend = Op::Append(Append { key: key(100).into(), value: "w".into() });
+    assert_eq!(code(&ask(&mut town, 3, extend)), Some(Code::Oom), "it does not make room for itself");
     assert_eq!(ask(&mut town, 3, get(&key(100))), Reply::Bulk(Bytes::from("v".repeat(large))));
     // Behind one that waits for room its connection's others wait, in their order.
     let ops = vec![set(&key(200), &"w".repeat(large)), get(&key(200)), set(&key(200), "x"), get(&key(200))];

@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(fills.overdue(110), Some(key.clone()));
         assert!(fills.pass_on(110, &key).is_some_and(|next| next.is(&caller(2, 1))));
         assert_eq!(fills.overdue(209), None);
-        assert_eq!(fills.close((NodeId(1), 2)), [key.clone()], "who leads has gone");
+        assert_eq!(fills.close((NodeId(1), 2)), core::slice::from_ref(&key), "who leads has gone");
         assert!(fills.pass_on(120, &key).is_some_and(|next| next.is(&caller(1, 2))));
         assert!(fills.close((NodeId(2), 3)).is_empty(), "it has only waited");
         assert!(fills.pass_on(300, &key).is_none());

@@ -7,7 +7,7 @@
 //! Invariants:
 //! - What is refused with -OOM was never proposed.
 //! - An eviction closes its keys as DEL does, and removes only the version that was chosen; a key of which a write is on
-//!   its way is not chosen.
+//!   its way, or for which room is being made, is not chosen.
 //! - A flush chooses `EVICTED_AT_ONCE` keys at the most; whoever needs more waits for the next.
 //!
 //! Subtlety: reads that nodes answer from lines of their own are not seen here. So while keys may be evicted, lines are
@@ -16,6 +16,7 @@
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::vec::Vec;
+use bytes::Bytes;
 use quorate_protocol::id::{ConnId, SessionId};
 use quorate_protocol::limits::{EVICTED_AT_ONCE, STORE_MAX};
 use quorate_protocol::peer::{Principal, Verdict, Work};
@@ -35,6 +36,8 @@ pub(super) type Growth = i64;
 const LINE_LIFE: u64 = 5_000_000;
 /// Keys that are looked at for each that is evicted.
 const SAMPLES: usize = 16;
+/// Keys that are passed over, at the most, to find so many that can go.
+const SAMPLES_MOST: usize = 256;
 /// Keys that one command evicts.
 const TOGETHER: usize = 16;
 /// In whose name nodes evict: no connection has such a number. Keys that nobody holds, and others, which may have to wait.
@@ -155,7 +158,13 @@ impl Group {
     }
 
     fn growth(&self, store: &Store, work: &Work) -> u64 {
-        if let Work::Op(op) = work { store.growth_by(op, self.time) } else { 0 }
+        let Work::Op(op) = work else { return 0 };
+        let directory = &self.closing.directory;
+        if self.room.bound.evicts && !op.writes().iter().all(|key| directory.is_open(key)) {
+            // What is there may be on its way out.
+            return most(work);
+        }
+        store.growth_by(op, self.time)
     }
 
     /// By how much a command that is let in changes what the keys take, for all that is known now: looked up only where
@@ -231,9 +240,12 @@ impl Group {
     fn evict_some(&mut self, now: u64, wanted: u64, count: usize) -> usize {
         let mut chosen: Vec<(Sample, bool)> = Vec::new();
         let mut bytes = 0;
-        for _ in 0..count {
+        let first = self.room.waiting.front().and_then(|conn| self.first_waiting(*conn));
+        let mut spared = first.map_or(Vec::new(), |logged| logged.work.writes().into_owned());
+        spared.sort_unstable();
+        while chosen.len() < count && bytes < wanted {
             let place = self.room.next_place();
-            let Some(one) = self.oldest(now, place, &chosen).filter(|_| bytes < wanted) else { break };
+            let Some(one) = self.oldest(now, place, &chosen, &spared) else { break };
             bytes += one.0.cost;
             chosen.push(one);
         }
@@ -258,12 +270,20 @@ impl Group {
         gone
     }
 
-    /// Of a sample, the key that was not looked at for longest, and whether somebody holds its line.
-    fn oldest(&self, now: u64, place: u64, chosen: &[(Sample, bool)]) -> Option<(Sample, bool)> {
+    /// Of a sample, but for keys that were chosen or are spared, the key that was not looked at for longest, and whether somebody holds its line.
+    fn oldest(
+        &self,
+        now: u64,
+        place: u64,
+        chosen: &[(Sample, bool)],
+        spared: &[Bytes],
+    ) -> Option<(Sample, bool)> {
         let directory = &self.closing.directory;
         let is_chosen = |sample: &Sample| chosen.iter().any(|(other, _)| other.key == sample.key);
-        let free = |sample: &Sample| directory.is_open(&sample.key) && !is_chosen(sample);
-        let samples = self.state.store()?.sample(place, SAMPLES).filter(free);
+        let free = |sample: &Sample| {
+            directory.is_open(&sample.key) && !is_chosen(sample) && spared.binary_search(&sample.key).is_err()
+        };
+        let samples = self.state.store()?.sample(place, SAMPLES_MOST).filter(free).take(SAMPLES);
         let seen = |sample: Sample| {
             let held = directory.is_held(now, &sample.key);
             let grace = if held { LINE_LIFE / 1000 } else { 0 };
