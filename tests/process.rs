@@ -213,7 +213,6 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// How many of them founded it.
     founders: usize,
-    /// What its nodes are told besides, for a cluster that is planned.
     pub flags: Vec<&'static str>,
 }
 
@@ -327,11 +326,8 @@ impl Cluster {
             command.args(["--initial-cluster", &self.founders()]);
         }
         command.args(["--listen", &address(node.client), "--peer-listen", &address(node.peer)]);
-        command
-            .args(["--admin-listen", &address(node.admin)])
-            .arg("--data-dir")
-            .arg(self.data_dir(id))
-            .args(&self.flags);
+        command.args(&self.flags).args(["--admin-listen", &address(node.admin)]);
+        command.arg("--data-dir").arg(self.data_dir(id));
         command
     }
 

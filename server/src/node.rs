@@ -64,10 +64,7 @@ pub fn run(config: &Config) -> Result<(), String> {
         dir.path().display(),
     );
     let seed = me.meta.cluster.0;
-    let mut engine_config = EngineConfig::new(seed, config.advertise.clone());
-    engine_config.store_memory = config.store_memory;
-    engine_config.store_evicts = config.store_eviction == Eviction::Lru;
-    let engine = Engine::new(clock::now(), engine_config, recovered);
+    let engine = Engine::new(clock::now(), engine_config(config, seed), recovered);
     let data = dir.path().to_owned();
     let disk = SyncThread::start(dir, journal, DiskListener(Arc::clone(&shared)));
     let thread = {
@@ -111,6 +108,14 @@ pub fn run(config: &Config) -> Result<(), String> {
     let _ = thread.join();
     runtime.shutdown_background();
     Ok(())
+}
+
+fn engine_config(config: &Config, seed: u64) -> EngineConfig {
+    EngineConfig {
+        store_memory: config.store_memory,
+        store_evicts: config.store_eviction == Eviction::Lru,
+        ..EngineConfig::new(seed, config.advertise.clone())
+    }
 }
 
 /// What the data directory is to be, and the members that are known beyond its founders. A node without data asks

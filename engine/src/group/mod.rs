@@ -17,6 +17,7 @@
 
 mod apply;
 mod closing;
+mod counted;
 mod fills;
 mod intake;
 mod reads;
@@ -41,11 +42,11 @@ use crate::outbox::Outbox;
 use crate::outcome::Asker;
 use crate::snapshot::Loader;
 use crate::state::State;
-use crate::store::Store;
 use crate::system::System;
 use crate::time::GroupClock;
 use crate::trash::Trash;
 use closing::Closing;
+pub use counted::Counted;
 use fills::Fills;
 pub use room::Bound;
 use room::{Growth, Room};
@@ -124,19 +125,6 @@ pub struct Progress {
     pub applied_bytes: usize,
     /// The state was replaced by a snapshot: outcomes in between are not heard of here.
     pub skipped: bool,
-}
-
-/// What a group counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// How often this node began to lead it.
-    pub led: u64,
-    /// Requests that were refused at a bound of what is on its way.
-    pub refused_busy: u64,
-    /// Writes that were refused for want of room.
-    pub refused_for_room: u64,
-    /// Invalidations that were sent.
-    pub invalidations: u64,
 }
 
 /// Work that is proposed and not applied.
@@ -315,19 +303,6 @@ impl Group {
         self.faults = faults.clone();
         self.consensus.set_lease_faults(&faults.leases);
         self.state.set_faults(faults);
-    }
-
-    /// What it has counted since the node started.
-    #[must_use]
-    pub fn counted(&self) -> Counted {
-        let invalidations = self.counted.invalidations + self.closing.directory.invalidations();
-        Counted { refused_for_room: self.room.refused(), invalidations, ..self.counted }
-    }
-
-    /// The keys, if it has some.
-    #[must_use]
-    pub fn store(&self) -> Option<&Store> {
-        self.state.store()
     }
 
     /// Its consensus, to look at.
