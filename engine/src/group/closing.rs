@@ -38,6 +38,15 @@ pub(super) enum Job {
     },
 }
 
+impl Job {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Read(_) => 0,
+            Self::Write { logged, .. } => logged.work.weight(),
+        }
+    }
+}
+
 /// Why a write that has waited goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GoOn {
@@ -58,6 +67,8 @@ pub(super) struct Closing {
     /// What waits, in each connection's order: the first is a write whose keys are closed, or for which there is no room.
     queues: BTreeMap<Conn, VecDeque<Job>>,
     waiting: usize,
+    /// Bytes of the writes that wait.
+    waiting_bytes: usize,
     /// The line that goes with the answer to the write that is being applied.
     written: Option<(Asker, Grant)>,
     /// Whom leadership is handed to once all leases have come back.
@@ -68,6 +79,11 @@ impl Closing {
     /// Work that waits.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// Bytes of it.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
     }
 
     /// Whether no write waits until nodes have dropped its keys.
@@ -90,6 +106,7 @@ impl Group {
     /// Takes work of a connection, behind what of it waits already.
     pub(super) fn let_in(&mut self, now: u64, conn: Conn, job: Job) {
         if let Some(queue) = self.closing.queues.get_mut(&conn) {
+            self.closing.waiting_bytes += job.weight();
             queue.push_back(job);
             self.closing.waiting += 1;
         } else {
@@ -135,6 +152,7 @@ impl Group {
     /// Has a write wait; whatever else its connection brings waits behind it.
     fn wait_first(&mut self, conn: Conn, first: Job) {
         self.closing.waiting += 1;
+        self.closing.waiting_bytes += first.weight();
         let before = self.closing.queues.insert(conn, [first].into());
         assert!(before.is_none(), "a connection waits for one write at a time");
     }
@@ -151,6 +169,7 @@ impl Group {
     pub(super) fn go_on(&mut self, now: u64, conn: Conn, how: GoOn) {
         let mut queue = self.closing.queues.remove(&conn).expect("its write waits");
         self.closing.waiting -= queue.len();
+        self.closing.waiting_bytes -= queue.iter().map(Job::weight).sum::<usize>();
         let Some(Job::Write { sending, logged, gave_up }) = queue.pop_front() else {
             panic!("the first in a queue is the write that it waits for");
         };

@@ -63,7 +63,7 @@ impl Group {
         }
         if self.in_flight.commands + self.open.len() + self.reads.len() + self.closing.waiting()
             >= self.in_flight_max()
-            || self.in_flight.bytes + self.open_bytes >= IN_FLIGHT_BYTES_MAX
+            || self.in_flight.bytes + self.open_bytes + self.closing.waiting_bytes() >= IN_FLIGHT_BYTES_MAX
         {
             let text = format!("partition {} has too much work on its way; try again", self.id.0);
             return Err(Reply::error(Code::Busy, text));
