@@ -192,7 +192,8 @@ impl Group {
 
     /// Lets in what there is room for, and evicts what others need.
     pub(super) fn make_room(&mut self, now: u64) {
-        if !self.room.bound.evicts {
+        // Before all that former leaders have logged is applied, nobody knows what there is.
+        if !self.room.bound.evicts || self.applied_term != self.term {
             return;
         }
         let mut left = EVICTED_AT_ONCE;

@@ -45,12 +45,18 @@ struct Step<'a> {
 /// Looks at every register and counter.
 pub fn check(history: &History) -> Verdict {
     let mut by_key: BTreeMap<&Bytes, Vec<Step<'_>>> = BTreeMap::new();
-    for record in history.records().iter().chain(&history.evictions) {
+    for record in history.records() {
         for key in keys_of(&record.op) {
             if let Some(step) = step_of(record) {
                 by_key.entry(key).or_default().push(step);
             }
         }
+    }
+    for record in &history.evictions {
+        // Nobody was told whether the key had that version still.
+        let (call, ret) = (record.invoked, record.ended);
+        let step = || Step { record, call, ret, reply: None, optional: false, before: None };
+        keys_of(&record.op).into_iter().for_each(|key| by_key.entry(key).or_default().push(step()));
     }
     for (key, mut steps) in by_key {
         steps.sort_by_key(|step| (step.call, step.record.id));
