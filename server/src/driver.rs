@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use quorate_engine::effect::{Effect, Effects, Input, Level, Side, TICK};
-use quorate_engine::engine::Engine;
+use quorate_engine::engine::{Counts, Engine};
 use quorate_protocol::id::GroupId;
 use quorate_protocol::limits::TRACKED_MAX;
 use tokio::sync::Notify;
@@ -47,6 +48,10 @@ pub struct Shared {
     pub resigned: Notify,
     /// Cancelled when the node stops: no new requests either.
     pub stopping: CancellationToken,
+    /// What the engine has counted by its last tick.
+    pub counts: Arc<Mutex<Counts>>,
+    /// Commits of the journal that are on stable storage, each of them one sync or more.
+    pub commits: AtomicU64,
     /// Connections that there have been.
     conns: AtomicU64,
 }
@@ -71,6 +76,7 @@ pub struct DiskListener(pub Arc<Shared>);
 
 impl Listener for DiskListener {
     fn durable(&self, seq: u64) {
+        self.0.commits.fetch_add(1, Ordering::Relaxed);
         self.0.mailbox.post_urgent(Input::Persisted(seq), 0);
     }
 
@@ -123,6 +129,7 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
         let mut pushes = Pushes::new();
         if now.mono >= next_tick {
             shared.tracking.tick(now.mono, &mut pushes);
+            *shared.counts.lock() = engine.counts();
             next_tick = (next_tick + TICK).max(now.mono);
             engine.step(now, Input::Tick, &mut fx);
         }

@@ -14,6 +14,7 @@ pub mod journal;
 pub mod listen;
 pub mod loops;
 pub mod mailbox;
+pub mod metrics;
 pub mod node;
 pub mod outlet;
 pub mod peers;

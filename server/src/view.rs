@@ -224,6 +224,12 @@ impl View {
         evicted.retain(|(_, key)| !self.shard(key).lock().lines.contains(key));
     }
 
+    /// What lines may take; bytes.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.shard_max * SHARDS
+    }
+
     /// What has been counted.
     #[must_use]
     pub fn counts(&self) -> Counts {

@@ -34,6 +34,8 @@ pub enum Bug {
     StaleReads,
     /// `-TRYAGAIN` for what was proposed.
     DishonestCode,
+    /// `-OOM` for what was proposed.
+    DishonestOom,
     /// NX, XX and IFVER hold whatever the key is.
     ConditionsIgnored,
     /// A DEL is answered and not done.
@@ -88,6 +90,8 @@ pub enum Bug {
     KeptUnseen,
     /// A node does not tell its clients of the writes that it hears of.
     NewsMissed,
+    /// Whoever misses a key is to fill it.
+    AllLead,
 }
 
 impl Bug {
@@ -175,6 +179,7 @@ impl Bug {
             Self::OrderBroken => faults.order_broken_behind_refusal = true,
             Self::StaleReads => faults.stale_reads = true,
             Self::DishonestCode => faults.honest_codes_broken = true,
+            Self::DishonestOom => faults.full_lies = true,
             Self::ConditionsIgnored => faults.store.conditions_ignored = true,
             Self::LostDelete => faults.store.lost_delete = true,
             Self::HalfMulti => faults.store.half_multi = true,
@@ -198,6 +203,7 @@ impl Bug {
             Self::LeftOpen => faults.cache.left_open = true,
             Self::BeyondHome => faults.cache.beyond_home = true,
             Self::NewsMissed => faults.cache.news_missed = true,
+            Self::AllLead => faults.cache.all_lead = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
             Self::RecycledRecord | Self::VoteForgotten | Self::PushMissed | Self::KeptUnseen => {}

@@ -510,8 +510,8 @@ impl World {
 fn conclude(reply: Reply, maybe: bool) -> Outcome {
     match reply.failure().map(|failure| failure.code) {
         Some(Code::InDoubt) => Outcome::Unknown,
-        Some(code) if code.never_proposed() && maybe => Outcome::Unknown,
-        Some(code) if code.never_proposed() => Outcome::Refused(code),
+        Some(code) if code.turned_away() && maybe => Outcome::Unknown,
+        Some(code) if code.turned_away() => Outcome::Refused(code),
         _ => Outcome::Answered(reply),
     }
 }

@@ -50,10 +50,12 @@ fn main() -> ExitCode {
         operations += report.operations;
         played += 1;
         println!(
-            "seed {seed}: trace {:016x}, {} operations, {} cache hits, {} simulated seconds",
+            "seed {seed}: trace {:016x}, {} operations, {} cache hits, {} evictions, {} out of memory, {} simulated seconds",
             report.hash,
             report.operations,
             report.hits,
+            report.room[0],
+            report.room[1],
             report.simulated / 1_000_000
         );
         report.lines.iter().for_each(|line| println!("{line}"));

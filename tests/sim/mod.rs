@@ -42,6 +42,8 @@ pub struct Report {
     pub operations: u64,
     /// Reads that nodes answered from their own memory.
     pub hits: u64,
+    /// Keys that leaders have evicted, and writes that were refused for want of room.
+    pub room: [usize; 2],
     /// How much time passed in the world, in microseconds.
     pub simulated: u64,
     /// What was not as promised.
@@ -64,6 +66,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         hash: world.trace.hash(),
         operations: world.checks.history.next_id(),
         hits: world.checks.hits,
+        room: world.checks.history.short_of_room(),
         simulated: world.time,
         violation: world.checks.violation.clone(),
         lines: world.trace.lines(),

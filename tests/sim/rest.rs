@@ -9,7 +9,7 @@ use quorate_protocol::op::{Ack, DEAD_LETTERS, Expiry, Fetch, Op, Receipt};
 use quorate_protocol::reply::Reply;
 
 use super::history::Outcome;
-use super::workload::{COUNTERS, DEAD, LOCKS, REGISTERS, TOPICS, message_of, name};
+use super::workload::{COUNTERS, DEAD, FILLED, LOCKS, REGISTERS, TOPICS, message_of, name};
 use super::world::World;
 
 /// How long clients may take to come to their end.
@@ -47,6 +47,11 @@ impl World {
         let auditor = self.add_auditor();
         for register in 0..REGISTERS {
             if self.inquire(auditor, Op::Get(name("r", register))).is_none() {
+                return false;
+            }
+        }
+        for filled in 0..FILLED {
+            if self.inquire(auditor, Op::Get(name("rf", filled))).is_none() {
                 return false;
             }
         }

@@ -99,6 +99,8 @@ pub struct Directory {
     recalling: bool,
     words: Vec<(NodeId, CacheWord)>,
     watchers: Watchers,
+    /// Invalidations that were sent, each counted once.
+    invalidations: u64,
     #[cfg(feature = "faults")]
     faults: super::Faults,
 }
@@ -345,6 +347,7 @@ impl Directory {
             self.number += 1;
             let word = Invalidation { lease: self.name(epoch), number: self.number, keys };
             let word = CacheWord::Invalid(word);
+            self.invalidations += 1;
             self.words.push((node, word.clone()));
             let open = Unanswered { node, word, said: now, writes: [write].into() };
             self.unanswered.insert(self.number, open);
@@ -461,6 +464,24 @@ impl Directory {
     pub fn holders(&self, now: u64, key: &Bytes) -> Vec<(NodeId, State)> {
         let copies = self.lines.get(key).map(Vec::as_slice).unwrap_or_default();
         copies.iter().filter(|copy| self.is_live(copy, now)).map(|copy| (copy.node, copy.state)).collect()
+    }
+
+    /// Whether a key can go: no write of it is on its way.
+    #[must_use]
+    pub fn is_open(&self, key: &Bytes) -> bool {
+        self.all_closed == 0 && !self.closed.contains_key(key)
+    }
+
+    /// Whether somebody holds the line of a key.
+    #[must_use]
+    pub fn is_held(&self, now: u64, key: &Bytes) -> bool {
+        self.lines.get(key).is_some_and(|copies| copies.iter().any(|copy| self.is_live(copy, now)))
+    }
+
+    /// Invalidations that were sent.
+    #[must_use]
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations
     }
 
     /// Lines that somebody may hold.

@@ -30,6 +30,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::line::{Event, State};
 use super::{CacheEffect, TrackEffect, Tracked};
+use super::lines::{Line, Lines};
 use crate::effect::{Effect, Effects, Level, TICK};
 
 /// A lease that has less left is asked for anew; microseconds.
@@ -40,13 +41,6 @@ const SAY_AGAIN: u64 = 2 * TICK;
 const FLOORS: u64 = 1024;
 /// Entries of void lines that a tick takes apart.
 const SWEPT_AT_ONCE: usize = 4096;
-
-/// A line that the view holds.
-#[derive(Debug, Clone, Copy)]
-struct Line {
-    number: u64,
-    state: State,
-}
 
 /// A lease that this node has.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +56,7 @@ struct Home {
     leader: Option<NodeId>,
     term: Term,
     lease: Option<Lease>,
-    lines: BTreeMap<Bytes, Line>,
+    lines: Lines,
     /// Somebody reads keys of the group here.
     wanted: bool,
     /// When it last asked for the lease or its renewal, and when for the first time since it has had none; 0: not yet.
@@ -97,7 +91,9 @@ pub struct Holder {
     generation: u64,
     /// Evictions that no home has heard of.
     evicted: BTreeMap<(NodeId, LeaseName), Vec<(Bytes, u64)>>,
-    void: VecDeque<BTreeMap<Bytes, Line>>,
+    void: VecDeque<Lines>,
+    /// Invalidations that were heard.
+    invalidations: u64,
     words: Vec<(NodeId, CacheWord)>,
     effects: Effects,
     /// What is wanted for clients that keep values themselves, and since when.
@@ -126,6 +122,7 @@ impl Holder {
             generation: 0,
             evicted: BTreeMap::new(),
             void: VecDeque::new(),
+            invalidations: 0,
             words: Vec::new(),
             effects: Effects::new(),
             tracked: Tracked::Nothing,
@@ -335,6 +332,7 @@ impl Holder {
     fn invalidated(&mut self, from: NodeId, invalidation: Invalidation) {
         let Invalidation { lease, number, keys } = invalidation;
         let Some(home) = self.homes.get_mut(lease.group.slot()) else { return };
+        self.invalidations += 1;
         let mut purged = Vec::new();
         for key in &keys {
             let floor = self.floors.entry(bucket(key)).or_default();
@@ -459,6 +457,18 @@ impl Holder {
     #[must_use]
     pub fn lines(&self) -> usize {
         self.homes.iter().map(|home| home.lines.len()).sum()
+    }
+
+    /// Lines that are kept here in a state.
+    #[must_use]
+    pub fn lines_in(&self, state: State) -> usize {
+        self.homes.iter().map(|home| home.lines.in_state(state)).sum()
+    }
+
+    /// Invalidations that were heard.
+    #[must_use]
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations
     }
 }
 

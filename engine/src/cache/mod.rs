@@ -27,6 +27,7 @@
 pub mod directory;
 pub mod holder;
 pub mod line;
+mod lines;
 #[cfg(test)]
 mod tests;
 pub mod watch;
@@ -128,4 +129,6 @@ pub struct Faults {
     pub beyond_home: bool,
     /// News of writes are confirmed, and told to nobody.
     pub news_missed: bool,
+    /// Whoever asks leads the filling of a key.
+    pub all_lead: bool,
 }

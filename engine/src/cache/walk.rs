@@ -125,6 +125,9 @@ impl Walk<'_> {
                 self.plain(7_u8);
                 self.lease(place, lease);
             }
+            CacheWord::Flush(_) | CacheWord::Changed(_) | CacheWord::Noted(_) => {
+                panic!("the model has no clients that keep values themselves")
+            }
         }
     }
 

@@ -59,6 +59,13 @@ struct Watcher {
 pub struct Watchers(BTreeMap<NodeId, Watcher>);
 
 impl Watchers {
+    /// Whether nobody does.
+    #[cfg(feature = "faults")]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// A node that has this lease wishes to watch, or not to. Whether it does from now on.
     pub fn wish(&mut self, node: NodeId, boot: Boot, epoch: u64, sent: u64, watch: bool) -> bool {
         let known = self.0.get(&node).is_some_and(|watcher| watcher.epoch == epoch);

@@ -5,7 +5,8 @@ use alloc::format;
 use alloc::vec::Vec;
 use quorate_protocol::id::{ConnId, GroupId, NodeId, Term};
 use quorate_protocol::limits::CLIENT_WINDOW;
-use quorate_protocol::peer::{Ask, Forward, Principal};
+use quorate_protocol::op::Op;
+use quorate_protocol::peer::{Ask, Forward, Principal, Work};
 use quorate_protocol::reply::{Code, Reply};
 
 use super::slot::{Part, PartState, Slot, is_parked, is_sent, keeps_something};
@@ -143,7 +144,7 @@ impl Gateway {
     }
 
     fn send(&mut self, now: u64, counter: u64, conn: &mut Conn, id: u64) {
-        let Conn { slots, lanes, owns, .. } = conn;
+        let Conn { slots, lanes, owns, fills, .. } = conn;
         let slot = slots.get_mut(&id).expect("it is pending");
         slot.parked_since = 0;
         if slot.first_sent == 0 {
@@ -166,6 +167,9 @@ impl Gateway {
             *if slot.read { &mut lane.reads } else { &mut lane.writes } += 1;
             if keeps_something(&part.work) {
                 owns.insert(part.group);
+            }
+            if matches!(part.work, Work::Op(Op::FillV(_))) {
+                fills.insert(part.group);
             }
             part.sending += 1;
             part.waits = false;

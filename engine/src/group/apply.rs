@@ -20,9 +20,10 @@ impl Group {
         assert!(entry.index == self.applied + 1, "entries are applied in order, without a gap");
         (self.applied, self.applied_term) = (entry.index, entry.term);
         while self.in_flight.entries.front().is_some_and(|&(index, ..)| index <= entry.index) {
-            let (_, commands, bytes) = self.in_flight.entries.pop_front().expect("it was just seen");
+            let (_, commands, bytes, growth) = self.in_flight.entries.pop_front().expect("it was just seen");
             self.in_flight.commands -= commands;
             self.in_flight.bytes -= bytes;
+            self.in_flight.growth -= growth;
         }
         if entry.kind == CONFIGURATION || entry.data.is_empty() {
             // Of consensus alone: a change of replicas, or a new leader's first entry, which only marks its term.
@@ -51,6 +52,7 @@ impl Group {
             }
             if let Some(keys) = writes {
                 self.open_keys(now, &asker, &keys);
+                self.filled(&keys);
                 self.tell(now, core::mem::take(&mut out), own);
             }
         }

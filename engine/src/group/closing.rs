@@ -14,13 +14,14 @@ use quorate_protocol::id::{NodeId, Replica};
 use quorate_protocol::peer::Verdict;
 use quorate_protocol::reply::Reply;
 
+use super::room::Fits;
 use super::{Group, Read};
 use crate::batch::Logged;
 use crate::cache::directory::{Directory, WriteId};
 use crate::outcome::Asker;
 
 /// A connection, by what never changes of its name.
-type Conn = (NodeId, u64);
+pub(super) type Conn = (NodeId, u64);
 
 /// Work of one connection.
 pub(super) enum Job {
@@ -37,15 +38,37 @@ pub(super) enum Job {
     },
 }
 
+impl Job {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Read(_) => 0,
+            Self::Write { logged, .. } => logged.work.weight(),
+        }
+    }
+}
+
+/// Why a write that has waited goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GoOn {
+    /// Nobody else can show its keys any more.
+    IsClosed,
+    /// There is room for it.
+    HasRoom,
+    /// There will be none.
+    HasNone,
+}
+
 /// See the top of the file.
 #[derive(Default)]
 pub(super) struct Closing {
-    directory: Directory,
+    pub(super) directory: Directory,
     /// Write → whose it is.
     held: BTreeMap<WriteId, Conn>,
-    /// What waits, in each connection's order: the first is a write whose keys are closed.
+    /// What waits, in each connection's order: the first is a write whose keys are closed, or for which there is no room.
     queues: BTreeMap<Conn, VecDeque<Job>>,
     waiting: usize,
+    /// Bytes of the writes that wait.
+    waiting_bytes: usize,
     /// The line that goes with the answer to the write that is being applied.
     written: Option<(Asker, Grant)>,
     /// Whom leadership is handed to once all leases have come back.
@@ -56,6 +79,16 @@ impl Closing {
     /// Work that waits.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// Bytes of it.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Whether no write waits until nodes have dropped its keys.
+    pub(super) fn holds_none(&self) -> bool {
+        self.held.is_empty()
     }
 
     /// Whether some of it can go on.
@@ -73,6 +106,7 @@ impl Group {
     /// Takes work of a connection, behind what of it waits already.
     pub(super) fn let_in(&mut self, now: u64, conn: Conn, job: Job) {
         if let Some(queue) = self.closing.queues.get_mut(&conn) {
+            self.closing.waiting_bytes += job.weight();
             queue.push_back(job);
             self.closing.waiting += 1;
         } else {
@@ -85,6 +119,19 @@ impl Group {
             let Job::Read(read) = job else { return };
             return self.reads.push(read);
         };
+        match self.fits(&logged) {
+            Fits::Yes => {}
+            Fits::Later => {
+                self.room.waits(conn);
+                return self.wait_first(conn, Job::Write { sending, logged, gave_up });
+            }
+            Fits::No => return self.refuse_for_room(&logged.asker, sending),
+        }
+        self.close_keys(now, conn, sending, logged, gave_up);
+    }
+
+    /// Closes what a write may change, and has it wait, or lets it in.
+    fn close_keys(&mut self, now: u64, conn: Conn, sending: u32, logged: Logged, gave_up: u64) {
         let keys = logged.work.writes();
         let waits = if logged.work.writes_all() {
             self.closing.directory.close_all(now)
@@ -97,14 +144,52 @@ impl Group {
             None => self.push_open(sending, logged),
             Some(write) => {
                 self.closing.held.insert(write, conn);
-                self.closing.waiting += 1;
-                let first = Job::Write { sending, logged, gave_up };
-                self.closing.queues.insert(conn, [first].into());
+                self.wait_first(conn, Job::Write { sending, logged, gave_up });
             }
         }
     }
 
+    /// Has a write wait; whatever else its connection brings waits behind it.
+    fn wait_first(&mut self, conn: Conn, first: Job) {
+        self.closing.waiting += 1;
+        self.closing.waiting_bytes += first.weight();
+        let before = self.closing.queues.insert(conn, [first].into());
+        assert!(before.is_none(), "a connection waits for one write at a time");
+    }
+
+    /// The write that a connection waits for.
+    pub(super) fn first_waiting(&self, conn: Conn) -> Option<&Logged> {
+        match self.closing.queues.get(&conn)?.front()? {
+            Job::Write { logged, .. } => Some(logged),
+            Job::Read(_) => None,
+        }
+    }
+
+    /// Takes up again what of a connection waits, from the write on that it waits for.
+    pub(super) fn go_on(&mut self, now: u64, conn: Conn, how: GoOn) {
+        let mut queue = self.closing.queues.remove(&conn).expect("its write waits");
+        self.closing.waiting -= queue.len();
+        self.closing.waiting_bytes -= queue.iter().map(Job::weight).sum::<usize>();
+        let Some(Job::Write { sending, logged, gave_up }) = queue.pop_front() else {
+            panic!("the first in a queue is the write that it waits for");
+        };
+        match how {
+            GoOn::IsClosed => self.push_open(sending, logged),
+            GoOn::HasRoom => self.close_keys(now, conn, sending, logged, gave_up),
+            GoOn::HasNone => self.refuse_for_room(&logged.asker, sending),
+        }
+        while let Some(job) = queue.pop_front() {
+            self.let_in(now, conn, job);
+        }
+    }
+
     fn push_open(&mut self, sending: u32, logged: Logged) {
+        self.note_let_in(&logged.asker);
+        #[cfg(feature = "faults")]
+        if self.faults.full_lies && self.consensus.last_index().is_multiple_of(7) {
+            self.refuse_for_room(&logged.asker, sending);
+        }
+        self.open_growth += self.growth_of(&logged.work);
         self.open_bytes += logged.work.weight();
         self.open.push((sending, logged));
     }
@@ -113,15 +198,7 @@ impl Group {
     pub(super) fn let_ready_in(&mut self, now: u64) {
         for write in self.closing.directory.take_ready() {
             let conn = self.closing.held.remove(&write).expect("who waits is known");
-            let mut queue = self.closing.queues.remove(&conn).expect("its write waits");
-            self.closing.waiting -= queue.len();
-            let Some(Job::Write { sending, logged, .. }) = queue.pop_front() else {
-                panic!("the first in a queue is the write that it waits for");
-            };
-            self.push_open(sending, logged);
-            while let Some(job) = queue.pop_front() {
-                self.let_in(now, conn, job);
-            }
+            self.go_on(now, conn, GoOn::IsClosed);
         }
     }
 
@@ -129,6 +206,7 @@ impl Group {
     pub(super) fn begin_directory(&mut self) {
         assert!(self.closing.queues.is_empty(), "a leader that ends gives up what waits");
         self.closing = Closing { directory: Directory::new(self.id, self.term), ..Closing::default() };
+        self.room.begin(u64::from(self.id.0) << 32 ^ self.term);
         #[cfg(feature = "faults")]
         self.closing.directory.set_faults(&self.faults.cache);
     }
@@ -136,6 +214,8 @@ impl Group {
     /// Refuses all that waits.
     pub(super) fn give_up_waiting(&mut self) {
         let closing = core::mem::take(&mut self.closing);
+        self.room.give_up();
+        self.counted.invalidations += closing.directory.invalidations();
         for job in closing.queues.into_values().flatten() {
             let (asker, sending) = match job {
                 Job::Read(read) => (read.asker, read.sending),
@@ -175,9 +255,10 @@ impl Group {
     /// A key's version, and for how long its line can be granted.
     fn time_left(&self, now: u64, key: &Bytes) -> Option<(u64, Option<u64>)> {
         let (version, deadline) = self.state.line(key, self.time)?;
-        let Some(deadline) = deadline else { return Some((version, None)) };
+        let Some(deadline) = deadline else { return Some((version, self.room.line_life())) };
         // What is left to it, less the part of a millisecond that has passed, and 1 % for clocks that run apart.
         let left = deadline.saturating_sub(self.clock?.read(now) + 1) * 990;
+        let left = self.room.line_life().map_or(left, |life| life.min(left));
         (left > 0).then_some((version, Some(left)))
     }
 

@@ -187,7 +187,8 @@ fn what_is_wrong_about_keys_is_said_in_the_words_of_redis() {
         ("SCAN x", "ERR invalid cursor"),
         ("SCAN 5", "ERR invalid cursor"),
         ("SCAN 0 COUNT 0", "ERR syntax error: COUNT must be at least 1"),
-        ("GETV k FILL 5", "ERR option FILL of GETV is not built yet"),
+        ("GETV k FILL 0", "ERR FILL must be"),
+        ("GETV k FILL 5 FILL 6", "ERR syntax error"),
     ];
     for (line, expected) in cases {
         let text = refused(line);

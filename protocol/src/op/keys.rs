@@ -109,6 +109,17 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// `GETV key FILL ms`
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct FillV {
+        /// The key.
+        pub key: Bytes,
+        /// Milliseconds that whoever is to fill it has for that; above 0.
+        pub ms: u64,
+    }
+}
+
+wire_struct! {
     /// `MSET key value …`, `MSETNX key value …`, `SETNX key value`
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct MSet {
@@ -383,6 +394,7 @@ impl Op {
             | Self::Persist(key)
             | Self::Type(key)
             | Self::GetV(key)
+            | Self::FillV(FillV { key, .. })
             | Self::Set(Set { key, .. })
             | Self::Incr(Incr { key, .. })
             | Self::Append(Append { key, .. })

@@ -29,9 +29,13 @@ impl Directory {
             ready,
             recalling,
             words,
+            watchers,
+            // It is only shown.
+            invalidations: _,
             faults: _,
         } = self;
         assert!(ready.is_empty() && words.is_empty(), "the model takes them at once");
+        assert!(watchers.is_empty(), "the model has no clients that keep values themselves");
         walk.plain(*term);
         walk.plain(*all_closed);
         walk.plain(*recalling);

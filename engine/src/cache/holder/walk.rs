@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use quorate_protocol::cache::{Grant, Invalidation, LeaseGranted, LeaseName};
 
+use super::super::Tracked;
 use super::super::walk::{Kind, Walk};
 use super::{Holder, Home, Lease, Line, SAY_AGAIN, bucket};
 
@@ -19,14 +20,19 @@ impl Holder {
             evicted,
             // It is only taken apart.
             void: _,
+            // It is only shown.
+            invalidations: _,
             words,
             effects,
+            tracked,
+            tracked_since: _,
             faults: _,
         } = self;
+        assert!(*tracked == Tracked::Nothing, "the model has no clients that keep values themselves");
         assert!(words.is_empty() && effects.is_empty(), "the model takes them at once");
         walk.plain(boot.0);
         let mut newest = 0;
-        for Home { leader, term, lease, lines, wanted, asked, since } in homes {
+        for Home { leader, term, lease, lines, wanted, asked, since, watched: _ } in homes {
             newest = newest.max(*term);
             walk.node(*leader);
             walk.plain(*term);
@@ -41,7 +47,7 @@ impl Holder {
             walk.plain(*since > 0);
             walk.passed(*since, enough);
             walk.count(lines.len());
-            for (key, Line { number, state }) in lines {
+            for (key, Line { number, state }) in lines.iter() {
                 walk.bytes(key);
                 walk.one(Kind::Number(place), *number);
                 walk.plain(*state as u8);
