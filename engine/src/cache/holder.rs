@@ -29,8 +29,8 @@ use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::line::{Event, State};
-use super::{CacheEffect, TrackEffect, Tracked};
 use super::lines::{Line, Lines};
+use super::{CacheEffect, TrackEffect, Tracked};
 use crate::effect::{Effect, Effects, Level, TICK};
 
 /// A lease that has less left is asked for anew; microseconds.

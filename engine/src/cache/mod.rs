@@ -30,9 +30,9 @@ pub mod line;
 mod lines;
 #[cfg(test)]
 mod tests;
-pub mod watch;
 #[cfg(feature = "faults")]
 pub mod walk;
+pub mod watch;
 
 use alloc::vec::Vec;
 use bytes::Bytes;
