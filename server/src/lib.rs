@@ -19,7 +19,7 @@ pub mod outlet;
 pub mod peers;
 pub mod restore;
 pub mod subscriptions;
-pub mod tracking;
 mod sync;
+pub mod tracking;
 pub mod transaction;
 pub mod view;

@@ -29,9 +29,9 @@ pub mod holder;
 pub mod line;
 #[cfg(test)]
 mod tests;
-pub mod watch;
 #[cfg(feature = "faults")]
 pub mod walk;
+pub mod watch;
 
 use alloc::vec::Vec;
 use bytes::Bytes;

@@ -80,6 +80,12 @@ impl Watchers {
         watcher.watches && !watcher.given_up
     }
 
+    /// Whether nobody watches.
+    #[cfg(feature = "faults")]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// A node's lease is over.
     pub fn end(&mut self, node: NodeId) {
         self.0.remove(&node);

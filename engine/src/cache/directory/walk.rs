@@ -29,9 +29,11 @@ impl Directory {
             ready,
             recalling,
             words,
+            watchers,
             faults: _,
         } = self;
         assert!(ready.is_empty() && words.is_empty(), "the model takes them at once");
+        assert!(watchers.is_empty(), "nobody watches in the model");
         walk.plain(*term);
         walk.plain(*all_closed);
         walk.plain(*recalling);
