@@ -59,13 +59,6 @@ struct Watcher {
 pub struct Watchers(BTreeMap<NodeId, Watcher>);
 
 impl Watchers {
-    /// Whether nobody does.
-    #[cfg(feature = "faults")]
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// A node that has this lease wishes to watch, or not to. Whether it does from now on.
     pub fn wish(&mut self, node: NodeId, boot: Boot, epoch: u64, sent: u64, watch: bool) -> bool {
         let known = self.0.get(&node).is_some_and(|watcher| watcher.epoch == epoch);
@@ -85,6 +78,12 @@ impl Watchers {
             }
         }
         watcher.watches && !watcher.given_up
+    }
+
+    /// Whether nobody watches.
+    #[cfg(feature = "faults")]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// A node's lease is over.

@@ -543,7 +543,9 @@ fn term_of(word: &CacheWord) -> Term {
         CacheWord::Invalid(invalidation) => invalidation.lease.term,
         CacheWord::Purged(purged) => purged.lease.term,
         CacheWord::Evicted(evicted) => evicted.lease.term,
-        CacheWord::Recall(lease) | CacheWord::Returned(lease) => lease.term,
+        CacheWord::Recall(lease) | CacheWord::Returned(lease) | CacheWord::Flush(lease) => lease.term,
+        CacheWord::Changed(changed) => changed.lease.term,
+        CacheWord::Noted(noted) => noted.lease.term,
     }
 }
 

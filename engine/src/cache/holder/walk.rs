@@ -32,11 +32,12 @@ impl Holder {
         assert!(words.is_empty() && effects.is_empty(), "the model takes them at once");
         walk.plain(boot.0);
         let mut newest = 0;
-        for Home { leader, term, lease, lines, wanted, asked, since, watched: _ } in homes {
+        for Home { leader, term, lease, lines, wanted, asked, since, watched } in homes {
             newest = newest.max(*term);
             walk.node(*leader);
             walk.plain(*term);
             walk.plain(*wanted);
+            walk.plain(*watched);
             walk.plain(lease.is_some());
             if let Some(Lease { epoch, generation, until }) = lease {
                 walk.one(Kind::Epoch(place), *epoch);
