@@ -1,7 +1,10 @@
-//! What can go wrong: real clusters (`process`), on networks that fail (`netns`) and small disks (`small`), with spoilt files (`damages`), simulated ones (`sim`), and the tools that the suites share.
+//! What can go wrong: real clusters (`process`), on networks that fail (`netns`) and small disks (`small`), with spoilt files (`damages`), the read view in every interleaving (`interleaved`), simulated ones (`sim`), and the tools that the suites share.
 
 pub mod damages;
+#[cfg(not(test))]
+pub mod interleaved;
 pub mod netns;
+pub mod others;
 pub mod process;
 pub mod sim;
 pub mod small;

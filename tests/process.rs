@@ -213,6 +213,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// How many of them founded it.
     founders: usize,
+    pub flags: Vec<&'static str>,
 }
 
 impl Cluster {
@@ -245,7 +246,7 @@ impl Cluster {
     fn plan_at(places: Vec<Place>) -> Self {
         let founders = places.len();
         let nodes = places.into_iter().map(Node::at).collect();
-        Self { scratch: Scratch::new(), nodes, founders }
+        Self { scratch: Scratch::new(), nodes, founders, flags: Vec::new() }
     }
 
     /// Starts all nodes and waits until every one can serve.
@@ -325,7 +326,8 @@ impl Cluster {
             command.args(["--initial-cluster", &self.founders()]);
         }
         command.args(["--listen", &address(node.client), "--peer-listen", &address(node.peer)]);
-        command.args(["--admin-listen", &address(node.admin)]).arg("--data-dir").arg(self.data_dir(id));
+        command.args(&self.flags).args(["--admin-listen", &address(node.admin)]);
+        command.arg("--data-dir").arg(self.data_dir(id));
         command
     }
 

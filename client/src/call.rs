@@ -110,7 +110,12 @@ async fn ask_patiently(shared: &Shared, request: &Arc<Request>) -> Result<Reply,
         past.session = heard.session.or(past.session);
         let reply = heard.result?;
         let Some(failure) = passing(&reply) else {
-            return if let Reply::Error(failure) = reply { Err(Error::Refused(*failure)) } else { Ok(reply) };
+            return match reply {
+                // There was no room for this sending; what became of an earlier one it does not say.
+                Reply::Error(failure) if failure.code == Code::Oom => Err(verdict(request, past, &failure)),
+                Reply::Error(failure) => Err(Error::Refused(*failure)),
+                reply => Ok(reply),
+            };
         };
         let in_doubt = failure.code == Code::InDoubt;
         past.maybe |= in_doubt;

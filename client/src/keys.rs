@@ -87,6 +87,15 @@ impl Set {
     }
 }
 
+/// What came of a read for which somebody fills a missing key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Filled {
+    /// The value, and its version, for [`Set::if_version`].
+    Value(Bytes, u64),
+    /// There is none, and it is the caller who is to write it: with `Set::if_version(0)`, in the time that it named.
+    Lead,
+}
+
 /// How long a key still lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ttl {
@@ -98,6 +107,13 @@ pub enum Ttl {
     Left(Duration),
 }
 
+/// Value, version, and whether it is the caller who is to write it.
+fn versioned(reply: Reply) -> Result<(Option<Bytes>, u64, bool), Error> {
+    let Reply::Array(fields) = &reply else { return Err(unexpected(reply)) };
+    let [value, version, lead] = &fields[..] else { return Err(unexpected(reply)) };
+    Ok((maybe(value.clone(), bytes)?, number(version.clone())?, yes(lead.clone())?))
+}
+
 impl Client {
     /// GET: the value, or none. Never older than what any client was told is written.
     ///
@@ -105,6 +121,33 @@ impl Client {
     /// As every call.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, Error> {
         maybe(self.ask("GET", vec![key.into()], Again::Read).await?, bytes)
+    }
+
+    /// GETV: the value with its version, for [`Set::if_version`]; none without such a key.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn get_versioned(&self, key: impl Into<Bytes>) -> Result<Option<(Bytes, u64)>, Error> {
+        match versioned(self.ask("GETV", vec![key.into()], Again::Read).await?)? {
+            (Some(value), version, _) => Ok(Some((value, version))),
+            _ => Ok(None),
+        }
+    }
+
+    /// GETV with FILL: the value, or the task to write it within `time` (whole milliseconds, at least one), which one
+    /// caller has at a time. The others wait until it is written, or until they have the task themselves: because the
+    /// time is over, or the connection of whoever had it has ended.
+    ///
+    /// # Errors
+    /// `BUSY` when too many wait already.
+    pub async fn get_or_lead(&self, key: impl Into<Bytes>, time: Duration) -> Result<Filled, Error> {
+        let mut args = vec![key.into()];
+        option(&mut args, "FILL", Some(millis(time).max(1)));
+        match versioned(self.ask_waiting("GETV", args, Again::Read, time).await?)? {
+            (Some(value), version, _) => Ok(Filled::Value(value, version)),
+            (None, _, true) => Ok(Filled::Lead),
+            (None, ..) => Err(unexpected(Reply::Nil)),
+        }
     }
 
     /// SET: true when it is written, durable on a majority; false when the condition does not hold.

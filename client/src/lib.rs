@@ -75,7 +75,7 @@ use quorate_protocol::reply::Reply;
 
 pub use cluster::{GroupStatus, Member, PartitionInfo, SnapshotInfo, Status};
 pub use error::Error;
-pub use keys::{Set, Ttl};
+pub use keys::{Filled, Set, Ttl};
 pub use locks::{Held, Holder, Lock, LockInfo, Waiter};
 pub use node::Node;
 pub use queues::{Fetch, Message, Publish, TopicInfo, TopicSettings};

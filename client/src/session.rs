@@ -175,7 +175,7 @@ impl Unanswered {
     /// An answer has come.
     pub(crate) fn answered(&mut self, correlation: u64, reply: Reply) {
         let Some(sending) = self.sendings.remove(&correlation) else { return };
-        if reply.never_proposed() && !sending.maybe {
+        if reply.turned_away() && !sending.maybe {
             sending.request.left.store(false, Ordering::Relaxed);
         }
         sending.end(Ok(reply));

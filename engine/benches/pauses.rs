@@ -60,7 +60,12 @@ struct Bench {
 
 impl Bench {
     fn new(phase: &'static str) -> Self {
-        let mut town = Town::new(3);
+        Self::bounded(phase, (u64::MAX, false))
+    }
+
+    /// `store`: what keys may take, and whether they make room for others.
+    fn bounded(phase: &'static str, store: (u64, bool)) -> Self {
+        let mut town = Town::with_bounds(3, 64 << 20, store);
         town.gathers = true;
         town.run(30);
         town.watch = Some(Watch { clock: cpu, phase, turns: BTreeMap::new() });
@@ -186,6 +191,26 @@ fn closing(name: &str) {
     bench.report(name);
 }
 
+/// A partition is full, and others make room for what comes: small keys, and then the largest values.
+fn eviction(name: &str) {
+    let load = Load { size: 100, spread: false, queue: false };
+    let mut bench = Bench::bounded("1 fill", (16 * (128 << 20), true));
+    let count = (128 << 20) / 220;
+    bench.all(0..count, |n| load.op(n, Expiry::Never));
+    bench.phase("2 small keys come");
+    bench.all(count..count + count / 4, |n| load.op(n, Expiry::Never));
+    bench.phase("3 values of 8 MiB come");
+    let large = Load { size: 8 << 20, ..load };
+    for n in 0..4 {
+        let id = bench.town.ask_next(1, vec![large.op(2 * count + n, Expiry::Never)]);
+        bench.town.run_until("there is room", |town| town.answer(1, id).is_some());
+        assert_eq!(bench.town.answer(1, id), Some(quorate_protocol::reply::Reply::OK));
+    }
+    bench.report(name);
+    let counts = bench.town.engine(1).counts();
+    println!("{name} | {} keys evicted, {} of {} bytes taken", counts.evicted, counts.store_bytes, 128 << 20);
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
@@ -204,6 +229,9 @@ fn main() {
     }
     if wanted("expiry") {
         expiry("expiry");
+    }
+    if wanted("eviction") {
+        eviction("eviction");
     }
     if wanted("closing") {
         closing("closing");

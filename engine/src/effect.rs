@@ -24,7 +24,7 @@ use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Delivery, LinkFrame, RaftFrame, SnapshotAt, SnapshotFrame};
 use quorate_protocol::reply::Reply;
 
-pub use crate::cache::CacheEffect;
+pub use crate::cache::{CacheEffect, TrackEffect, Tracked};
 use crate::journal::{Io, Persist};
 
 /// How often the shell ticks, in microseconds.
@@ -123,6 +123,8 @@ pub enum Input {
     },
     /// The read view has dropped lines to make room. Comes before anything that happens behind the effect that filled it.
     Evicted(Vec<(GroupId, Bytes)>),
+    /// What the node needs for its clients that keep values themselves (CLIENT TRACKING).
+    Track(Tracked),
     /// A client has gone.
     Disconnected {
         /// The connection's counter.
@@ -272,6 +274,8 @@ pub enum Effect {
     Members(Vec<Member>),
     /// Change what connections read without asking the engine.
     Cache(CacheEffect),
+    /// Tell clients that keep values themselves.
+    Track(TrackEffect),
     /// Write a line to the log.
     Log(Level, String),
 }

@@ -11,6 +11,7 @@
 //!   nothing left to do, or in `behind` if the rest is for the next turn, which then comes at once. A tick
 //!   wakes all, so no deadline waits longer than that.
 
+mod counts;
 mod demands;
 mod outgoing;
 mod replicas;
@@ -28,12 +29,13 @@ use quorate_protocol::peer::{Answer, Forward, LinkFrame, RaftMessage};
 use crate::consensus::{APPLY_BYTES, HEARTBEAT_TICKS, Role};
 use crate::effect::{Effect, Effects, Input, Level, Now, Request, Side, Want};
 use crate::gateway::Gateway;
-use crate::group::{Birth, Group, Told};
+use crate::group::{Birth, Bound, Group, Told};
 use crate::household::{Household, Me};
 use crate::journal::{Meta, Persist, Recovered};
 use crate::ring::Ring;
 use crate::system::System;
 use crate::trash::Trash;
+pub use counts::Counts;
 use demands::Demands;
 pub(crate) use replicas::founding;
 use replicas::{Replicas, rank};
@@ -58,6 +60,8 @@ pub struct Faults {
     pub order_broken_behind_refusal: bool,
     /// Now and then says `-TRYAGAIN` for what was proposed.
     pub honest_codes_broken: bool,
+    /// Now and then says `-OOM` for what was proposed.
+    pub full_lies: bool,
     /// Refuses above this many commands in flight, so that refusals happen at all.
     pub small_in_flight: Option<usize>,
     /// Relies on a snapshot that is written and not synced.
@@ -93,6 +97,10 @@ pub struct Config {
     pub client_address: String,
     /// Bytes of log that a node keeps, besides half as much as its snapshots, before it takes a new one.
     pub log_floor: u64,
+    /// Bytes that the keys of all partitions may take together, in equal shares.
+    pub store_memory: u64,
+    /// Keys that were not looked at for long make room for others, which are refused otherwise.
+    pub store_evicts: bool,
     /// Deliberate bugs.
     #[cfg(feature = "faults")]
     pub faults: Faults,
@@ -106,6 +114,8 @@ impl Config {
             seed,
             client_address,
             log_floor: LOG_FLOOR,
+            store_memory: u64::MAX,
+            store_evicts: false,
             #[cfg(feature = "faults")]
             faults: Faults::default(),
         }
@@ -177,6 +187,10 @@ pub struct Engine {
     trash: Trash,
     /// What the wall clock shows beyond the clock that decides, in milliseconds: clients may name absolute times.
     wall: i64,
+    /// What the keys of a partition may take.
+    bound: Bound,
+    /// Requests of clients since the node started.
+    asked: u64,
     #[cfg(feature = "faults")]
     faults: Faults,
 }
@@ -205,6 +219,9 @@ impl Engine {
         for group in groups.values_mut() {
             group.set_faults(&config.faults);
         }
+        let max = config.store_memory / u64::from(meta.partitions.max(1));
+        let bound = Bound { max, evicts: config.store_evicts };
+        groups.values_mut().for_each(|group| group.set_bound(bound));
         let mut gateway = Gateway::new(meta.node, meta.boot, meta.partitions);
         #[cfg(feature = "faults")]
         gateway.holder.set_faults(&config.faults.cache);
@@ -239,6 +256,8 @@ impl Engine {
             last_words: Vec::new(),
             trash: Trash::default(),
             wall: 0,
+            bound,
+            asked: 0,
             meta,
             #[cfg(feature = "faults")]
             faults: config.faults,
@@ -269,6 +288,7 @@ impl Engine {
                 self.gateway.holder.leave();
             }
             Input::Evicted(lines) => self.gateway.holder.evicted(lines),
+            Input::Track(tracked) => self.gateway.holder.track(mono, tracked),
             Input::Snapshot { from, frame } => self.snapshot_frame(mono, from, frame, fx),
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),
             Input::Requests { conn, requests } => self.requests(mono, conn, requests),
@@ -340,6 +360,7 @@ impl Engine {
     }
 
     fn requests(&mut self, mono: u64, conn: u64, mut requests: Vec<Request>) {
+        self.asked += requests.len() as u64;
         for request in &mut requests {
             if let Want::Node(ask) = &request.want
                 && let Some(reply) = self.view(ask)
@@ -425,6 +446,8 @@ impl Engine {
         self.run_background(mono, fx);
         self.tell_notices(fx);
         self.deliver_answers(fx);
+        // Lines are there before the answers that they came with: whoever is told a value can look whether it is held.
+        self.gateway.holder.take_effects(fx);
         self.gateway.take_effects(fx);
         self.send_cache_words(cache_words, fx);
         let news = self.has_leading_news(fx);

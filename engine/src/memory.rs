@@ -111,6 +111,12 @@ impl Memory {
         self.clients.contains(&client)
     }
 
+    /// Whether a request of a session has been executed here, or is being so.
+    #[must_use]
+    pub fn has_heard(&self, seq: &ClientSeq) -> bool {
+        self.executed.contains(&(seq.client, seq.seq))
+    }
+
     /// Gets to know a session.
     pub fn meet(&mut self, client: ClientId) {
         if !self.knows(client) {

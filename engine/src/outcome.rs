@@ -8,6 +8,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use bytes::Bytes;
 use quorate_protocol::id::{ClientSeq, ConnId, LogPos};
 pub use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
@@ -57,6 +58,8 @@ pub enum Outcome {
         /// The message.
         delivery: Delivery,
     },
+    /// A key has gone because its time had come.
+    Expired(Bytes),
     /// A line for the leader's log, at warning level.
     Notice(String),
 }

@@ -157,6 +157,10 @@ impl Partition {
             Work::Introduce(introduction) => self.introduce(asker, introduction, out),
             Work::Take(parcel) => self.take(ctx, asker, parcel, out),
             Work::Taken(receipt) => self.receipted(asker, &receipt, out),
+            Work::Evict(lines) => {
+                self.store.evict(&lines);
+                answer(out, *asker, Reply::OK);
+            }
             _ => answer(out, *asker, Reply::error(Code::Err, "this is not a partition's work")),
         }
         self.post_letters();

@@ -102,6 +102,7 @@ fn told(outcome: &Outcome) -> String {
             format!("push {}: {} {} {body}", to.counter, delivery.id, delivery.attempt)
         }
         Outcome::Waits { to } => format!("{}: waits", to.conn.counter),
+        Outcome::Expired(key) => format!("expired: {}", key.escape_ascii()),
         Outcome::Notice(line) => format!("notice: {line}"),
     }
 }

@@ -17,6 +17,7 @@ use crate::outbox::Outbox;
 use crate::outcome::{Asker, Ctx, Outcomes};
 use crate::partition::Partition;
 use crate::portion::Portion;
+use crate::store::Store;
 use crate::system::System;
 use crate::table::Rows;
 use crate::trash::Trash;
@@ -160,6 +161,12 @@ impl State {
             Self::System(_) => None,
             Self::Partition(partition) => Some(partition.store.line(key, time)),
         }
+    }
+
+    /// The keys, if this state has some.
+    #[must_use]
+    pub fn store(&self) -> Option<&Store> {
+        if let Self::Partition(partition) = self { Some(&partition.store) } else { None }
     }
 
     /// The earliest group time at which something may end.

@@ -345,7 +345,7 @@ impl System {
                 let life = self.members.renounce(node);
                 answer(out, *asker, life.map_or(Reply::Nil, |life| Reply::int(u64::from(life))));
             }
-            Work::SeeClient(_) | Work::SeeIndex | Work::Introduce(_) => {
+            Work::SeeClient(_) | Work::SeeIndex | Work::Introduce(_) | Work::Evict(_) => {
                 answer(out, *asker, Reply::error(Code::Err, "this is not the system group's work"));
             }
         }

@@ -5,6 +5,8 @@
 use bytes::Bytes;
 
 use crate::id::{Boot, GroupId, Term};
+use crate::op::Op;
+use crate::peer::Work;
 use crate::{wire_enum, wire_struct};
 
 wire_struct! {
@@ -30,6 +32,8 @@ wire_struct! {
         pub boot: Boot,
         /// When it asks, by its own clock; microseconds.
         pub sent: u64,
+        /// It wants to hear of every write of the home's keys, whether it holds them or not.
+        pub watch: bool,
     }
 }
 
@@ -45,6 +49,8 @@ wire_struct! {
         pub sent: u64,
         /// How long it lasts; microseconds.
         pub length: u64,
+        /// From now on the node hears of every write, as long as the lease lasts.
+        pub watch: bool,
     }
 }
 
@@ -83,6 +89,30 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// Keys that were written: for a node that watches, whatever it holds.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Changed {
+        /// The lease under which the node watches.
+        pub lease: LeaseName,
+        /// Rises within a lease.
+        pub number: u64,
+        /// The keys, each with the counter of the connection that wrote it if that is one of the node's own; 0: it is not.
+        pub keys: Vec<(Bytes, u64)>,
+    }
+}
+
+wire_struct! {
+    /// `Changed` was heard.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Noted {
+        /// The lease.
+        pub lease: LeaseName,
+        /// The number.
+        pub number: u64,
+    }
+}
+
 wire_enum! {
     /// A word of the cache's protocol; see engine/src/cache. It may be lost, doubled and overtake others.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +131,12 @@ wire_enum! {
         Returned(lease: LeaseName) = 6,
         /// Node to home.
         Evicted(evicted: Evicted) = 7,
+        /// Home to node: as `Recall`, because every key of the group is about to be written.
+        Flush(lease: LeaseName) = 20,
+        /// Home to node.
+        Changed(changed: Changed) = 21,
+        /// Node to home.
+        Noted(noted: Noted) = 22,
     }
 }
 
@@ -123,6 +159,24 @@ wire_struct! {
     }
 }
 
+impl Work {
+    /// Whether it is what an owner brings of its line, and of which key.
+    #[must_use]
+    pub fn flushes(&self) -> Option<&Bytes> {
+        if let Self::Op(Op::Flush(flush)) = self { Some(&flush.key) } else { None }
+    }
+
+    /// The keys on whose values it depends, or which it changes. Whoever only looks at the cache depends on none.
+    #[must_use]
+    pub fn names(&self) -> Vec<&Bytes> {
+        match self {
+            Self::Op(Op::CacheInfo(_)) => Vec::new(),
+            Self::Op(op) => op.keys(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl CacheWord {
     /// The group that it is about.
     #[must_use]
@@ -132,7 +186,9 @@ impl CacheWord {
             Self::Lease(granted) => granted.lease.group,
             Self::Invalid(invalidation) => invalidation.lease.group,
             Self::Purged(purged) => purged.lease.group,
-            Self::Recall(lease) | Self::Returned(lease) => lease.group,
+            Self::Recall(lease) | Self::Returned(lease) | Self::Flush(lease) => lease.group,
+            Self::Changed(changed) => changed.lease.group,
+            Self::Noted(noted) => noted.lease.group,
             Self::Evicted(evicted) => evicted.lease.group,
         }
     }
@@ -140,7 +196,10 @@ impl CacheWord {
     /// Whether it is a node's word to a home, and not a home's to a node.
     #[must_use]
     pub fn is_for_home(&self) -> bool {
-        matches!(self, Self::Want(_) | Self::Purged(_) | Self::Returned(_) | Self::Evicted(_))
+        match self {
+            Self::Want(_) | Self::Purged(_) | Self::Returned(_) | Self::Evicted(_) | Self::Noted(_) => true,
+            Self::Lease(_) | Self::Invalid(_) | Self::Recall(_) | Self::Flush(_) | Self::Changed(_) => false,
+        }
     }
 
     /// About how many bytes it takes.
@@ -149,6 +208,7 @@ impl CacheWord {
         64 + match self {
             Self::Invalid(invalidation) => invalidation.keys.iter().map(|key| 32 + key.len()).sum(),
             Self::Evicted(evicted) => evicted.lines.iter().map(|(key, _)| 48 + key.len()).sum(),
+            Self::Changed(changed) => changed.keys.iter().map(|(key, _)| 40 + key.len()).sum(),
             _ => 0,
         }
     }

@@ -109,13 +109,32 @@ pub const DEDUPE_WINDOW: u64 = 120_000;
 /// Remembered PUB IDs of one topic; above it a PUB with ID is refused `-QFULL` until the window has moved on.
 pub const DEDUPE_MAX: usize = 1 << 20;
 
-/// Bytes of keys and values in one partition's store; above it `-OOM`.
+/// Bytes of keys and values in one partition's store; above it `-OOM`. `store.max-memory` may say less.
 pub const STORE_MAX: u64 = 1 << 30;
+/// Bytes that the keys of all partitions take together, unless `store.max-memory` says less.
+pub const STORE_MEMORY: u64 = STORE_MAX * PARTITIONS as u64;
+/// Bytes that a key costs in the store beyond its name and value.
+pub const STORE_ROW: u64 = 104;
+/// Keys that a partition evicts in one turn at the most: what a turn spends on it stays far below 10 ms.
+pub const EVICTED_AT_ONCE: usize = 64;
+
+/// Callers that wait for one key to be filled (GETV FILL); above it `-BUSY`.
+pub const FILL_WAITERS_MAX: usize = 4096;
+/// Callers of one partition that wait so, and keys that somebody is to fill; above it `-BUSY`.
+pub const FILLS_MAX: usize = 65_536;
 
 /// Bytes that the lines of a node's cache take at the most, unless `cache.max-memory` says otherwise.
 pub const CACHE_MEMORY: usize = 256 << 20;
 /// Lines of one partition that its home knows to be cached somewhere; above it no more are granted.
 pub const DIRECTORY_LINES_MAX: usize = 1 << 20;
+/// Keys that a node remembers for its connections with CLIENT TRACKING, each connection's apart; above it the one whose
+/// turn it is longest is forgotten, and whoever has read it is told so.
+pub const TRACKED_MAX: usize = 1 << 20;
+/// Prefixes that one connection names in CLIENT TRACKING.
+pub const PREFIXES_MAX: usize = 64;
+/// Written keys that a home keeps for a node that watches and has not said that it heard of them; above it that node's lease
+/// ends.
+pub const NEWS_MAX: usize = 65_536;
 
 /// A value that a node acknowledges before it is durable (SET WRITEBACK); a larger one is written through.
 pub const DIRTY_VALUE_MAX: usize = 64 << 10;

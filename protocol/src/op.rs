@@ -14,13 +14,17 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 pub use keys::{
-    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, Flush, GetEx, GetRange, Incr, MSet,
-    Moment, Multi, Only, Scan, Set, SetBack, SetRange, Ttl, When,
+    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, FillV, Flush, GetEx, GetRange, Incr,
+    MSet, Moment, Multi, Only, Scan, Set, SetBack, SetRange, Ttl, When,
 };
 pub use place::{DEAD_LETTERS, partition_of, partition_of_topic, slot_of};
 
 use crate::id::NodeId;
+use crate::limits::VALUE_MAX;
 use crate::{wire_enum, wire_struct};
+
+/// Digits of a number that INCR writes, at the most, with its sign.
+const DIGITS: usize = 20;
 
 wire_struct! {
     /// `LOCK name [SHARED] [OWNER id] [TTL ms] [WAIT ms]`
@@ -273,6 +277,8 @@ wire_enum! {
         Multi(op: Box<Multi>) = 57,
         /// GETV key
         GetV(key: Bytes) = 58,
+        /// GETV key FILL ms
+        FillV(op: FillV) = 61,
         /// SET key value WRITEBACK
         SetBack(op: SetBack) = 62,
         /// A line's owner brings what it has acknowledged
@@ -329,7 +335,7 @@ impl Op {
             Self::LockInfo(_) | Self::QInfo(_) | Self::Get(_) | Self::Exists(_) | Self::Ttl(_) => true,
             Self::CacheInfo(_) | Self::MGet(_) | Self::Strlen(_) | Self::GetRange(_) | Self::Type(_) => true,
             Self::ExpireTime(_) | Self::DbSize | Self::Keys(_) | Self::Scan(_) | Self::Versions(_) => true,
-            Self::GetV(_) => true,
+            Self::GetV(_) | Self::FillV(_) => true,
             Self::Multi(multi) => multi.commands.0.iter().all(Self::is_read),
             _ => false,
         }
@@ -344,6 +350,29 @@ impl Op {
             Self::Multi(multi) => multi.commands.0.iter().flat_map(|op| op.writes().into_owned()).collect(),
             op if op.is_read() => Cow::Borrowed(&[]),
             op => Cow::Borrowed(op.key().map_or(&[], core::slice::from_ref)),
+        }
+    }
+
+    /// Bytes that keys and values may grow by at the most, besides what a new row costs, and the rows that it may add.
+    #[must_use]
+    pub fn needs(&self) -> (usize, usize) {
+        match self {
+            Self::Set(Set { key, value, .. })
+            | Self::SetBack(SetBack { key, value })
+            | Self::Append(Append { key, value }) => (key.len() + value.len(), 1),
+            Self::Incr(Incr { key, .. }) => (key.len() + DIGITS, 1),
+            Self::SetRange(op) => {
+                let offset = usize::try_from(op.offset).unwrap_or(VALUE_MAX).min(VALUE_MAX);
+                (op.key.len() + offset + op.value.len(), 1)
+            }
+            Self::MSet(MSet { pairs, .. }) => {
+                (pairs.iter().map(|(key, value)| key.len() + value.len()).sum(), pairs.len())
+            }
+            Self::Multi(multi) => {
+                let each = multi.commands.0.iter().map(Self::needs);
+                each.fold((0, 0), |(bytes, rows), (more, another)| (bytes + more, rows + another))
+            }
+            _ => (0, 0),
         }
     }
 
@@ -366,6 +395,7 @@ impl Op {
         match self {
             Self::Lock(_) | Self::Unlock(_) | Self::Renew(_) | Self::LockInfo(_) => true,
             Self::Fetch(fetch) => fetch.block > 0,
+            Self::FillV(_) => true,
             _ => false,
         }
     }
@@ -376,6 +406,7 @@ impl Op {
         match self {
             Self::Lock(lock) => lock.wait,
             Self::Fetch(fetch) => fetch.block,
+            Self::FillV(fill) => fill.ms,
             _ => 0,
         }
     }
@@ -386,6 +417,7 @@ impl Op {
         match self {
             Self::Get(_) | Self::Fetch(_) | Self::LockInfo(_) | Self::MGet(_) | Self::GetDel(_) => true,
             Self::GetEx(_) | Self::GetRange(_) | Self::Keys(_) | Self::Scan(_) | Self::GetV(_) => true,
+            Self::FillV(_) => true,
             Self::Multi(multi) => multi.commands.0.iter().any(Self::may_answer_much),
             Self::Set(set) => set.get,
             _ => false,

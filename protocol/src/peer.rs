@@ -369,6 +369,8 @@ wire_enum! {
         Renounce(node: NodeId) = 11,
         /// Any group, a read: answers an index that covers all that was acknowledged before.
         SeeIndex = 12,
+        /// A partition: its leader makes room; removes each of these keys that still has this version. Answers OK.
+        Evict(lines: Vec<(Bytes, u64)>) = 13,
     }
 }
 
@@ -480,7 +482,17 @@ impl Work {
     /// The keys that it may change.
     #[must_use]
     pub fn writes(&self) -> Cow<'_, [Bytes]> {
-        if let Self::Op(op) = self { op.writes() } else { Cow::Borrowed(&[]) }
+        match self {
+            Self::Op(op) => op.writes(),
+            Self::Evict(lines) => lines.iter().map(|(key, _)| key.clone()).collect(),
+            _ => Cow::Borrowed(&[]),
+        }
+    }
+
+    /// Bytes that keys and values may grow by at the most, besides what a new row costs, and the rows that it may add.
+    #[must_use]
+    pub fn needs(&self) -> (usize, usize) {
+        if let Self::Op(op) = self { op.needs() } else { (0, 0) }
     }
 
     /// Turns times by the wall clock into group time; see `Op::set_epoch`.
@@ -494,22 +506,6 @@ impl Work {
     #[must_use]
     pub fn writes_all(&self) -> bool {
         matches!(self, Self::Op(op) if op.writes_all())
-    }
-
-    /// Whether it is what an owner brings of its line, and of which key.
-    #[must_use]
-    pub fn flushes(&self) -> Option<&Bytes> {
-        if let Self::Op(Op::Flush(flush)) = self { Some(&flush.key) } else { None }
-    }
-
-    /// The keys on whose values it depends, or which it changes. Whoever only looks at the cache depends on none.
-    #[must_use]
-    pub fn names(&self) -> Vec<&Bytes> {
-        match self {
-            Self::Op(Op::CacheInfo(_)) => Vec::new(),
-            Self::Op(op) => op.keys(),
-            _ => Vec::new(),
-        }
     }
 
     /// The key whose value answers it, if it is a read of one.
@@ -566,6 +562,7 @@ impl Work {
             Self::Op(op) => op.weight(),
             Self::Renew(renewal) => BASE + 8 * renewal.clients.len(),
             Self::Take(parcel) => BASE + parcel.items.iter().map(Item::weight).sum::<usize>(),
+            Self::Evict(lines) => BASE + lines.iter().map(|(key, _)| 48 + key.len()).sum::<usize>(),
             _ => 2 * BASE,
         }
     }

@@ -44,7 +44,7 @@ wire_enum! {
         NoPerm = 14,
         /// The protocol version is not spoken here.
         NoProto = 15,
-        /// The store is full.
+        /// The store is full; the leader said so before it proposed anything.
         Oom = 16,
         /// A newer fencing token exists.
         Fenced = 17,
@@ -84,6 +84,13 @@ impl Code {
     #[must_use]
     pub fn never_proposed(self) -> bool {
         matches!(self, Self::ClusterDown | Self::TryAgain | Self::Busy | Self::Loading)
+    }
+
+    /// Whether the code says that the sending which it answers was not proposed. -OOM says so too, but what stands behind
+    /// it goes on, and sending it again at once is of no use.
+    #[must_use]
+    pub fn turned_away(self) -> bool {
+        self.never_proposed() || self == Self::Oom
     }
 }
 
@@ -168,6 +175,12 @@ impl Reply {
     #[must_use]
     pub fn never_proposed(&self) -> bool {
         self.failure().is_some_and(|f| f.code.never_proposed())
+    }
+
+    /// Whether the leader has turned the command away: it was not proposed, for a reason that passes or for want of room.
+    #[must_use]
+    pub fn turned_away(&self) -> bool {
+        self.failure().is_some_and(|f| f.code.turned_away())
     }
 }
 

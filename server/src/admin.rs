@@ -1,4 +1,4 @@
-//! The admin port: health for orchestrators, over HTTP. Nothing of the data path is here.
+//! The admin port: health for orchestrators and figures for those who watch, over HTTP. Nothing of the data path is here.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -14,8 +15,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+use crate::answers::Desk;
 use crate::driver::Shared;
 use crate::gate::Gate;
+use crate::metrics;
 
 /// How long a request's head may take.
 const HEAD: Duration = Duration::from_secs(5);
@@ -23,7 +26,7 @@ const HEAD: Duration = Duration::from_secs(5);
 const VISIT: Duration = Duration::from_secs(10);
 
 /// Serves up to `max` at a time, until the process ends.
-pub async fn serve(listener: TcpListener, max: usize, shared: Arc<Shared>) {
+pub async fn serve(listener: TcpListener, max: usize, shared: Arc<Shared>, desk: Arc<Desk>) {
     let mut gate = Gate::new("admin", max);
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -31,10 +34,10 @@ pub async fn serve(listener: TcpListener, max: usize, shared: Arc<Shared>) {
             continue;
         };
         let Some(permit) = gate.enter() else { continue };
-        let shared = Arc::clone(&shared);
+        let (shared, desk) = (Arc::clone(&shared), Arc::clone(&desk));
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = answer(&request, &shared);
+                let response = answer(&request, &shared, &desk);
                 async { Ok::<_, Infallible>(response) }
             });
             let mut http = http1::Builder::new();
@@ -46,7 +49,7 @@ pub async fn serve(listener: TcpListener, max: usize, shared: Arc<Shared>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, shared: &Shared, desk: &Desk) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
     }
@@ -54,8 +57,13 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>>
         "/livez" => text(StatusCode::OK, "alive\n"),
         // A node that knows the members has applied the system group's log, so it has heard of a leader.
         "/readyz" if shared.book.is_informed() => text(StatusCode::OK, "ready\n"),
+        "/metrics" => {
+            let mut response = Response::new(Full::new(Bytes::from(metrics::text(shared, desk))));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+            response
+        }
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the system group has not been heard of yet\n"),
-        _ => text(StatusCode::NOT_FOUND, "there are /livez and /readyz\n"),
+        _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n"),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use quorate_engine::engine::Counts;
 use quorate_protocol::command::{ConnAsk, command_count, command_docs, command_info, command_list, help};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::resp::Dialect;
@@ -36,13 +37,14 @@ pub struct Desk {
     node: u64,
     port: u16,
     started: u64,
+    counts: Arc<Mutex<Counts>>,
 }
 
 impl Desk {
     /// For a node with these settings.
     #[must_use]
-    pub fn new(node: u64, port: u16, settings: Vec<(String, String)>) -> Self {
-        Self { clients: Mutex::default(), settings, node, port, started: clock::now().mono }
+    pub fn new(node: u64, port: u16, settings: Vec<(String, String)>, counts: Arc<Mutex<Counts>>) -> Self {
+        Self { clients: Mutex::default(), settings, node, port, started: clock::now().mono, counts }
     }
 
     /// The number of clients.
@@ -152,6 +154,9 @@ impl Answerer {
             ConnAsk::Multi | ConnAsk::Exec | ConnAsk::Discard | ConnAsk::Watch(_) => {
                 Reply::error(Code::Err, "this belongs to a transaction, which this connection has none of")
             }
+            ConnAsk::Track(_) => {
+                Reply::error(Code::Err, "CLIENT TRACKING belongs to RESP3 connections; say HELLO 3 on one")
+            }
             ConnAsk::SessionOpen | ConnAsk::SessionResume(_) => {
                 Reply::error(Code::Err, "client sessions belong to the binary protocol; see docs/protocol.md")
             }
@@ -193,6 +198,17 @@ impl Answerer {
         )
     }
 
+    /// What keys take on this node, in Redis' names.
+    fn memory(&self) -> String {
+        let counts = *self.desk.counts.lock();
+        let policy = self.desk.settings.iter().find(|(name, _)| name == "maxmemory-policy");
+        let policy = policy.map_or("noeviction", |(_, value)| value);
+        format!(
+            "used_memory:{}\r\nmaxmemory:{}\r\nmaxmemory_policy:{policy}\r\nevicted_keys:{}\r\n",
+            counts.store_bytes, counts.store_max, counts.evicted
+        )
+    }
+
     fn info(&self, sections: &[Bytes]) -> Reply {
         let up = (clock::now().mono - self.desk.started) / 1_000_000;
         let server = format!(
@@ -204,8 +220,10 @@ impl Answerer {
             self.desk.port,
         );
         let clients = format!("connected_clients:{}\r\n", self.desk.len());
+        let memory = self.memory();
         let replication = "role:master\r\nconnected_slaves:0\r\n".to_owned();
-        let all = [("Server", server), ("Clients", clients), ("Replication", replication)];
+        let all =
+            [("Server", server), ("Clients", clients), ("Memory", memory), ("Replication", replication)];
         let everything = ["all", "default", "everything"];
         let wants = |title: &str| {
             sections.is_empty()

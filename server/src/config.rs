@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quorate_protocol::id::{ClusterId, NodeId};
-use quorate_protocol::limits::{CACHE_MEMORY, NODES_MAX, PARTITIONS};
+use quorate_protocol::limits::{CACHE_MEMORY, NODES_MAX, PARTITIONS, STORE_MEMORY};
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -65,6 +65,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// What makes room for keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Eviction {
+    /// Nothing: writes that need room are refused.
+    #[default]
+    None,
+    /// The keys that were not looked at for longest.
+    Lru,
+}
+
 /// What a node can be told, on the command line or in a file; none of it must be.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -106,6 +117,12 @@ pub struct NodeFlags {
     /// Threads that serve clients [default: one for every two cores].
     #[arg(long, env = "QUORATE_CLIENT_THREADS", value_name = "N")]
     client_threads: Option<usize>,
+    /// Memory for the keys of all partitions, in equal shares; the same on all nodes [default: 1g for each partition].
+    #[arg(long, env = "QUORATE_STORE_MAX_MEMORY", value_name = "SIZE")]
+    store_max_memory: Option<Size>,
+    /// What makes room where a partition's keys fill their share: none (writes are refused) or lru [default: none].
+    #[arg(long, env = "QUORATE_STORE_EVICTION", value_enum)]
+    store_eviction: Option<Eviction>,
     /// How log lines are written [default: text].
     #[arg(long, env = "QUORATE_LOG_FORMAT", value_enum)]
     log_format: Option<LogFormat>,
@@ -145,6 +162,10 @@ pub struct Config {
     pub cache_memory: usize,
     /// Threads that serve clients.
     pub client_threads: usize,
+    /// Memory for the keys of all partitions; bytes.
+    pub store_memory: u64,
+    /// What makes room for keys.
+    pub store_eviction: Eviction,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged.
@@ -241,6 +262,8 @@ impl NodeFlags {
             log_format: self.log_format.or(other.log_format),
             cache_max_memory: self.cache_max_memory.or(other.cache_max_memory),
             client_threads: self.client_threads.or(other.client_threads),
+            store_max_memory: self.store_max_memory.or(other.store_max_memory),
+            store_eviction: self.store_eviction.or(other.store_eviction),
             log_level: self.log_level.or(other.log_level),
             print_config: self.print_config,
             end_with_stdin: self.end_with_stdin,
@@ -292,6 +315,8 @@ impl NodeFlags {
             log_format: self.log_format.unwrap_or_default(),
             cache_memory: self.cache_max_memory.map_or(CACHE_MEMORY, |size| size.0),
             client_threads,
+            store_memory: self.store_max_memory.map_or(STORE_MEMORY, |size| size.0 as u64),
+            store_eviction: self.store_eviction.unwrap_or_default(),
             log_level,
             print_config: self.print_config,
             end_with_stdin: self.end_with_stdin,
@@ -422,6 +447,7 @@ impl Config {
             Origin::Joined(members) => ("join", members.join(",")),
         };
         let format = if self.log_format == LogFormat::Json { "json" } else { "text" };
+        let eviction = if self.store_eviction == Eviction::Lru { "lru" } else { "none" };
         let settings = [
             ("node-id", self.node.0.to_string()),
             ("listen", self.listen.to_string()),
@@ -433,6 +459,8 @@ impl Config {
             origin,
             ("cache-max-memory", self.cache_memory.to_string()),
             ("client-threads", self.client_threads.to_string()),
+            ("store-max-memory", self.store_memory.to_string()),
+            ("store-eviction", eviction.to_owned()),
             ("log-format", format.to_owned()),
             ("log-level", self.log_level.clone()),
         ];
@@ -443,14 +471,15 @@ impl Config {
     #[must_use]
     pub fn redis_settings(&self) -> Vec<(String, String)> {
         let mut settings = self.settings();
+        let policy = if self.store_eviction == Eviction::Lru { "allkeys-lru" } else { "noeviction" };
+        settings.push(("maxmemory".to_owned(), self.store_memory.to_string()));
         for (name, value) in [
             // Every write is on stable storage before its answer; there is no snapshot schedule.
             ("save", ""),
             ("appendonly", "yes"),
             ("appendfsync", "always"),
             ("databases", "1"),
-            ("maxmemory", "0"),
-            ("maxmemory-policy", "noeviction"),
+            ("maxmemory-policy", policy),
         ] {
             settings.push((name.to_owned(), value.to_owned()));
         }

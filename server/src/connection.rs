@@ -17,6 +17,8 @@
 //!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
 mod binary;
+mod pushes;
+mod socket;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -31,20 +33,21 @@ use quorate_protocol::frame::{Frame, MAGIC};
 use quorate_protocol::id::ClientSeq;
 use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX, VALUE_MAX};
 use quorate_protocol::op::Op;
-use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::{self, Dialect, RequestDecoder};
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::answers::{Answered, Answerer};
 use crate::clock;
 use crate::driver::Shared;
-use crate::mailbox::Room;
 use crate::outlet::{Out, Outlet};
 use crate::subscriptions::{Change, Subscriptions};
+use crate::tracking::Told;
 use crate::transaction::{Taken, Transaction};
+use pushes::Tracker;
+use socket::{gone, readable};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
@@ -54,10 +57,6 @@ const OUTPUT_FULL: usize = OUTPUT_MAX / 4;
 const OWED_FULL: usize = OUTPUT_MAX / 2;
 /// How long a client that has closed its side waits for its next answer.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a connection that was closed from here is drained, so that the last words are not lost in a reset.
-const LINGER: Duration = Duration::from_secs(1);
-/// Pause between two looks whether a client that is not read has gone.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// How requests come and answers go.
 enum Speech {
@@ -91,6 +90,8 @@ struct Asked {
     change: Option<Box<Change>>,
     /// It asks for the versions of these keys, which are watched from its answer on.
     watch: Option<Box<[Bytes]>>,
+    /// What its answer tells of keys that the client may keep.
+    told: Option<Box<Told>>,
 }
 
 /// See the top of the file.
@@ -113,6 +114,8 @@ pub struct Connection {
     subscriptions: Subscriptions,
     /// Text: what is queued for EXEC.
     transaction: Transaction,
+    /// Text: what it wants to be told of what it keeps.
+    tracker: Tracker,
     /// Binary: unanswered requests, and the way back from correlation ids.
     framed: HashMap<u64, (u64, Cost)>,
     correlations: HashMap<u64, u64>,
@@ -154,6 +157,7 @@ impl Connection {
             asked: VecDeque::new(),
             subscriptions: Subscriptions::default(),
             transaction: Transaction::default(),
+            tracker: Tracker::default(),
             framed: HashMap::new(),
             correlations: HashMap::new(),
             unanswered_bytes: 0,
@@ -171,6 +175,7 @@ impl Connection {
     pub async fn serve(mut self: Box<Self>) {
         let ended = self.talk().await;
         self.shared.outlets.remove(self.number);
+        self.stop_tracking();
         if self.connected {
             self.shared.mailbox.post(Input::Disconnected { conn: self.number }, 64);
         }
@@ -229,26 +234,6 @@ impl Connection {
             && self.unanswered_bytes < PIPELINE_BYTES_MAX
             && self.owed_bytes < OWED_FULL
             && self.write.len() - self.written < OUTPUT_FULL
-    }
-
-    /// Closes this side and lets the client read what was written: closed at once, with bytes of the client
-    /// unread, the connection would be reset and the last words lost.
-    async fn linger(&mut self) {
-        let drain = async {
-            self.stream.shutdown().await?;
-            let mut scratch = Vec::with_capacity(READ);
-            loop {
-                scratch.clear();
-                self.stream.readable().await?;
-                match self.stream.try_read_buf(&mut scratch) {
-                    Ok(0) => return Ok(()),
-                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                    _ => {}
-                }
-            }
-        };
-        // A client that does not close its side in time is none of our concern.
-        let _: Result<io::Result<()>, _> = timeout(LINGER, drain).await;
     }
 
     fn unanswered(&self) -> usize {
@@ -334,7 +319,7 @@ impl Connection {
         let Speech::Text { decoder, dialect } = &self.speech else { return };
         let plain = decoder.is_between() && *dialect != Dialect::Inline && !self.subscriptions.may_push();
         // Between MULTI and EXEC reads are queued like everything else.
-        let plain = plain && !self.transaction.is_open();
+        let plain = plain && !self.transaction.is_open() && !self.tracker.is_on();
         if !plain || self.unanswered() > 0 || resp::peek_get(&self.read).is_none() {
             return;
         }
@@ -376,6 +361,20 @@ impl Connection {
     fn text_request(&mut self, args: &[Bytes], now: Dialect, switch: Option<Dialect>) {
         let weight = args.iter().map(|arg| 32 + arg.len()).sum();
         let command = parse(args);
+        let about_itself = pushes::is_about_client(&command);
+        self.text_command(command, weight, now, switch);
+        if !about_itself && !self.transaction.is_open() {
+            self.tracker.passed();
+        }
+    }
+
+    fn text_command(
+        &mut self,
+        command: Result<Command, Failure>,
+        weight: usize,
+        now: Dialect,
+        switch: Option<Dialect>,
+    ) {
         if let Some(reply) = self.subscriptions.objection(&command, now, switch.is_some()) {
             return self.answer_text(reply, weight, None, false);
         }
@@ -396,7 +395,11 @@ impl Connection {
                 self.answer_text(Reply::error(Code::Err, text), weight, switch, false);
             }
             Ok(Command::Op(op)) => match self.look_up(&op) {
-                Some(reply) => self.answer_text(reply, weight, switch, false),
+                Some(reply) => {
+                    let told = self.tracker.told(&op);
+                    self.answer_text(reply.clone(), weight, switch, false);
+                    self.tell_behind(told, &reply);
+                }
                 None => self.ask_text(Want::Op(op), weight, switch, false),
             },
             Ok(Command::Node(ask)) => self.ask_text(Want::Node(ask), weight, switch, false),
@@ -404,10 +407,17 @@ impl Connection {
                 let text = "client sessions belong to the binary protocol; see docs/protocol.md";
                 self.answer_text(Reply::error(Code::Err, text), weight, switch, false);
             }
+            Ok(Command::Connection(ConnAsk::Track(ask))) => {
+                let reply = self.track(ask, now);
+                self.answer_text(reply, weight, switch, false);
+            }
             Ok(Command::Connection(ask)) => {
                 let last = ask == ConnAsk::Quit;
                 let Answered { reply, dialect } = self.answerer.answer(ask, now);
                 self.answer_text(reply, weight, dialect.or(switch), last);
+                if dialect == Some(Dialect::Resp2) {
+                    self.stop_tracking();
+                }
                 self.closing |= last;
             }
             Err(failure) => self.answer_text(refusal(failure), weight, switch, false),
@@ -433,8 +443,9 @@ impl Connection {
 
     fn ask_text(&mut self, want: Want, bytes: usize, dialect: Option<Dialect>, last: bool) {
         let change = self.subscriptions.ask(&want);
+        let told = if let Want::Op(op) = &want { self.tracker.told(op) } else { None };
         let (id, cost) = self.ask(want, None, None, bytes);
-        self.asked.push_back(Asked { id, cost, dialect, last, change, watch: None });
+        self.asked.push_back(Asked { id, cost, dialect, last, change, watch: None, told });
     }
 
     fn ask(
@@ -495,6 +506,7 @@ impl Connection {
             match out {
                 Out::Reply(id, reply) => self.answered(id, reply),
                 Out::Push(delivery) => self.pushed(delivery),
+                Out::Stale(stale) => self.push_stale(stale),
                 Out::Close(reason) => self.close(&reason),
             }
         }
@@ -521,6 +533,7 @@ impl Connection {
                 reply = self.transaction.watching(&keys, reply);
             }
             self.write_text(asked.dialect, &reply);
+            self.tell_behind(asked.told, &reply);
             self.closing |= asked.last;
         }
     }
@@ -531,38 +544,6 @@ impl Connection {
             *dialect = switch;
         }
         resp::encode(*dialect, reply, &mut self.write);
-    }
-
-    fn pushed(&mut self, delivery: Delivery) {
-        let Delivery { topic, id, attempt, body } = delivery;
-        let values = vec![
-            Reply::text("message"),
-            Reply::Bulk(topic),
-            Reply::int(id),
-            Reply::int(u64::from(attempt)),
-            Reply::Bulk(body),
-        ];
-        match &self.speech {
-            // A former leader's last words, after UNSUB: the message comes back when its lease ends.
-            Speech::Text { dialect, .. } if !dialect.has_pushes() => {}
-            Speech::Text { dialect, .. } => resp::encode_push(*dialect, &values, &mut self.write),
-            Speech::Binary => Frame::Push { reply: Reply::Array(values) }.encode(&mut self.write),
-            Speech::Unknown => {}
-        }
-    }
-
-    /// The engine has closed the connection: what is unanswered will not be.
-    fn close(&mut self, reason: &str) {
-        if matches!(self.speech, Speech::Binary) {
-            self.goodbye(reason);
-        } else {
-            self.write_text(None, &Reply::error(Code::Err, reason));
-        }
-        self.asked.clear();
-        self.framed.clear();
-        self.waiting = 0;
-        self.closing = true;
-        self.connected = false;
     }
 }
 
@@ -581,22 +562,5 @@ fn read_once(stream: &TcpStream, room: &mut BytesMut) -> io::Result<usize> {
     match asked {
         Err(error) if found == 0 => Err(error),
         _ => Ok(found),
-    }
-}
-
-/// Waits for room in the mailbox, then for bytes.
-async fn readable(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
-    shared.mailbox.room(Room::Work).await;
-    stream.readable().await
-}
-
-/// Waits until the client has closed its side, without reading. Looks now and then: the bytes that are not
-/// read would wake it for ever.
-async fn gone(stream: &TcpStream) -> io::Result<()> {
-    loop {
-        sleep(LOOK).await;
-        if stream.ready(Interest::READABLE).await?.is_read_closed() {
-            return Ok(());
-        }
     }
 }

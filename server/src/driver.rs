@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use quorate_engine::effect::{Effect, Effects, Input, Level, Side, TICK};
-use quorate_engine::engine::Engine;
+use quorate_engine::engine::{Counts, Engine};
 use quorate_protocol::id::GroupId;
+use quorate_protocol::limits::TRACKED_MAX;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +24,7 @@ use crate::mailbox::{Mailbox, Taken};
 use crate::outlet::{Out, Outlets};
 use crate::peers::Peers;
 use crate::peers::book::Book;
+use crate::tracking::{Pushes, Tracking};
 use crate::view::View;
 
 /// What the engine's thread shares with the rest of the node.
@@ -37,12 +40,18 @@ pub struct Shared {
     pub book: Book,
     /// What is read without asking the engine.
     pub view: View,
+    /// What clients keep themselves.
+    pub tracking: Tracking,
     /// Cancelled when the node is told to stop: no new clients.
     pub leaving: CancellationToken,
     /// The engine was told, and leads nothing any more.
     pub resigned: Notify,
     /// Cancelled when the node stops: no new requests either.
     pub stopping: CancellationToken,
+    /// What the engine has counted by its last tick.
+    pub counts: Arc<Mutex<Counts>>,
+    /// Commits of the journal that are on stable storage, each of them one sync or more.
+    pub commits: AtomicU64,
     /// Connections that there have been.
     conns: AtomicU64,
 }
@@ -51,7 +60,8 @@ impl Shared {
     /// Of a node that reads from this view.
     #[must_use]
     pub fn new(view: View) -> Self {
-        Self { view, ..Self::default() }
+        let tracking = Tracking::new(view.partitions(), TRACKED_MAX);
+        Self { view, tracking, ..Self::default() }
     }
 
     /// The number of a new connection. 0 is the node's own.
@@ -66,6 +76,7 @@ pub struct DiskListener(pub Arc<Shared>);
 
 impl Listener for DiskListener {
     fn durable(&self, seq: u64) {
+        self.0.commits.fetch_add(1, Ordering::Relaxed);
         self.0.mailbox.post_urgent(Input::Persisted(seq), 0);
     }
 
@@ -115,12 +126,15 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
             resigning |= matches!(input, Input::Resign);
             engine.step(now, input, &mut fx);
         }
+        let mut pushes = Pushes::new();
         if now.mono >= next_tick {
+            shared.tracking.tick(now.mono, &mut pushes);
+            *shared.counts.lock() = engine.counts();
             next_tick = (next_tick + TICK).max(now.mono);
             engine.step(now, Input::Tick, &mut fx);
         }
         engine.step(now, Input::EndOfTurn, &mut fx);
-        perform(&mut fx, shared, &disk, &mut evicted);
+        perform(&mut fx, shared, &disk, &mut evicted, pushes);
         if resigning && engine.is_idle() {
             shared.resigned.notify_one();
         }
@@ -133,8 +147,16 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
     }
 }
 
-fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread, evicted: &mut Vec<(GroupId, Bytes)>) {
+/// `pushes`: what clients are to be told first.
+fn perform(
+    fx: &mut Effects,
+    shared: &Shared,
+    disk: &SyncThread,
+    evicted: &mut Vec<(GroupId, Bytes)>,
+    mut pushes: Pushes,
+) {
     let mut touched = Vec::new();
+    shared.outlets.add_stale(&mut pushes, &mut touched);
     for effect in fx.drain(..) {
         match effect {
             Effect::Persist(batch) => disk.submit(batch),
@@ -156,7 +178,14 @@ fn perform(fx: &mut Effects, shared: &Shared, disk: &SyncThread, evicted: &mut V
             Effect::Push { conn, delivery } => shared.outlets.add(conn, Out::Push(delivery), &mut touched),
             Effect::Close { conn, reason } => shared.outlets.add(conn, Out::Close(reason), &mut touched),
             Effect::Members(members) => shared.book.learn(members),
-            Effect::Cache(effect) => shared.view.apply(effect, evicted),
+            Effect::Cache(effect) => {
+                shared.tracking.apply(&shared.view, effect, evicted, &mut pushes);
+                shared.outlets.add_stale(&mut pushes, &mut touched);
+            }
+            Effect::Track(effect) => {
+                shared.tracking.told(effect, &mut pushes);
+                shared.outlets.add_stale(&mut pushes, &mut touched);
+            }
             Effect::Log(Level::Debug, line) => tracing::debug!("{line}"),
             Effect::Log(Level::Info, line) => tracing::info!("{line}"),
             Effect::Log(Level::Warn, line) => tracing::warn!("{line}"),

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::answers::Desk;
-use crate::config::{Config, Origin};
+use crate::config::{Config, Eviction, Origin};
 use crate::driver::{self, DiskListener, Shared};
 use crate::founded::founded;
 use crate::journal::{DataDir, Founding, SyncThread};
@@ -51,7 +51,9 @@ pub fn run(config: &Config) -> Result<(), String> {
         client_address: config.advertise.clone(),
         peer_address: config.peer_advertise.clone(),
     };
-    let desk = Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings()));
+    let counts = Arc::clone(&shared.counts);
+    let desk =
+        Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings(), counts));
     tracing::info!(
         "node {} starts (boot {}): clients {}, peers {}, admin {}, data {}",
         config.node.0,
@@ -62,8 +64,7 @@ pub fn run(config: &Config) -> Result<(), String> {
         dir.path().display(),
     );
     let seed = me.meta.cluster.0;
-    let engine_config = EngineConfig::new(seed, config.advertise.clone());
-    let engine = Engine::new(clock::now(), engine_config, recovered);
+    let engine = Engine::new(clock::now(), engine_config(config, seed), recovered);
     let data = dir.path().to_owned();
     let disk = SyncThread::start(dir, journal, DiskListener(Arc::clone(&shared)));
     let thread = {
@@ -81,6 +82,7 @@ pub fn run(config: &Config) -> Result<(), String> {
         let room = listen::room();
         tokio::spawn(peers::accept_all(ports.peer, room.peers, me, Arc::clone(&shared)));
         let tasks = TaskTracker::new();
+        tokio::spawn(admin::serve(ports.admin, room.admin, Arc::clone(&shared), Arc::clone(&desk)));
         tokio::spawn(listen::accept_all(
             ports.client,
             room,
@@ -89,7 +91,6 @@ pub fn run(config: &Config) -> Result<(), String> {
             tasks.clone(),
             Arc::clone(&loops),
         ));
-        tokio::spawn(admin::serve(ports.admin, room.admin, Arc::clone(&shared)));
         until_told(config.end_with_stdin).await;
         tracing::info!("node {} stops", config.node.0);
         shared.leaving.cancel();
@@ -107,6 +108,14 @@ pub fn run(config: &Config) -> Result<(), String> {
     let _ = thread.join();
     runtime.shutdown_background();
     Ok(())
+}
+
+fn engine_config(config: &Config, seed: u64) -> EngineConfig {
+    EngineConfig {
+        store_memory: config.store_memory,
+        store_evicts: config.store_eviction == Eviction::Lru,
+        ..EngineConfig::new(seed, config.advertise.clone())
+    }
 }
 
 /// What the data directory is to be, and the members that are known beyond its founders. A node without data asks

@@ -12,6 +12,8 @@ use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
 use tokio::sync::Notify;
 
+use crate::tracking::{Pushes, Stale};
+
 /// Something to be written to a client.
 #[derive(Debug)]
 pub enum Out {
@@ -19,6 +21,8 @@ pub enum Out {
     Reply(u64, Reply),
     /// A message of a subscription.
     Push(Delivery),
+    /// What the client is to drop of what it keeps.
+    Stale(Stale),
     /// The last thing: why the connection is closed.
     Close(String),
 }
@@ -41,6 +45,10 @@ impl Outlet {
     /// Adds something; wakes nobody yet.
     pub fn add(&self, out: Out) {
         let mut waiting = self.waiting.lock();
+        let all = |out: &Out| matches!(out, Out::Stale(Stale::All));
+        if all(&out) && waiting.outs.last().is_some_and(all) {
+            return;
+        }
         waiting.bytes += weight(&out);
         if waiting.bytes > OUTPUT_MAX {
             waiting.cut = true;
@@ -74,6 +82,8 @@ fn weight(out: &Out) -> usize {
     64 + match out {
         Out::Reply(_, reply) => reply.weight(),
         Out::Push(delivery) => delivery.weight(),
+        Out::Stale(Stale::Keys(keys)) => keys.iter().map(|key| 32 + key.len()).sum(),
+        Out::Stale(Stale::All) => 0,
         Out::Close(reason) => reason.len(),
     }
 }
@@ -100,6 +110,13 @@ impl Outlets {
         outlet.add(out);
         if !touched.last().is_some_and(|last| Arc::ptr_eq(last, outlet)) {
             touched.push(Arc::clone(outlet));
+        }
+    }
+
+    /// Tells clients what to drop.
+    pub fn add_stale(&self, pushes: &mut Pushes, touched: &mut Vec<Arc<Outlet>>) {
+        for (conn, stale) in pushes.drain(..) {
+            self.add(conn, Out::Stale(stale), touched);
         }
     }
 }

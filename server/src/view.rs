@@ -13,15 +13,16 @@
 //! generation, new end. So whoever reads a new end sees the new generation, and takes no line of an old one for valid.
 
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lru::LruCache;
-use parking_lot::Mutex;
 use quorate_engine::effect::CacheEffect;
 use quorate_protocol::id::GroupId;
 use quorate_protocol::limits::{CACHE_MEMORY, PARTITIONS};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+// Not `crate::`: the tests compile this file with a `sync` of their own.
+use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// Parts that are locked apart.
 const SHARDS: usize = 64;
@@ -44,7 +45,7 @@ struct Line {
 
 /// Hashes a key in one go.
 #[derive(Debug, Clone, Copy, Default)]
-struct KeyHasher(u64);
+pub(crate) struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -137,13 +138,43 @@ impl View {
         true
     }
 
-    fn look<'a>(&self, shard: &'a mut Shard, key: &[u8], now: u64) -> Option<&'a Option<Bytes>> {
-        let line = shard.lines.get(key)?;
-        let lease = self.leases.get(line.group.slot())?;
+    /// Until when at the most this node may show a key with just this value, if it may at `now`. Counts for nothing else.
+    #[must_use]
+    pub fn shows(&self, key: &[u8], value: Option<&Bytes>, now: u64) -> Option<u64> {
+        let shard = self.shard(key).lock();
+        let line = shard.lines.peek(key).filter(|line| self.is_valid(line, now))?;
+        (line.value.as_ref() == value).then_some(line.until)
+    }
+
+    /// Whether there is a line of a key, valid or not, with another value.
+    #[must_use]
+    pub fn holds_other(&self, key: &[u8], value: Option<&Bytes>) -> bool {
+        self.shard(key).lock().lines.peek(key).is_some_and(|line| line.value.as_ref() != value)
+    }
+
+    /// The generation of a group's lines.
+    #[must_use]
+    pub fn generation(&self, group: GroupId) -> u64 {
+        self.leases[group.slot()].generation.load(Ordering::Acquire)
+    }
+
+    /// For how many partitions it was made.
+    #[must_use]
+    pub fn partitions(&self) -> u16 {
+        u16::try_from(self.leases.len() - 1).expect("limits.rs bounds the partitions")
+    }
+
+    fn is_valid(&self, line: &Line, now: u64) -> bool {
+        let Some(lease) = self.leases.get(line.group.slot()) else { return false };
         // In this order: see the top of the file.
         let until = lease.until.load(Ordering::Acquire);
         let valid = lease.generation.load(Ordering::Acquire) == line.generation;
-        (valid && now < until && now < line.until).then_some(&line.value)
+        valid && now < until && now < line.until
+    }
+
+    fn look<'a>(&self, shard: &'a mut Shard, key: &[u8], now: u64) -> Option<&'a Option<Bytes>> {
+        let line = shard.lines.get(key)?;
+        self.is_valid(line, now).then_some(&line.value)
     }
 
     /// Does what the engine wants done. What made room for others is added to `evicted`.
@@ -191,6 +222,12 @@ impl View {
     /// Of what was evicted, what has not come back since.
     pub fn keep_gone(&self, evicted: &mut Vec<(GroupId, Bytes)>) {
         evicted.retain(|(_, key)| !self.shard(key).lock().lines.contains(key));
+    }
+
+    /// What lines may take; bytes.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.shard_max * SHARDS
     }
 
     /// What has been counted.

@@ -34,6 +34,8 @@ pub enum Bug {
     StaleReads,
     /// `-TRYAGAIN` for what was proposed.
     DishonestCode,
+    /// `-OOM` for what was proposed.
+    DishonestOom,
     /// NX, XX and IFVER hold whatever the key is.
     ConditionsIgnored,
     /// A DEL is answered and not done.
@@ -90,6 +92,14 @@ pub enum Bug {
     PurgedUnbrought,
     /// What depends on an owned line does not wait for its owner.
     OwnedReadOpen,
+    /// A client is not told that a line has gone of whose value it keeps a copy.
+    PushMissed,
+    /// A client may keep what it was answered, whether the node holds it or not.
+    KeptUnseen,
+    /// A node does not tell its clients of the writes that it hears of.
+    NewsMissed,
+    /// Whoever misses a key is to fill it.
+    AllLead,
 }
 
 impl Bug {
@@ -135,6 +145,7 @@ impl Bug {
                 plan.lossy = true;
                 plan.fault_every = plan.fault_every.min(100_000);
             }
+            Self::PushMissed | Self::KeptUnseen | Self::NewsMissed => plan.read_much(),
             Self::MissedInvalidation | Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => {
                 plan.read_much();
             }
@@ -195,6 +206,7 @@ impl Bug {
             Self::OrderBroken => faults.order_broken_behind_refusal = true,
             Self::StaleReads => faults.stale_reads = true,
             Self::DishonestCode => faults.honest_codes_broken = true,
+            Self::DishonestOom => faults.full_lies = true,
             Self::ConditionsIgnored => faults.store.conditions_ignored = true,
             Self::LostDelete => faults.store.lost_delete = true,
             Self::HalfMulti => faults.store.half_multi = true,
@@ -221,9 +233,11 @@ impl Bug {
             Self::AbsorbedLate => faults.cache.absorbed_late = true,
             Self::PurgedUnbrought => faults.cache.purged_unbrought = true,
             Self::OwnedReadOpen => faults.cache.owned_read_open = true,
+            Self::NewsMissed => faults.cache.news_missed = true,
+            Self::AllLead => faults.cache.all_lead = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
-            Self::RecycledRecord | Self::VoteForgotten => {}
+            Self::RecycledRecord | Self::VoteForgotten | Self::PushMissed | Self::KeptUnseen => {}
         }
     }
 

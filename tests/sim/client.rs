@@ -12,8 +12,10 @@ use quorate_engine::effect::{Input, Request, Want};
 use quorate_protocol::id::{ClientId, ClientSeq};
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::{Code, Reply};
+use quorate_server::tracking::{Stale, Told};
 
 use super::history::Outcome;
+use super::tracked::Keeper;
 use super::workload::{Mind, Profile};
 use super::world::{Event, World};
 
@@ -33,6 +35,8 @@ pub enum ForClient {
     Reply(u64, Reply),
     /// A message of a subscription.
     Push(Delivery),
+    /// What it is to drop of what it keeps.
+    Stale(Stale),
     /// The connection has ended.
     Closed,
 }
@@ -40,10 +44,12 @@ pub enum ForClient {
 /// A client connection.
 #[derive(Debug)]
 pub struct Conn {
-    client: usize,
+    /// Whose it is.
+    pub client: usize,
     /// The node at its other end.
     pub node: usize,
-    counter: Option<u64>,
+    /// Its number there, once it is accepted.
+    pub counter: Option<u64>,
     ordered: bool,
     client_open: bool,
     server_open: bool,
@@ -51,6 +57,8 @@ pub struct Conn {
     due: [u64; 2],
     /// Requests that the node has heard and not answered.
     unanswered: BTreeSet<u64>,
+    /// What the answers to some of them tell of keys that the client may keep.
+    pub told: BTreeMap<u64, Box<Told>>,
 }
 
 /// What a request on the present connection was.
@@ -71,6 +79,8 @@ pub struct Client {
     pub conn: Option<u64>,
     /// What it knows of the cluster's locks and messages.
     pub mind: Mind,
+    /// What it keeps of what it has read, if it does.
+    pub keeper: Option<Keeper>,
     /// When it last connected.
     since: u64,
     asked: BTreeMap<u64, (Asked, u64)>,
@@ -90,6 +100,7 @@ impl Client {
             ordered,
             conn: None,
             mind: Mind::default(),
+            keeper: None,
             since: 0,
             asked: BTreeMap::new(),
             next_request: 1,
@@ -115,6 +126,7 @@ impl World {
             let profile = self.plan.only.unwrap_or(profile);
             let ordered = self.client_rng.chance(550);
             self.clients.push(Client::new(profile, ordered));
+            self.clients[client].keeper = Keeper::of(client, ordered);
             let at = 300_000 + self.client_rng.below(700_000);
             self.schedule(at, Event::Think { client });
         }
@@ -180,6 +192,7 @@ impl World {
             server_open: false,
             due: [self.time; 2],
             unanswered: BTreeSet::new(),
+            told: BTreeMap::new(),
         };
         client.conn = Some(id);
         client.since = self.time;
@@ -213,7 +226,8 @@ impl World {
         self.schedule(at, Event::ToServer { conn, what });
     }
 
-    fn send_to_client(&mut self, conn: u64, delay: u64, what: ForClient) {
+    /// Something goes to a client, behind everything that went before.
+    pub fn send_to_client(&mut self, conn: u64, delay: u64, what: ForClient) {
         let delay = 40 + self.client_rng.below(300) + delay;
         let state = self.conns.get_mut(&conn).expect("connections are never forgotten");
         state.due[1] = state.due[1].max(self.time + delay);
@@ -291,6 +305,7 @@ impl World {
                 conn.server_open = true;
                 let ordered = conn.ordered;
                 self.nodes[node].conns.insert(counter, id);
+                self.begin_tracking(node, id, counter);
                 self.post(node, Input::Connected { conn: counter, ordered });
             }
             ForServer::Connect => self.send_to_client(id, 0, ForClient::Closed),
@@ -299,6 +314,8 @@ impl World {
                 let (name, turn) = (self.nodes[node].id.0, self.nodes[node].turns);
                 for (request, operation) in &requests {
                     conn.unanswered.insert(request.id);
+                    let keeper = self.clients[conn.client].keeper.as_ref();
+                    conn.told.extend(keeper.and_then(|keeper| keeper.told(request)));
                     if let Some(operation) = operation {
                         self.checks.history.heard(*operation, name, counter, request.id, turn);
                     }
@@ -313,6 +330,7 @@ impl World {
                 conn.server_open = false;
                 let counter = conn.counter.expect("an accepted connection has one");
                 self.nodes[node].conns.remove(&counter);
+                self.end_tracking(node, counter);
                 self.post(node, Input::Disconnected { conn: counter });
             }
             ForServer::Requests(_) | ForServer::Gone => {}
@@ -354,7 +372,9 @@ impl World {
             );
             return self.fail("connection order", text);
         }
-        self.send_to_client(id, 0, ForClient::Reply(request, reply));
+        let told = conn.told.remove(&request);
+        self.send_to_client(id, 0, ForClient::Reply(request, reply.clone()));
+        self.tell_behind(at, id, told, &reply);
     }
 
     /// A node hands a message to a subscriber.
@@ -414,6 +434,7 @@ impl World {
         match what {
             ForClient::Reply(request, reply) => self.answered(at, request, reply),
             ForClient::Push(delivery) => self.took(at, delivery),
+            ForClient::Stale(stale) => self.drop_kept(at, &stale),
             ForClient::Closed => self.connection_ended(at),
         }
     }
@@ -425,6 +446,7 @@ impl World {
         self.conns.get_mut(&id).expect("connections are never forgotten").client_open = false;
         client.ready = false;
         client.mind.connection_ended();
+        client.keeper.iter_mut().for_each(Keeper::connection_ended);
         let asked = std::mem::take(&mut client.asked);
         let ordered = client.ordered;
         self.trace.note(self.time, &[14, at as u64], || format!("client {at} has lost connection {id}"));
@@ -442,6 +464,7 @@ impl World {
         match asked {
             Asked::Session => self.session_answered(at, &reply),
             Asked::Operation(id) if self.clients[at].ordered => {
+                self.keep_answer(at, id, &reply);
                 let outcome = conclude(reply, self.checks.history.get(id).maybe);
                 self.concluded(at, id, outcome);
             }
@@ -500,8 +523,8 @@ impl World {
 fn conclude(reply: Reply, maybe: bool) -> Outcome {
     match reply.failure().map(|failure| failure.code) {
         Some(Code::InDoubt) => Outcome::Unknown,
-        Some(code) if code.never_proposed() && maybe => Outcome::Unknown,
-        Some(code) if code.never_proposed() => Outcome::Refused(code),
+        Some(code) if code.turned_away() && maybe => Outcome::Unknown,
+        Some(code) if code.turned_away() => Outcome::Refused(code),
         _ => Outcome::Answered(reply),
     }
 }

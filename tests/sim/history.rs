@@ -11,9 +11,10 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use quorate_engine::batch::Logged;
 use quorate_protocol::id::{ClientId, GroupId, LogPos};
-use quorate_protocol::op::Op;
+use quorate_protocol::op::{Commands, Multi, Op};
 use quorate_protocol::peer::Work;
 use quorate_protocol::reply::{Code, Reply};
 
@@ -75,6 +76,24 @@ pub struct Record {
 }
 
 impl Record {
+    fn new(id: u64, client: usize, op: Op) -> Self {
+        Self {
+            id,
+            client,
+            op,
+            ordered: false,
+            session: None,
+            conn: 0,
+            request: 0,
+            invoked: 0,
+            heard: 0,
+            ended: u64::MAX,
+            outcome: Outcome::Open,
+            maybe: false,
+            places: Vec::new(),
+        }
+    }
+
     /// The reply, if it was answered.
     #[must_use]
     pub fn reply(&self) -> Option<&Reply> {
@@ -106,8 +125,11 @@ pub struct History {
     /// (node, connection counter, request) → operations, oldest boot first.
     by_asker: BTreeMap<(u64, u64, u64), Vec<u64>>,
     by_session: BTreeMap<(ClientId, u64), u64>,
+    /// What leaders have evicted: of a key the version that it had, as a command that removes it if that is its version
+    /// still, and that took effect when a replica applied it first.
+    pub evictions: Vec<Record>,
     /// Key → the version that its newest SET or INCR in the log has given it.
-    pub versions: BTreeMap<bytes::Bytes, u64>,
+    pub versions: BTreeMap<Bytes, u64>,
 }
 
 impl History {
@@ -115,6 +137,13 @@ impl History {
     #[must_use]
     pub fn records(&self) -> &[Record] {
         &self.records
+    }
+
+    /// Keys that leaders have evicted, and writes that were refused for want of room.
+    #[must_use]
+    pub fn short_of_room(&self) -> [usize; 2] {
+        let refused = |record: &&Record| record.outcome == Outcome::Refused(Code::Oom);
+        [self.evictions.len(), self.records.iter().filter(refused).count()]
     }
 
     /// The number of the next operation.
@@ -126,21 +155,7 @@ impl History {
     /// A client asks.
     pub fn invoke(&mut self, client: usize, op: Op, ordered: bool, time: u64) -> u64 {
         let id = self.next_id();
-        self.records.push(Record {
-            id,
-            client,
-            op,
-            ordered,
-            session: None,
-            conn: 0,
-            request: 0,
-            invoked: time,
-            heard: 0,
-            ended: u64::MAX,
-            outcome: Outcome::Open,
-            maybe: false,
-            places: Vec::new(),
-        });
+        self.records.push(Record { ordered, invoked: time, ..Record::new(id, client, op) });
         id
     }
 
@@ -176,8 +191,23 @@ impl History {
         }
     }
 
+    fn evicted(&mut self, (key, version): &(Bytes, u64), place: Place) {
+        let commands = Commands(vec![Op::GetDel(key.clone())]);
+        let op = Op::Multi(Multi { watched: vec![(key.clone(), *version)], commands }.into());
+        self.evictions.push(Record {
+            invoked: place.time,
+            ended: place.time,
+            outcome: Outcome::Answered(Reply::Array(Vec::new())),
+            places: vec![place],
+            ..Record::new(0, 0, op)
+        });
+    }
+
     /// A command was applied somewhere for the first time.
     pub fn applied(&mut self, logged: &Logged, place: Place) {
+        if let Work::Evict(lines) = &logged.work {
+            return lines.iter().for_each(|line| self.evicted(line, place));
+        }
         let Work::Op(op) = &logged.work else { return };
         let asker = &logged.asker;
         let key = (asker.conn.node.0, asker.conn.number(), asker.request);

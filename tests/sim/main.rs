@@ -59,11 +59,13 @@ fn main() -> ExitCode {
         operations += report.operations;
         played += 1;
         println!(
-            "seed {seed}: trace {:016x}, {} operations, {} cache hits, {} writes taken on, {} simulated seconds",
+            "seed {seed}: trace {:016x}, {} operations, {} cache hits, {} writes taken on, {} evictions, {} out of memory, {} simulated seconds",
             report.hash,
             report.operations,
             report.hits,
             report.absorbed,
+            report.room[0],
+            report.room[1],
             report.simulated / 1_000_000
         );
         report.lines.iter().for_each(|line| println!("{line}"));

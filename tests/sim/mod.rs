@@ -21,6 +21,7 @@ pub mod rest;
 pub mod rng;
 pub mod saver;
 pub mod trace;
+pub mod tracked;
 pub mod workload;
 pub mod world;
 
@@ -43,6 +44,8 @@ pub struct Report {
     pub hits: u64,
     /// Writes that nodes acknowledged by themselves, as far as they lived to the end.
     pub absorbed: u64,
+    /// Keys that leaders have evicted, and writes that were refused for want of room.
+    pub room: [usize; 2],
     /// How much time passed in the world, in microseconds.
     pub simulated: u64,
     /// What was not as promised.
@@ -72,6 +75,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
             .filter_map(|node| node.engine.as_ref())
             .map(|engine| engine.write_backs().absorbed)
             .sum(),
+        room: world.checks.history.short_of_room(),
         simulated: world.time,
         violation: world.checks.violation.clone(),
         lines: world.trace.lines(),

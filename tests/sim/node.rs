@@ -13,6 +13,8 @@ use quorate_engine::effect::{Input, TICK};
 use quorate_engine::engine::Engine;
 use quorate_engine::journal::{File, Io, Journal, Persist, Recovered, found, read_meta, recover};
 use quorate_protocol::id::{GroupId, NodeId};
+use quorate_protocol::limits::TRACKED_MAX;
+use quorate_server::tracking::{Pushes, Tracking};
 use quorate_server::view::View;
 
 use super::background::Background;
@@ -69,6 +71,8 @@ pub struct Node {
     pub engine: Option<Engine>,
     /// What its connections read without asking the engine.
     pub view: View,
+    /// What its clients keep.
+    pub tracking: Tracking,
     /// What the view has dropped and the engine has not heard of.
     pub evicted: Vec<(GroupId, Bytes)>,
     /// Its clock.
@@ -110,6 +114,7 @@ impl Node {
             state: State::Down,
             engine: None,
             view: View::new(0, 0),
+            tracking: Tracking::new(0, 0),
             evicted: Vec::new(),
             clock: Clock::new(&mut rng),
             disk: Disk::new(Rng::new(seed, 200 + id.0)),
@@ -197,12 +202,15 @@ impl World {
         }
         inputs.append(&mut node.urgent);
         inputs.append(&mut node.work);
+        let mut pushes = Pushes::new();
         if now.mono >= node.next_tick {
+            node.tracking.tick(now.mono, &mut pushes);
             node.next_tick = (node.next_tick + TICK).max(now.mono);
             inputs.push(Input::Tick);
         }
         inputs.push(Input::EndOfTurn);
         let next_tick = node.clock.when(node.next_tick);
+        self.tell_stale(at, pushes);
         if let Some(effects) = self.step(at, now, inputs) {
             self.perform(at, effects);
             self.observe(at);
@@ -377,9 +385,11 @@ impl World {
         let now = self.nodes[at].clock.read(self.time);
         let config = self.plan.config(self.nodes[at].id);
         let view = View::new(recovered.meta.partitions, self.plan.cache_memory);
+        let tracking = Tracking::new(recovered.meta.partitions, TRACKED_MAX);
         let engine = self.guard(at, || Engine::new(now, config, recovered));
         let node = &mut self.nodes[at];
         node.view = view;
+        node.tracking = tracking;
         node.evicted.clear();
         node.engine = engine;
         node.state = State::Up;

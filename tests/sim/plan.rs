@@ -80,13 +80,18 @@ pub struct Plan {
     pub pipeline: usize,
     /// Bytes of the lines that a node keeps.
     pub cache_memory: usize,
+    /// Bytes that the keys of a partition may take, so that they are refused; none: more than there will be.
+    pub store_max: Option<u64>,
+    /// Keys make room for others instead.
+    pub store_evicts: bool,
     /// Bytes of a journal segment.
     segment: u64,
     /// Bytes of log before a snapshot is taken.
     log_floor: u64,
     /// Commands in flight above which a group says `-BUSY`, so that refusals happen at all.
     small_in_flight: Option<usize>,
-    bug: Option<Bug>,
+    /// The deliberate bug that is to be seen.
+    pub bug: Option<Bug>,
 }
 
 impl Plan {
@@ -124,6 +129,8 @@ impl Plan {
             only: None,
             pipeline: rng.pick(&[1, 2, 4, 8]),
             cache_memory: rng.pick(&[0, 64 * 400, 1 << 20, 1 << 20]),
+            store_max: None,
+            store_evicts: false,
             segment: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
             log_floor: 64 << 20,
             small_in_flight: rng.chance(300).then(|| rng.index(10) + 1),
@@ -156,6 +163,8 @@ impl Plan {
         self.full_disks = rng.chance(250);
         self.stops = rng.chance(300);
         self.saves = rng.chance(400);
+        self.store_max = rng.chance(350).then(|| rng.between(300..2000));
+        self.store_evicts = rng.chance(500);
     }
 
     /// Machines go off, snapshots are taken often, and, if it is asked for, bits flip.
@@ -227,6 +236,10 @@ impl Plan {
     pub fn config(&self, node: NodeId) -> Config {
         let mut config = Config::new(self.seed, format!("client-{}", node.0));
         config.log_floor = self.log_floor;
+        if let Some(max) = self.store_max {
+            config.store_memory = max * u64::from(self.partitions);
+        }
+        config.store_evicts = self.store_evicts;
         config.faults.small_in_flight = self.small_in_flight;
         if let Some(bug) = self.bug {
             bug.put_into_engine(&mut config.faults);

@@ -9,7 +9,7 @@ use quorate_protocol::op::{Ack, DEAD_LETTERS, Expiry, Fetch, Op, Receipt};
 use quorate_protocol::reply::Reply;
 
 use super::history::Outcome;
-use super::workload::{BACKS, COUNTERS, DEAD, LOCKS, REGISTERS, TOPICS, message_of, name};
+use super::workload::{BACKS, COUNTERS, DEAD, FILLED, LOCKS, REGISTERS, TOPICS, message_of, name};
 use super::world::World;
 
 /// How long clients may take to come to their end.
@@ -28,6 +28,9 @@ impl World {
                 return false;
             }
         }
+        if !self.what_is_kept_is_current() {
+            return false;
+        }
         for at in 0..self.clients.len() {
             if !self.clients[at].is_idle() {
                 let text = format!("client {at} has unanswered requests a minute after all was put right");
@@ -44,6 +47,11 @@ impl World {
         let auditor = self.add_auditor();
         for register in 0..REGISTERS {
             if self.inquire(auditor, Op::Get(name("r", register))).is_none() {
+                return false;
+            }
+        }
+        for filled in 0..FILLED {
+            if self.inquire(auditor, Op::Get(name("rf", filled))).is_none() {
                 return false;
             }
         }

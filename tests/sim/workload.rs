@@ -9,8 +9,8 @@
 use bytes::Bytes;
 use quorate_protocol::id::Index;
 use quorate_protocol::op::{
-    Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fetch, Incr, Lock, MSet, Multi, Nack, Only, Op, Pub,
-    QSet, Receipt, Renew, Set, SetBack, Sub, Ttl, Unlock, When,
+    Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fetch, FillV, Incr, Lock, MSet, Multi, Nack, Only,
+    Op, Pub, QSet, Receipt, Renew, Set, SetBack, Sub, Ttl, Unlock, When,
 };
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
@@ -26,6 +26,8 @@ pub const PAIR: [&str; 2] = ["r8{pair}", "r9{pair}"];
 pub const COUNTERS: u64 = 2;
 /// Keys that are written back.
 pub const BACKS: u64 = 3;
+/// Keys that one of those who miss them fills. Their values are compared too.
+pub const FILLED: u64 = 2;
 /// Locks.
 pub const LOCKS: u64 = 3;
 /// Topics.
@@ -92,6 +94,8 @@ pub struct Mind {
     received: Vec<(Bytes, u64, u32)>,
     subscribed: Vec<Bytes>,
     published: Vec<Pub>,
+    /// Keys that it is to fill.
+    leads: Vec<Bytes>,
 }
 
 impl Mind {
@@ -115,6 +119,14 @@ impl World {
             Profile::Mixed => self.client_rng.pick(&[Profile::Keys, Profile::Locks, Profile::Queues]),
             profile => profile,
         };
+        let of_keys = matches!(profile, Profile::Keys | Profile::Readers);
+        if of_keys
+            && self.client_rng.chance(600)
+            && let Some(key) = self.clients[at].mind.leads.pop()
+        {
+            let (value, when) = (name("v", self.checks.history.next_id()), When::Version(0));
+            return Some(Op::Set(Set { key, value, when, expiry: Expiry::Never, get: false }));
+        }
         match profile {
             Profile::Keys => Some(self.next_key_op()),
             Profile::Readers if self.client_rng.chance(900) => Some(self.next_read()),
@@ -143,7 +155,8 @@ impl World {
 
     fn next_read(&mut self) -> Op {
         let id = self.checks.history.next_id();
-        match self.client_rng.below(6) {
+        match self.client_rng.below(7) {
+            6 => self.next_fill(),
             0 => Op::Get(name("n", self.client_rng.below(COUNTERS))),
             1 => Op::Get(name("t", id.saturating_sub(self.client_rng.below(60)))),
             _ => Op::Get(name("r", self.client_rng.below(REGISTERS))),
@@ -153,7 +166,12 @@ impl World {
     fn next_key_op(&mut self) -> Op {
         let id = self.checks.history.next_id();
         let key = name("r", self.client_rng.below(REGISTERS));
-        match self.client_rng.below(30) {
+        match self.client_rng.below(34) {
+            30..=32 => self.next_fill(),
+            33 => {
+                let filled = self.client_rng.below(FILLED);
+                Op::Del(vec![name("rf", filled), format!("{{rf{filled}}}{id}").into()])
+            }
             24 => Op::Append(Append { key, value: format!("+{id}").into() }),
             25 => {
                 let other = name("r", self.client_rng.below(REGISTERS));
@@ -189,6 +207,11 @@ impl World {
             22 => Op::Get(name("t", id.saturating_sub(self.client_rng.below(60)))),
             _ => Op::Ttl(Ttl { key: name("t", id.saturating_sub(self.client_rng.below(60))), millis: true }),
         }
+    }
+
+    fn next_fill(&mut self) -> Op {
+        let key = name("rf", self.client_rng.below(FILLED));
+        Op::FillV(FillV { key, ms: 50 + self.client_rng.below(1000) })
     }
 
     fn next_pair_op(&mut self) -> Op {
@@ -346,6 +369,9 @@ impl World {
                 mind.held.retain(|held| (&held.name, &held.owner) != (&lock.name, &lock.owner));
                 let token = u64::try_from(token).unwrap_or(0);
                 mind.held.push(Held { name: lock.name, owner: lock.owner, token, shared: lock.shared });
+            }
+            (Op::FillV(fill), Reply::Array(fields)) if fields.last() == Some(&Reply::Int(1)) => {
+                mind.leads.push(fill.key);
             }
             (Op::Renew(renew), Reply::Nil) => {
                 mind.held.retain(|held| (&held.name, &held.owner) != (&renew.name, &renew.owner));

@@ -293,8 +293,11 @@ impl World {
                 Effect::Members(_) => {}
                 Effect::Cache(effect) => {
                     self.note(at, &[6], || format!("{effect:?}"));
-                    let node = &mut self.nodes[at];
-                    node.view.apply(effect, &mut node.evicted);
+                    self.cache_effect(at, effect);
+                }
+                Effect::Track(effect) => {
+                    self.note(at, &[8], || format!("{effect:?}"));
+                    self.track_effect(at, effect);
                 }
                 Effect::Log(level, line) => {
                     self.note(at, &[4, line.len() as u64], || format!("{level:?}: {line}"))

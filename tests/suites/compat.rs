@@ -2,22 +2,11 @@
 //!
 //! A machine may lack them: then a test says that it was skipped. Where `CI` is set it fails instead.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+use quorate_tests::others::is_there;
 use quorate_tests::process::{Cluster, Ran, run};
-
-/// Whether a program can be used; says so if it cannot.
-fn is_there(what: &str, probe: &mut Command) -> bool {
-    let there = probe.output().is_ok_and(|output| output.status.success());
-    if !there {
-        assert!(std::env::var_os("CI").is_none(), "{what} is not installed, and CI must not skip its tests");
-        // Not with println!, which is shown of failed tests only.
-        let _ = writeln!(std::io::stdout(), "skipped: {what} is not installed");
-    }
-    there
-}
 
 fn has_redis_cli() -> bool {
     is_there("redis-cli (package redis-tools)", Command::new("redis-cli").arg("--version"))

@@ -7,7 +7,7 @@ use allocation_counter::measure;
 use bytes::{Bytes, BytesMut};
 use quorate_protocol::backup;
 use quorate_protocol::cache::{
-    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
+    CacheWord, Changed, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Noted, Purged,
 };
 use quorate_protocol::chunk;
 use quorate_protocol::frame::{self, Frame, RequestFrame};
@@ -251,13 +251,16 @@ fn raft_frame() -> RaftFrame {
     let lost = vec![(GroupId(2), 1)];
     let lease = LeaseName { group: GroupId(2), term: 3, epoch: 4 };
     let cache = vec![
-        CacheWord::Want(LeaseWanted { lease, boot: Boot(1), sent: 2 }),
-        CacheWord::Lease(LeaseGranted { lease, boot: Boot(1), sent: 2, length: 3 }),
+        CacheWord::Want(LeaseWanted { lease, boot: Boot(1), sent: 2, watch: true }),
+        CacheWord::Lease(LeaseGranted { lease, boot: Boot(1), sent: 2, length: 3, watch: false }),
         CacheWord::Invalid(Invalidation { lease, number: 5, keys: vec!["k".into(), "l".into()] }),
         CacheWord::Purged(Purged { lease, number: 5 }),
         CacheWord::Recall(lease),
         CacheWord::Returned(lease),
         CacheWord::Evicted(Evicted { lease, lines: vec![("k".into(), 5)] }),
+        CacheWord::Flush(lease),
+        CacheWord::Changed(Changed { lease, number: 6, keys: vec![("k".into(), 0), ("l".into(), 7)] }),
+        CacheWord::Noted(Noted { lease, number: 6 }),
     ];
     RaftFrame { messages: vec![message.clone(), message], leading, lost, reluctant: true, cache }
 }

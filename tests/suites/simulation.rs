@@ -31,6 +31,20 @@ fn what_is_written_back_is_linearizable_without_faults() {
 }
 
 #[test]
+fn bounds_are_reached() {
+    let mut room = [0, 0];
+    for seed in 1..=20 {
+        let report = run(seed, &settings(3));
+        assert_eq!(report.violation, None, "seed {seed}");
+        room = [room[0] + report.room[0], room[1] + report.room[1]];
+        if room.iter().all(|times| *times > 10) {
+            return;
+        }
+    }
+    panic!("too few evictions or refusals for want of room: {room:?}");
+}
+
+#[test]
 fn equal_seeds_play_alike_and_others_do_not() {
     let (first, again, other) = (run(5, &settings(4)), run(5, &settings(4)), run(6, &settings(4)));
     assert_eq!(first, again);

@@ -15,6 +15,8 @@
 //! Subtlety: there may be more copies in here than there are (an eviction that was lost), never fewer.
 
 mod owned;
+#[cfg(feature = "faults")]
+mod walk;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -22,10 +24,11 @@ use bytes::Bytes;
 use quorate_protocol::cache::{
     CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
 };
-use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
+use quorate_protocol::id::{Boot, ConnId, GroupId, NodeId, Term};
 use quorate_protocol::limits::DIRECTORY_LINES_MAX;
 
 use super::line::{Event, State};
+use super::watch::Watchers;
 use crate::effect::TICK;
 use owned::Owner;
 
@@ -104,6 +107,9 @@ pub struct Directory {
     /// All leases are to come back, and none is granted.
     recalling: bool,
     words: Vec<(NodeId, CacheWord)>,
+    watchers: Watchers,
+    /// Invalidations that were sent, each counted once.
+    invalidations: u64,
     #[cfg(feature = "faults")]
     faults: super::Faults,
 }
@@ -127,7 +133,15 @@ impl Directory {
 
     /// What is to be said to nodes.
     pub fn take_words(&mut self) -> Vec<(NodeId, CacheWord)> {
-        core::mem::take(&mut self.words)
+        let mut words = core::mem::take(&mut self.words);
+        let (group, term) = (self.group, self.term);
+        words.append(&mut self.watchers.take_words(|epoch| LeaseName { group, term, epoch }));
+        words
+    }
+
+    /// A write of these keys is applied; `by`: whose it was, unless they went by themselves.
+    pub fn written(&mut self, now: u64, by: Option<&ConnId>, keys: &[Bytes]) {
+        self.watchers.changed(now, by, keys);
     }
 
     /// Writes that may be proposed now.
@@ -154,6 +168,7 @@ impl Directory {
             CacheWord::Purged(purged) if self.is_mine(purged.lease) => self.purged(from, purged),
             CacheWord::Returned(lease) if self.is_mine(lease) => self.returned(from, lease.epoch),
             CacheWord::Evicted(evicted) if self.is_mine(evicted.lease) => self.evicted(from, evicted),
+            CacheWord::Noted(noted) if self.is_mine(noted.lease) => self.watchers.noted(from, noted),
             _ => {}
         }
     }
@@ -167,7 +182,8 @@ impl Directory {
         #[cfg(feature = "faults")]
         let home_until = if self.faults.beyond_home { home_until + 10 * TICK } else { home_until };
         let owes =
-            self.unanswered.values().any(|open| open.node == from && now > open.said && !self.is_at_it(open));
+            self.unanswered.values().any(|open| open.node == from && now > open.said && !self.is_at_it(open))
+                || self.watchers.owes(from, now);
         // Before it has given its lease back it must not get the same one again: grants that are late would fit.
         if self.recalling || self.is_recalled_from(from) || owes || home_until < now + SHORTEST {
             return;
@@ -189,7 +205,9 @@ impl Directory {
         };
         self.leases.insert(from, Lease { boot: want.boot, epoch, until: home_until });
         let length = (home_until - now) / 100 * 99;
-        let granted = LeaseGranted { lease: self.name(epoch), boot: want.boot, sent: want.sent, length };
+        let LeaseWanted { boot, sent, .. } = want;
+        let watch = self.watchers.wish(from, boot, epoch, sent, want.watch);
+        let granted = LeaseGranted { lease: self.name(epoch), boot, sent, length, watch };
         self.words.push((from, CacheWord::Lease(granted)));
     }
 
@@ -211,6 +229,7 @@ impl Directory {
     fn end(&mut self, node: NodeId) {
         self.leases.remove(&node);
         self.forget_owner(node);
+        self.watchers.end(node);
         let numbers: Vec<u64> =
             self.unanswered.iter().filter(|(_, open)| open.node == node).map(|(number, _)| *number).collect();
         for number in numbers {
@@ -253,7 +272,7 @@ impl Directory {
 
     /// Whether a node is to give its lease back because of a write of all keys.
     fn is_recalled_from(&self, node: NodeId) -> bool {
-        self.unanswered.values().any(|open| open.node == node && matches!(open.word, CacheWord::Recall(_)))
+        self.unanswered.values().any(|open| open.node == node && is_recall(&open.word))
     }
 
     fn evicted(&mut self, from: NodeId, evicted: Evicted) {
@@ -363,6 +382,7 @@ impl Directory {
             }
             let word = Invalidation { lease: self.name(epoch), number: self.number, keys };
             let word = CacheWord::Invalid(word);
+            self.invalidations += 1;
             self.words.push((node, word.clone()));
             let open = Unanswered { node, word, said: now, writes: write.into_iter().collect() };
             self.unanswered.insert(self.number, open);
@@ -394,8 +414,7 @@ impl Directory {
         let mut waits_for = self.unanswered.len();
         for (&node, lease) in &self.leases {
             self.number += 1;
-            let word =
-                CacheWord::Recall(LeaseName { group: self.group, term: self.term, epoch: lease.epoch });
+            let word = CacheWord::Flush(LeaseName { group: self.group, term: self.term, epoch: lease.epoch });
             self.words.push((node, word.clone()));
             self.unanswered.insert(self.number, Unanswered { node, word, said: now, writes: [write].into() });
             waits_for += 1;
@@ -409,8 +428,9 @@ impl Directory {
     }
 
     /// A write of all keys is applied.
-    pub fn open_all(&mut self) {
+    pub fn open_all(&mut self, now: u64) {
         self.all_closed -= 1;
+        self.watchers.changed_all(now);
     }
 
     fn sweep(&mut self) {
@@ -469,6 +489,8 @@ impl Directory {
             open.said = now;
             self.words.push((open.node, open.word.clone()));
         }
+        let (group, term) = (self.group, self.term);
+        self.words.append(&mut self.watchers.tick(now, |epoch| LeaseName { group, term, epoch }));
         self.sweep();
         if self.recalling {
             self.say_recall();
@@ -482,6 +504,24 @@ impl Directory {
         copies.iter().filter(|copy| self.is_live(copy, now)).map(|copy| (copy.node, copy.state)).collect()
     }
 
+    /// Whether a key can go: no write of it is on its way.
+    #[must_use]
+    pub fn is_open(&self, key: &Bytes) -> bool {
+        self.all_closed == 0 && !self.closed.contains_key(key)
+    }
+
+    /// Whether somebody holds the line of a key.
+    #[must_use]
+    pub fn is_held(&self, now: u64, key: &Bytes) -> bool {
+        self.lines.get(key).is_some_and(|copies| copies.iter().any(|copy| self.is_live(copy, now)))
+    }
+
+    /// Invalidations that were sent.
+    #[must_use]
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations
+    }
+
     /// Lines that somebody may hold.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -493,6 +533,10 @@ impl Directory {
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
+}
+
+fn is_recall(word: &CacheWord) -> bool {
+    matches!(word, CacheWord::Recall(_) | CacheWord::Flush(_))
 }
 
 fn is_invalidation(word: &CacheWord, under: &LeaseName) -> bool {
@@ -516,7 +560,7 @@ mod tests {
 
     fn want(directory: &mut Directory, now: u64, from: NodeId) {
         let lease = LeaseName { group: GroupId(1), term: 3, epoch: 0 };
-        let want = CacheWord::Want(LeaseWanted { lease, boot: Boot(1), sent: now });
+        let want = CacheWord::Want(LeaseWanted { lease, boot: Boot(1), sent: now, watch: false });
         directory.hear(now, FAR, from, want);
     }
 
@@ -530,7 +574,7 @@ mod tests {
         let mut directory = with_a_line();
         let write = directory.close_all(20).expect("a line is out there");
         let words = directory.take_words();
-        assert!(words.iter().all(|(_, word)| matches!(word, CacheWord::Recall(_))) && words.len() == 2);
+        assert!(words.iter().all(|(_, word)| matches!(word, CacheWord::Flush(_))) && words.len() == 2);
         assert!(directory.grant(20, NodeId(2), 2, &"other".into(), false).is_none(), "everything is closed");
         want(&mut directory, 20, NodeId(1));
         assert!(directory.take_words().is_empty(), "whoever has not given its lease back gets none");
@@ -545,7 +589,7 @@ mod tests {
         want(&mut directory, 20, NodeId(1));
         assert!(directory.grant(20, NodeId(1), 1, &"other".into(), false).is_none(), "that lease is over");
         assert!(directory.grant(20, NodeId(1), 3, &"other".into(), false).is_none(), "it is not applied yet");
-        directory.open_all();
+        directory.open_all(20);
         assert!(directory.grant(20, NodeId(1), 3, &"other".into(), false).is_some());
     }
 

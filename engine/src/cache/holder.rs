@@ -16,6 +16,8 @@
 //! is left of them here is taken apart in portions.
 
 mod owning;
+#[cfg(feature = "faults")]
+mod walk;
 
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -24,16 +26,18 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{
-    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
+    CacheWord, Changed, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Noted, Purged,
 };
 use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::CacheEffect;
 use super::dirty::Dirty;
 use super::line::{Event, State};
+use super::lines::{Line, Lines};
+use super::{CacheEffect, TrackEffect, Tracked};
 use crate::effect::{Effect, Effects, Level, TICK};
-use owning::{Owed, Own};
+use owning::Owed;
+pub(super) use owning::Own;
 
 /// A lease that has less left is asked for anew; microseconds.
 const RENEW_BELOW: u64 = 6 * TICK;
@@ -43,15 +47,6 @@ const SAY_AGAIN: u64 = 2 * TICK;
 const FLOORS: u64 = 1024;
 /// Entries of void lines that a tick takes apart.
 const SWEPT_AT_ONCE: usize = 4096;
-
-/// A line that the view holds.
-#[derive(Debug, Clone, Copy)]
-struct Line {
-    number: u64,
-    state: State,
-    /// This node may write it by itself.
-    own: Option<Own>,
-}
 
 /// A lease that this node has.
 #[derive(Debug, Clone, Copy)]
@@ -67,12 +62,14 @@ struct Home {
     leader: Option<NodeId>,
     term: Term,
     lease: Option<Lease>,
-    lines: BTreeMap<Bytes, Line>,
+    lines: Lines,
     /// Somebody reads keys of the group here.
     wanted: bool,
     /// When it last asked for the lease or its renewal, and when for the first time since it has had none; 0: not yet.
     asked: u64,
     since: u64,
+    /// The home tells of every write, since a grant under the present lease.
+    watched: bool,
 }
 
 /// A line that has come with an answer.
@@ -100,17 +97,26 @@ pub struct Holder {
     generation: u64,
     /// Evictions that no home has heard of.
     evicted: BTreeMap<(NodeId, LeaseName), Vec<(Bytes, u64)>>,
-    void: VecDeque<BTreeMap<Bytes, Line>>,
+    void: VecDeque<Lines>,
     /// What was acknowledged here and not brought to its home.
     dirty: Dirty,
     /// What homes are to hear when that has changed.
     owed: Vec<Owed>,
     /// The node is about to stop.
     leaving: bool,
+    /// Invalidations that were heard.
+    invalidations: u64,
     words: Vec<(NodeId, CacheWord)>,
     effects: Effects,
+    /// What is wanted for clients that keep values themselves, and since when.
+    tracked: Tracked,
+    tracked_since: u64,
     #[cfg(feature = "faults")]
     faults: super::Faults,
+}
+
+fn group_of(slot: usize) -> GroupId {
+    GroupId(u16::try_from(slot).expect("limits.rs bounds the partitions"))
 }
 
 fn bucket(key: &[u8]) -> u64 {
@@ -131,8 +137,11 @@ impl Holder {
             dirty: Dirty::default(),
             owed: Vec::new(),
             leaving: false,
+            invalidations: 0,
             words: Vec::new(),
             effects: Effects::new(),
+            tracked: Tracked::Nothing,
+            tracked_since: 0,
             #[cfg(feature = "faults")]
             faults: super::Faults::default(),
         }
@@ -176,8 +185,11 @@ impl Holder {
     fn end(&mut self, group: GroupId) {
         let home = &mut self.homes[group.slot()];
         let lines = core::mem::take(&mut home.lines);
-        (home.asked, home.since) = (0, 0);
+        (home.asked, home.since, home.watched) = (0, 0, false);
         if home.lease.take().is_some() {
+            if self.tracked == Tracked::Everything {
+                self.effects.push(Effect::Track(TrackEffect::Gap));
+            }
             self.effects.push(Effect::Cache(CacheEffect::Lease { group, generation: 0, until: 0 }));
         }
         if !lines.is_empty() {
@@ -208,7 +220,8 @@ impl Holder {
         }
         let epoch = home.lease.map_or(0, |lease| lease.epoch);
         let lease = LeaseName { group, term: home.term, epoch };
-        self.words.push((leader, CacheWord::Want(LeaseWanted { lease, boot: self.boot, sent: now })));
+        let watch = self.tracked == Tracked::Everything;
+        self.words.push((leader, CacheWord::Want(LeaseWanted { lease, boot: self.boot, sent: now, watch })));
     }
 
     /// Takes a home's word.
@@ -216,18 +229,92 @@ impl Holder {
         match word {
             CacheWord::Lease(granted) => self.granted(now, &granted),
             CacheWord::Invalid(invalidation) => self.invalidated(from, invalidation),
-            CacheWord::Recall(lease) => {
-                if self.homes.get(lease.group.slot()).is_some_and(|home| home.term == lease.term) {
-                    self.end(lease.group);
+            CacheWord::Recall(lease) => self.recalled(from, lease),
+            CacheWord::Flush(lease) => {
+                if self.tracked > Tracked::Nothing {
+                    self.effects.push(Effect::Track(TrackEffect::Flushed { group: lease.group }));
                 }
-                let word = CacheWord::Returned(lease);
-                if self.dirty.any_under(lease) && !self.answers_at_once() {
-                    self.owe(from, word, lease, Vec::new());
-                } else {
-                    self.words.push((from, word));
-                }
+                self.recalled(from, lease);
             }
+            CacheWord::Changed(changed) => self.changed(from, changed),
             _ => {}
+        }
+    }
+
+    fn recalled(&mut self, from: NodeId, lease: LeaseName) {
+        if self.homes.get(lease.group.slot()).is_some_and(|home| home.term == lease.term) {
+            self.end(lease.group);
+        }
+        let word = CacheWord::Returned(lease);
+        if self.dirty.any_under(lease) && !self.answers_at_once() {
+            self.owe(from, word, lease, Vec::new());
+        } else {
+            self.words.push((from, word));
+        }
+    }
+
+    /// What is wanted for clients that keep values themselves.
+    pub fn track(&mut self, now: u64, tracked: Tracked) {
+        if tracked == Tracked::Everything && self.tracked != tracked {
+            self.tracked_since = now;
+            self.homes.iter_mut().for_each(|home| home.watched = false);
+        }
+        self.tracked = tracked;
+        if tracked > Tracked::Nothing {
+            self.homes.iter_mut().for_each(|home| home.asked = 0);
+            self.ask_for_tracked(now);
+        }
+    }
+
+    /// Asks for what clients that keep values themselves need, where it is not had.
+    fn ask_for_tracked(&mut self, now: u64) {
+        // The system group has no keys.
+        for slot in 1..self.homes.len() {
+            let home = &self.homes[slot];
+            let lacks = match self.tracked {
+                Tracked::Nothing => false,
+                Tracked::Lines => home.lease.is_none(),
+                Tracked::Everything => home.lease.is_none() || !home.watched,
+            };
+            if lacks {
+                self.ask(now, group_of(slot));
+            }
+        }
+    }
+
+    /// A connection is about to write keys: it need not be told why their lines go.
+    pub fn writing(&mut self, conn: u64, keys: &[Bytes]) {
+        if self.tracked > Tracked::Nothing && !keys.is_empty() {
+            let keys = keys.to_vec();
+            self.effects.push(Effect::Track(TrackEffect::Writes { conn, keys }));
+        }
+    }
+
+    /// Keys were written. News of another lease are of no use: clients were told to forget everything when it ended.
+    fn changed(&mut self, from: NodeId, changed: Changed) {
+        let Changed { lease, number, keys } = changed;
+        let Some(home) = self.homes.get(lease.group.slot()) else { return };
+        if home.term != lease.term || home.lease.is_none_or(|own| own.epoch != lease.epoch) {
+            return;
+        }
+        #[cfg(feature = "faults")]
+        let missed = self.faults.news_missed;
+        #[cfg(not(feature = "faults"))]
+        let missed = false;
+        if !missed {
+            let effect = if keys.is_empty() { TrackEffect::Gap } else { TrackEffect::Changed { keys } };
+            self.effects.push(Effect::Track(effect));
+        }
+        self.words.push((from, CacheWord::Noted(Noted { lease, number })));
+    }
+
+    /// A home tells of every write from now on; what was written before may have gone unheard.
+    fn watched(&mut self, granted: &LeaseGranted) {
+        let home = &mut self.homes[granted.lease.group.slot()];
+        let begins = granted.watch && granted.sent >= self.tracked_since && !home.watched;
+        if begins && self.tracked == Tracked::Everything {
+            home.watched = true;
+            self.effects.push(Effect::Track(TrackEffect::Gap));
         }
     }
 
@@ -244,9 +331,13 @@ impl Holder {
         let now =
             if self.faults.lapsed_renewed { now.min(home.lease.map_or(now, |l| l.until - 1)) } else { now };
         let goes_on = home.lease.filter(|lease| lease.epoch == epoch && now < lease.until);
+        if goes_on.is_some() {
+            self.watched(granted);
+        }
         if until <= now || goes_on.is_some_and(|lease| until <= lease.until) {
             return;
         }
+        let Some(home) = self.homes.get(group.slot()) else { return };
         let since = home.since;
         if goes_on.is_none() {
             self.end(group);
@@ -257,11 +348,13 @@ impl Holder {
         (home.asked, home.since) = (0, since);
         home.lease = Some(Lease { epoch, generation, until });
         self.effect(CacheEffect::Lease { group, generation, until });
+        self.watched(granted);
     }
 
     fn invalidated(&mut self, from: NodeId, invalidation: Invalidation) {
         let Invalidation { lease, number, keys } = invalidation;
         let Some(home) = self.homes.get_mut(lease.group.slot()) else { return };
+        self.invalidations += 1;
         let mut purged = Vec::new();
         let mut unbrought = Vec::new();
         for key in &keys {
@@ -383,8 +476,9 @@ impl Holder {
         for ((leader, lease), lines) in core::mem::take(&mut self.evicted) {
             self.words.push((leader, CacheWord::Evicted(Evicted { lease, lines })));
         }
+        let tracked = self.tracked > Tracked::Nothing;
         for slot in 0..self.homes.len() {
-            let group = GroupId(u16::try_from(slot).expect("limits.rs bounds the partitions"));
+            let group = group_of(slot);
             let home = &self.homes[slot];
             let left = home.lease.map(|lease| lease.until.saturating_sub(now));
             match left {
@@ -393,7 +487,8 @@ impl Holder {
                 Some(0) => self.end(group),
                 // Nothing was read under it: it may end.
                 Some(left)
-                    if left < RENEW_BELOW && (home.wanted || !home.lines.is_empty() || self.owes(group)) =>
+                    if left < RENEW_BELOW
+                        && (home.wanted || tracked || !home.lines.is_empty() || self.owes(group)) =>
                 {
                     self.ask(now, group);
                 }
@@ -402,6 +497,7 @@ impl Holder {
             self.homes[slot].wanted = false;
         }
         self.dirty.bring_due(now);
+        self.ask_for_tracked(now);
         self.sweep();
     }
 
@@ -418,6 +514,18 @@ impl Holder {
     #[must_use]
     pub fn lines(&self) -> usize {
         self.homes.iter().map(|home| home.lines.len()).sum()
+    }
+
+    /// Lines that are kept here in a state.
+    #[must_use]
+    pub fn lines_in(&self, state: State) -> usize {
+        self.homes.iter().map(|home| home.lines.in_state(state)).sum()
+    }
+
+    /// Invalidations that were heard.
+    #[must_use]
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations
     }
 }
 

@@ -1,7 +1,7 @@
 //! The coherent cache: which node may answer reads of which key from its own memory, and until when.
 //!
 //! Charter: `directory` is the home's side (the leader of a group), `holder` every node's side, `line` the table of
-//! states. What the holder decides goes to the node's read view as `CacheEffect`s; readers look there and at a clock,
+//! states, `watch` the home's news for nodes whose clients track by prefix. What the holder decides goes to the node's read view as `CacheEffect`s; readers look there and at a clock,
 //! and never at the engine.
 //!
 //! ```text
@@ -30,8 +30,12 @@ pub mod directory;
 mod dirty;
 pub mod holder;
 pub mod line;
+mod lines;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "faults")]
+pub mod walk;
+pub mod watch;
 
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -74,6 +78,42 @@ pub enum CacheEffect {
     },
 }
 
+/// What a node wants of homes for its clients that keep values themselves (CLIENT TRACKING).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tracked {
+    /// It has no such clients.
+    #[default]
+    Nothing,
+    /// Leases of all groups at all times, so that what a client reads comes with a line.
+    Lines,
+    /// To hear of every write, too.
+    Everything,
+}
+
+/// What clients that keep values themselves are to be told. What becomes of lines tells them, too: `CacheEffect`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrackEffect {
+    /// A connection of this node writes these keys: it knows why their lines go now.
+    Writes {
+        /// The connection's counter.
+        conn: u64,
+        /// The keys.
+        keys: Vec<Bytes>,
+    },
+    /// All keys of a group are about to be written: its lines go for that.
+    Flushed {
+        /// The group.
+        group: GroupId,
+    },
+    /// These keys were written somewhere, each with the counter of the connection of this node that did it, or 0.
+    Changed {
+        /// The keys.
+        keys: Vec<(Bytes, u64)>,
+    },
+    /// Writes may have gone unheard: whoever relies on `Changed` is to forget everything.
+    Gap,
+}
+
 /// Deliberate bugs.
 #[cfg(feature = "faults")]
 #[derive(Debug, Clone, Default)]
@@ -98,4 +138,8 @@ pub struct Faults {
     pub purged_unbrought: bool,
     /// An owner acknowledges writes for as long as its lease lasts, and brings them late.
     pub absorbed_late: bool,
+    /// News of writes are confirmed, and told to nobody.
+    pub news_missed: bool,
+    /// Whoever asks leads the filling of a key.
+    pub all_lead: bool,
 }

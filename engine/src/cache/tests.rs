@@ -1,6 +1,7 @@
 //! A home and two holders, with every word in the test's hands.
 
 mod owning;
+mod tracked;
 
 use alloc::string::ToString;
 use alloc::vec;
@@ -197,7 +198,7 @@ fn an_invalidation_is_said_again_and_a_silent_node_is_waited_out() {
     trio.home.tick(trio.now);
     assert!(matches!(&trio.home.take_words()[..], [(NodeId(3), CacheWord::Invalid(_))]), "it was lost");
     let lease = LeaseName { group: GROUP, term: TERM, epoch: trio.three.holder.epoch(trio.now, GROUP) };
-    let want = CacheWord::Want(LeaseWanted { lease, boot: Boot(3), sent: trio.now });
+    let want = CacheWord::Want(LeaseWanted { lease, boot: Boot(3), sent: trio.now, watch: false });
     trio.now += 1;
     trio.home.hear(trio.now, trio.now + ENOUGH, NodeId(3), want);
     assert!(trio.home.take_words().is_empty(), "who owes an answer gets no more time");

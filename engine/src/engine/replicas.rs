@@ -187,11 +187,8 @@ impl Engine {
         let birth = Birth { seed: self.seed, group: id, rank: usize::MAX };
         let hard = Hard { term: message.term, vote: message.from };
         let conf = founding(id, &self.meta);
-        #[cfg_attr(
-            not(feature = "faults"),
-            allow(unused_mut, reason = "the deliberate bugs are switched on below")
-        )]
         let mut group = Group::newborn(mono, birth, incarnation, hard, conf, &self.meta);
+        group.set_bound(self.bound);
         #[cfg(feature = "faults")]
         group.set_faults(&self.faults);
         self.groups.insert(id, group);

@@ -88,6 +88,8 @@ struct Conn {
     lanes: BTreeMap<GroupId, Lane>,
     /// Groups that keep something in the connection's name.
     owns: BTreeSet<GroupId>,
+    /// Groups whose leaders may count on it to fill a key, or have it wait for that.
+    fills: BTreeSet<GroupId>,
     /// The client session that was opened or resumed here.
     client: Option<ClientId>,
 }
@@ -316,7 +318,7 @@ impl Gateway {
         self.busy.remove(&counter);
         let Some(conn) = self.conns.remove(&counter) else { return Vec::new() };
         let refused = conn.lanes.iter().filter(|(_, lane)| lane.run > 0).map(|(&group, _)| group);
-        let told: BTreeSet<GroupId> = conn.owns.iter().copied().chain(refused).collect();
+        let told: BTreeSet<GroupId> = conn.owns.iter().chain(&conn.fills).copied().chain(refused).collect();
         let id = ConnId::new(self.me, conn.session, self.boot, counter);
         told.into_iter().map(|group| (group, id)).collect()
     }
@@ -383,14 +385,15 @@ impl Gateway {
             Verdict::Moved => true,
             Verdict::Reply(reply) => reply.never_proposed(),
         };
-        if refused && answer.sending != part.sending {
+        let turned_away = refused || matches!(&answer.verdict, Verdict::Reply(reply) if reply.turned_away());
+        if turned_away && answer.sending != part.sending {
             return;
         }
         if let Some(grant) = answer.grant {
             fill(&mut self.holder, now, part, at, grant, &answer.verdict);
         }
         part.state = match answer.verdict {
-            Verdict::Reply(_) if refused && part.maybe && !slot.read => PartState::Done(in_doubt()),
+            Verdict::Reply(_) if turned_away && part.maybe && !slot.read => PartState::Done(in_doubt()),
             Verdict::Reply(reply) => PartState::Done(reply),
             Verdict::Waits => unreachable!("it was noted above"),
             Verdict::Moved => {

@@ -167,7 +167,7 @@ impl Gateway {
     }
 
     fn send(&mut self, now: u64, counter: u64, conn: &mut Conn, id: u64) {
-        let Conn { slots, lanes, owns, .. } = conn;
+        let Conn { slots, lanes, owns, fills, .. } = conn;
         let slot = slots.get_mut(&id).expect("it is pending");
         slot.parked_since = 0;
         if slot.first_sent == 0 {
@@ -191,6 +191,9 @@ impl Gateway {
             if keeps_something(&part.work) {
                 owns.insert(part.group);
             }
+            if matches!(part.work, Work::Op(Op::FillV(_))) {
+                fills.insert(part.group);
+            }
             part.sending += 1;
             part.waits = false;
             part.deaf = !(self.replicas.contains(&part.group) && route.tells);
@@ -202,7 +205,10 @@ impl Gateway {
             let line = match part.work.line() {
                 Some(_) => self.holder.epoch(now, part.group),
                 None if part.work.writes().is_empty() => 0,
-                None => self.holder.give_up(part.group, &part.work.writes()),
+                None => {
+                    self.holder.writing(counter, &part.work.writes());
+                    self.holder.give_up(part.group, &part.work.writes())
+                }
             };
             let ask = Ask {
                 line,

@@ -302,12 +302,11 @@ pub(super) fn combine(parts: &mut [Part], read: bool, gather: &Gather) -> Reply 
         return page(replies.next().expect("one part"), gather);
     }
     let replies: Vec<Reply> = replies.collect();
-    if let Some(failure) =
-        replies.iter().find(|reply| reply.failure().is_some_and(|f| !f.code.never_proposed()))
+    if let Some(failure) = replies.iter().find(|reply| reply.failure().is_some_and(|f| !f.code.turned_away()))
     {
         return failure.clone();
     }
-    let refused = || replies.iter().filter(|reply| reply.never_proposed());
+    let refused = || replies.iter().filter(|reply| reply.turned_away());
     match refused().next() {
         Some(refusal) if read || refused().count() == replies.len() => return refusal.clone(),
         Some(_) => {

@@ -21,9 +21,10 @@ impl Group {
         assert!(entry.index == self.applied + 1, "entries are applied in order, without a gap");
         (self.applied, self.applied_term) = (entry.index, entry.term);
         while self.in_flight.entries.front().is_some_and(|&(index, ..)| index <= entry.index) {
-            let (_, commands, bytes) = self.in_flight.entries.pop_front().expect("it was just seen");
+            let (_, commands, bytes, growth) = self.in_flight.entries.pop_front().expect("it was just seen");
             self.in_flight.commands -= commands;
             self.in_flight.bytes -= bytes;
+            self.in_flight.growth -= growth;
         }
         if entry.kind == CONFIGURATION || entry.data.is_empty() {
             // Of consensus alone: a change of replicas, or a new leader's first entry, which only marks its term.
@@ -50,17 +51,18 @@ impl Group {
             let wants = matches!(&logged.work, Work::Op(Op::SetBack(_)));
             self.apply_one(&ctx(offset), logged, &mut out);
             if all {
-                self.open_all();
+                self.open_all(now);
             }
             if let Some(keys) = writes {
                 match flushed {
-                    Some(key) => self.open_flushed(&asker, &key),
+                    Some(key) => self.open_flushed(now, &asker, &key),
                     None => self.open_keys(now, &asker, &keys, wants),
                 }
-                self.tell(core::mem::take(&mut out), own);
+                self.filled(&keys);
+                self.tell(now, core::mem::take(&mut out), own);
             }
         }
-        self.tell(out, own);
+        self.tell(now, out, own);
     }
 
     fn apply_one(&mut self, ctx: &Ctx, logged: Logged, out: &mut Outcomes) {
@@ -79,7 +81,7 @@ impl Group {
     }
 
     /// `own`: the entry was proposed in the term that this node leads.
-    fn tell(&mut self, out: Outcomes, own: bool) {
+    fn tell(&mut self, now: u64, out: Outcomes, own: bool) {
         for outcome in out {
             match outcome {
                 Outcome::Reply { to, reply } => {
@@ -90,6 +92,11 @@ impl Group {
                 Outcome::Push { to, delivery } => {
                     if own {
                         self.told.push(Told::Push(to, delivery));
+                    }
+                }
+                Outcome::Expired(key) => {
+                    if own {
+                        self.tell_expired(now, &[key]);
                     }
                 }
                 Outcome::Notice(line) => {

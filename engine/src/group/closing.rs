@@ -18,13 +18,14 @@ use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Verdict, Work};
 use quorate_protocol::reply::Reply;
 
+use super::room::Fits;
 use super::{Group, Read};
 use crate::batch::Logged;
 use crate::cache::directory::{Directory, WriteId};
 use crate::outcome::Asker;
 
 /// A connection, by what never changes of its name.
-type Conn = (NodeId, u64);
+pub(super) type Conn = (NodeId, u64);
 
 /// Work of one connection.
 pub(super) enum Job {
@@ -41,24 +42,39 @@ pub(super) enum Job {
     },
 }
 
-/// What a job waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// Owners bring what they have of its keys.
-    Recalled,
-    /// Nobody else can show what it replaces; its keys are closed.
-    Closed,
+impl Job {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Read(_) => 0,
+            Self::Write { logged, .. } => logged.work.weight(),
+        }
+    }
+}
+
+/// Why something that has waited goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GoOn {
+    /// Nobody else can show its keys any more.
+    IsClosed,
+    /// There is room for it.
+    HasRoom,
+    /// There will be none.
+    HasNone,
+    /// Owners have brought what they had of its keys.
+    IsRecalled,
 }
 
 /// See the top of the file.
 #[derive(Default)]
 pub(super) struct Closing {
-    directory: Directory,
-    /// What waits → whose it is, and for what.
-    held: BTreeMap<WriteId, (Conn, Step)>,
-    /// What waits, in each connection's order: the first is in `held`.
+    pub(super) directory: Directory,
+    /// What waits for nodes → whose it is, and what follows.
+    held: BTreeMap<WriteId, (Conn, GoOn)>,
+    /// What waits, in each connection's order: the first waits for nodes or for room.
     queues: BTreeMap<Conn, VecDeque<Job>>,
     waiting: usize,
+    /// Bytes of the writes that wait.
+    waiting_bytes: usize,
     /// Connection → its reads that waited for an owner and are not answered. Reads behind them must not overtake them.
     recalled: BTreeMap<Conn, u32>,
     /// The line that goes with the answer to the write that is being applied.
@@ -71,6 +87,16 @@ impl Closing {
     /// Work that waits.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// Bytes of it.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Whether no write waits until nodes have dropped its keys.
+    pub(super) fn holds_none(&self) -> bool {
+        self.held.is_empty()
     }
 
     /// Whether some of it can go on.
@@ -94,6 +120,7 @@ impl Group {
             job => job,
         };
         if let Some(queue) = self.closing.queues.get_mut(&conn) {
+            self.closing.waiting_bytes += job.weight();
             queue.push_back(job);
             self.closing.waiting += 1;
         } else {
@@ -112,12 +139,25 @@ impl Group {
             let mut names = if work.flushes().is_some() { Vec::new() } else { work.names() };
             names.retain(|name| !writes.contains(name));
             if let Some(id) = self.closing.directory.recall_owned(now, &names) {
-                return self.hold(id, conn, Step::Recalled, job);
+                self.closing.held.insert(id, (conn, GoOn::IsRecalled));
+                return self.wait_first(conn, job);
             }
         }
         match job {
             Job::Read(read) => self.reads.push(read),
-            Job::Write { sending, logged, gave_up } => self.close(now, conn, sending, logged, gave_up),
+            Job::Write { sending, logged, gave_up } => self.take_in(now, conn, sending, logged, gave_up),
+        }
+    }
+
+    /// Lets a write in, as far as there is room.
+    fn take_in(&mut self, now: u64, conn: Conn, sending: u32, logged: Logged, gave_up: u64) {
+        match self.fits(&logged) {
+            Fits::Yes => self.close_keys(now, conn, sending, logged, gave_up),
+            Fits::Later => {
+                self.room.waits(conn);
+                self.wait_first(conn, Job::Write { sending, logged, gave_up });
+            }
+            Fits::No => self.refuse_for_room(&logged.asker, sending),
         }
     }
 
@@ -140,14 +180,8 @@ impl Group {
         }
     }
 
-    fn hold(&mut self, id: WriteId, conn: Conn, step: Step, first: Job) {
-        self.closing.held.insert(id, (conn, step));
-        self.closing.waiting += 1;
-        self.closing.queues.insert(conn, [first].into());
-    }
-
-    /// Closes what a write changes, and lets it in once nobody else can show that.
-    fn close(&mut self, now: u64, conn: Conn, sending: u32, logged: Logged, gave_up: u64) {
+    /// Closes what a write may change, and has it wait, or lets it in.
+    fn close_keys(&mut self, now: u64, conn: Conn, sending: u32, logged: Logged, gave_up: u64) {
         let directory = &mut self.closing.directory;
         let keys = logged.work.writes();
         let waits = if logged.work.writes_all() {
@@ -164,11 +198,62 @@ impl Group {
         }
         match waits {
             None => self.push_open(sending, logged),
-            Some(id) => self.hold(id, conn, Step::Closed, Job::Write { sending, logged, gave_up }),
+            Some(id) => {
+                self.closing.held.insert(id, (conn, GoOn::IsClosed));
+                self.wait_first(conn, Job::Write { sending, logged, gave_up });
+            }
+        }
+    }
+
+    /// Has a write wait; whatever else its connection brings waits behind it.
+    fn wait_first(&mut self, conn: Conn, first: Job) {
+        self.closing.waiting += 1;
+        self.closing.waiting_bytes += first.weight();
+        let before = self.closing.queues.insert(conn, [first].into());
+        assert!(before.is_none(), "a connection waits for one write at a time");
+    }
+
+    /// The write that a connection waits for.
+    pub(super) fn first_waiting(&self, conn: Conn) -> Option<&Logged> {
+        match self.closing.queues.get(&conn)?.front()? {
+            Job::Write { logged, .. } => Some(logged),
+            Job::Read(_) => None,
+        }
+    }
+
+    /// Takes up again what of a connection waits, from what it waits for on.
+    pub(super) fn go_on(&mut self, now: u64, conn: Conn, how: GoOn) {
+        let mut queue = self.closing.queues.remove(&conn).expect("its write waits");
+        self.closing.waiting -= queue.len();
+        self.closing.waiting_bytes -= queue.iter().map(Job::weight).sum::<usize>();
+        match (queue.pop_front().expect("its first waits"), how) {
+            (Job::Read(read), _) => {
+                let read = self.set_behind(conn, read);
+                self.reads.push(read);
+            }
+            (Job::Write { sending, logged, .. }, GoOn::IsClosed) => self.push_open(sending, logged),
+            (Job::Write { sending, logged, gave_up }, GoOn::HasRoom) => {
+                self.close_keys(now, conn, sending, logged, gave_up);
+            }
+            (Job::Write { sending, logged, .. }, GoOn::HasNone) => {
+                self.refuse_for_room(&logged.asker, sending)
+            }
+            (Job::Write { sending, logged, gave_up }, GoOn::IsRecalled) => {
+                self.take_in(now, conn, sending, logged, gave_up);
+            }
+        }
+        while let Some(job) = queue.pop_front() {
+            self.let_in(now, conn, job);
         }
     }
 
     fn push_open(&mut self, sending: u32, logged: Logged) {
+        self.note_let_in(&logged.asker);
+        #[cfg(feature = "faults")]
+        if self.faults.full_lies && self.consensus.last_index().is_multiple_of(7) {
+            self.refuse_for_room(&logged.asker, sending);
+        }
+        self.open_growth += self.growth_of(&logged.work);
         self.open_bytes += logged.work.weight();
         self.open.push((sending, logged));
     }
@@ -176,20 +261,8 @@ impl Group {
     /// Lets in what has waited long enough, and what waits behind it.
     pub(super) fn let_ready_in(&mut self, now: u64) {
         for id in self.closing.directory.take_ready() {
-            let (conn, step) = self.closing.held.remove(&id).expect("who waits is known");
-            let mut queue = self.closing.queues.remove(&conn).expect("its first waits");
-            self.closing.waiting -= queue.len();
-            match queue.pop_front().expect("its first waits") {
-                Job::Write { sending, logged, .. } if step == Step::Closed => self.push_open(sending, logged),
-                Job::Write { sending, logged, gave_up } => self.close(now, conn, sending, logged, gave_up),
-                Job::Read(read) => {
-                    let read = self.set_behind(conn, read);
-                    self.reads.push(read);
-                }
-            }
-            while let Some(job) = queue.pop_front() {
-                self.let_in(now, conn, job);
-            }
+            let (conn, how) = self.closing.held.remove(&id).expect("who waits is known");
+            self.go_on(now, conn, how);
         }
     }
 
@@ -197,6 +270,7 @@ impl Group {
     pub(super) fn begin_directory(&mut self) {
         assert!(self.closing.queues.is_empty(), "a leader that ends gives up what waits");
         self.closing = Closing { directory: Directory::new(self.id, self.term), ..Closing::default() };
+        self.room.begin(u64::from(self.id.0) << 32 ^ self.term);
         #[cfg(feature = "faults")]
         self.closing.directory.set_faults(&self.faults.cache);
     }
@@ -204,6 +278,8 @@ impl Group {
     /// Refuses all that waits.
     pub(super) fn give_up_waiting(&mut self) {
         let closing = core::mem::take(&mut self.closing);
+        self.room.give_up();
+        self.counted.invalidations += closing.directory.invalidations();
         for job in closing.queues.into_values().flatten() {
             let (asker, sending) = match job {
                 Job::Read(read) => (read.asker, read.sending),
@@ -216,29 +292,39 @@ impl Group {
     /// A command that this leader has proposed is applied: its keys are open again. The node that gave up a line for it
     /// gets it back with the answer, as its own if it `wants` so.
     pub(super) fn open_keys(&mut self, now: u64, asker: &Asker, keys: &[Bytes], wants: bool) {
+        self.closing.directory.written(now, Some(&asker.conn), keys);
         let owner = self.closing.directory.open(keys).filter(|owner| *owner == asker.conn.node);
         let (Some(owner), [key]) = (owner, keys) else { return };
         let Some((version, left)) = self.time_left(now, key).filter(|_| now < self.lease) else { return };
+        let lasts = self.state.line(key, self.time).is_some_and(|(_, deadline)| deadline.is_none());
         let directory = &mut self.closing.directory;
         // What the owner brings changes a value, and nothing else of a key.
-        let grant = if wants && version > 0 && left.is_none() {
+        let grant = if wants && version > 0 && lasts {
             directory.grant_owned(now, owner, key)
         } else {
             directory.grant_written(now, owner, key)
         };
         if let Some(grant) = grant {
+            // Whoever evicts an owned key asks for its line first.
+            let left = left.filter(|_| !grant.owned);
             self.closing.written = Some((*asker, Grant { version, left, ..grant }));
         }
     }
 
     /// What an owner has brought is applied. It keeps the line, or has given it up.
-    pub(super) fn open_flushed(&mut self, asker: &Asker, key: &Bytes) {
+    pub(super) fn open_flushed(&mut self, now: u64, asker: &Asker, key: &Bytes) {
+        self.closing.directory.written(now, Some(&asker.conn), core::slice::from_ref(key));
         self.closing.directory.open_flush(asker.conn.node, key);
     }
 
     /// A command that this leader has proposed, and that may have changed every key, is applied.
-    pub(super) fn open_all(&mut self) {
-        self.closing.directory.open_all();
+    pub(super) fn open_all(&mut self, now: u64) {
+        self.closing.directory.open_all(now);
+    }
+
+    /// Keys have gone because their time had come.
+    pub(super) fn tell_expired(&mut self, now: u64, keys: &[Bytes]) {
+        self.closing.directory.written(now, None, keys);
     }
 
     /// The line that goes with the answer to a write.
@@ -249,9 +335,10 @@ impl Group {
     /// A key's version, and for how long its line can be granted.
     fn time_left(&self, now: u64, key: &Bytes) -> Option<(u64, Option<u64>)> {
         let (version, deadline) = self.state.line(key, self.time)?;
-        let Some(deadline) = deadline else { return Some((version, None)) };
+        let Some(deadline) = deadline else { return Some((version, self.room.line_life())) };
         // What is left to it, less the part of a millisecond that has passed, and 1 % for clocks that run apart.
         let left = deadline.saturating_sub(self.clock?.read(now) + 1) * 990;
+        let left = self.room.line_life().map_or(left, |life| life.min(left));
         (left > 0).then_some((version, Some(left)))
     }
 

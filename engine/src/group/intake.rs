@@ -38,10 +38,12 @@ impl Group {
         };
         if let Err(reply) = self.check(&asker, run, is_read, of_client) {
             self.refused.insert((conn.node, conn.counter), run);
+            self.counted.refused_busy += u64::from(reply.failure().is_some_and(|f| f.code == Code::Busy));
             return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
         }
         if let Work::CloseConn(gone) = &ask.work {
             self.refused.remove(&(gone.node, gone.counter));
+            self.close_fills(now, (gone.node, gone.counter));
         }
         let of_owner = ask.work.flushes().is_some();
         let Ask { sending, line, behind, principal, work, request: ask_number, .. } = ask;
@@ -67,7 +69,7 @@ impl Group {
         }
         if self.in_flight.commands + self.open.len() + self.reads.len() + self.closing.waiting()
             >= self.in_flight_max()
-            || self.in_flight.bytes + self.open_bytes >= IN_FLIGHT_BYTES_MAX
+            || self.in_flight.bytes + self.open_bytes + self.closing.waiting_bytes() >= IN_FLIGHT_BYTES_MAX
         {
             let text = format!("partition {} has too much work on its way; try again", self.id.0);
             return Err(Reply::error(Code::Busy, text));
@@ -95,5 +97,6 @@ impl Group {
     /// Forgets what was refused to connections of a node whose link is gone.
     pub fn forget_node(&mut self, node: NodeId) {
         self.refused.retain(|(of, _), _| *of != node);
+        self.fills.forget_waiters(node);
     }
 }

@@ -17,9 +17,12 @@
 
 mod apply;
 mod closing;
+mod counted;
+mod fills;
 mod intake;
 mod reads;
 mod replicas;
+mod room;
 mod snapshots;
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -43,6 +46,10 @@ use crate::system::System;
 use crate::time::GroupClock;
 use crate::trash::Trash;
 use closing::Closing;
+pub use counted::Counted;
+use fills::Fills;
+pub use room::Bound;
+use room::{Growth, Room};
 use snapshots::Files;
 pub use snapshots::{PIECE, SnapshotReport, gone};
 
@@ -125,9 +132,10 @@ pub struct Progress {
 /// Work that is proposed and not applied.
 #[derive(Default)]
 struct InFlight {
-    entries: VecDeque<(Index, usize, usize)>,
+    entries: VecDeque<(Index, usize, usize, Growth)>,
     commands: usize,
     bytes: usize,
+    growth: Growth,
 }
 
 /// See the top of the file.
@@ -164,8 +172,12 @@ pub struct Group {
     /// What the turn has gathered, with the sending of each.
     open: Vec<(u32, Logged)>,
     open_bytes: usize,
+    open_growth: Growth,
     in_flight: InFlight,
     closing: Closing,
+    room: Room,
+    counted: Counted,
+    fills: Fills,
     /// Why the node writes nothing for clients, if it is so.
     no_room: Option<&'static str>,
     reads: Vec<Read>,
@@ -268,8 +280,12 @@ impl Group {
             term: 0,
             open: Vec::new(),
             open_bytes: 0,
+            open_growth: 0,
             in_flight: InFlight::default(),
             closing: Closing::default(),
+            room: Room::default(),
+            counted: Counted::default(),
+            fills: Fills::default(),
             no_room: None,
             reads: Vec::new(),
             rounds: BTreeMap::new(),
@@ -356,6 +372,7 @@ impl Group {
         self.consensus.tick(now, beat);
         self.retry_reads(now);
         self.tick_directory(now);
+        self.tick_fills(now);
         self.watch_transfers(now);
     }
 
@@ -395,6 +412,7 @@ impl Group {
             return;
         }
         self.let_ready_in(now);
+        self.make_room(now);
         let deadline = self.state.next_deadline();
         // What has ended and was too much for the last entries; one entry for that at a time.
         let has_rest = deadline.is_some_and(|deadline| deadline <= self.time) && self.applied >= self.ending;
@@ -404,7 +422,7 @@ impl Group {
             self.clock = Some(clock);
             if due {
                 // An entry without commands carries the stamp alone, and brings more to its end than others.
-                self.propose_entry(Batch::begin(stamp), &[]);
+                self.propose_entry(Batch::begin(stamp), &[], 0);
                 self.ending = self.consensus.last_index();
             }
             if !self.open.is_empty() {
@@ -431,6 +449,8 @@ impl Group {
         let epoch = self.epoch();
         let open = core::mem::take(&mut self.open);
         self.open_bytes = 0;
+        // Counted with the first of the entries, and so with all of them: they are proposed together.
+        let mut growth = core::mem::take(&mut self.open_growth);
         #[cfg(feature = "faults")]
         if self.faults.honest_codes_broken && self.consensus.last_index().is_multiple_of(7) {
             for (sending, Logged { asker, .. }) in &open {
@@ -447,22 +467,24 @@ impl Group {
             logged.put(&mut entry);
             askers.push(logged.asker);
             if entry.len() >= ENTRY_TARGET {
-                self.propose_entry(core::mem::replace(&mut entry, Batch::begin(stamp)), &askers);
+                let growth = core::mem::take(&mut growth);
+                self.propose_entry(core::mem::replace(&mut entry, Batch::begin(stamp)), &askers, growth);
                 askers.clear();
             }
         }
         if !askers.is_empty() {
-            self.propose_entry(entry, &askers);
+            self.propose_entry(entry, &askers, growth);
         }
     }
 
-    fn propose_entry(&mut self, mut entry: Vec<u8>, askers: &[Asker]) {
+    fn propose_entry(&mut self, mut entry: Vec<u8>, askers: &[Asker], growth: Growth) {
         Batch::finish(&mut entry, u32::try_from(askers.len()).expect("ENTRY_TARGET bounds the commands"));
         let bytes = entry.len();
         let index = self.consensus.propose(entry);
-        self.in_flight.entries.push_back((index, askers.len(), bytes));
+        self.in_flight.entries.push_back((index, askers.len(), bytes, growth));
         self.in_flight.commands += askers.len();
         self.in_flight.bytes += bytes;
+        self.in_flight.growth += growth;
     }
 
     /// Whether there is anything to flush or to work off.
@@ -521,6 +543,7 @@ impl Group {
         self.term = term;
         if leads {
             self.led_since = now;
+            self.counted.led += 1;
             self.ending = 0;
             // Stamps never fall along the log, which may be long: the newest is the highest.
             let in_log = self.consensus.data_after(self.applied).find_map(Batch::stamp_of);
@@ -531,10 +554,11 @@ impl Group {
 
     fn give_up(&mut self) {
         self.give_up_waiting();
+        self.give_up_fills();
         (self.clock, self.lease) = (None, 0);
         self.refused.clear();
         self.in_flight = InFlight::default();
-        self.open_bytes = 0;
+        (self.open_bytes, self.open_growth) = (0, 0);
         let open =
             core::mem::take(&mut self.open).into_iter().map(|(sending, logged)| (sending, logged.asker));
         let rounds = core::mem::take(&mut self.rounds).into_values().flat_map(|round| round.reads);

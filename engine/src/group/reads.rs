@@ -79,6 +79,7 @@ impl Group {
             let epoch = self.epoch();
             for mut read in reads {
                 read.work.set_epoch(epoch);
+                let Some(read) = self.wait_for_fill(now, read) else { continue };
                 let reply = match &read.work {
                     Work::SeeIndex => Reply::int(self.applied),
                     Work::Op(Op::CacheInfo(key)) => self.cache_info(now, key),

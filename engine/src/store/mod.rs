@@ -1,7 +1,7 @@
 //! Keys of a partition: values, versions, deadlines.
 //!
-//! Charter: `write` changes keys, `read` looks at them, `scan` walks over their names. What is common lies here, and so
-//! do transactions.
+//! Charter: `write` changes keys, `read` looks at them, `scan` walks over their names, `room` says how much a command
+//! needs and which keys can go. What is common lies here, and so do transactions.
 //!
 //! Invariants:
 //! - A version is the serial number of the place in the log where the key was last written (`LogPos::serial`),
@@ -13,6 +13,7 @@
 //! Subtlety: rows lie in the order of their names' hashes, so that a cursor of 56 bits can say how far SCAN has come.
 
 mod read;
+pub mod room;
 mod scan;
 mod write;
 
@@ -20,7 +21,8 @@ use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::limits::{STORE_MAX, VALUES_MAX};
+use core::cell::Cell;
+use quorate_protocol::limits::{STORE_MAX, STORE_ROW, VALUES_MAX};
 use quorate_protocol::op::{Multi, Op};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::{Malformed, Wire};
@@ -28,13 +30,31 @@ use quorate_protocol::wire_struct;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::keep::keep;
-use crate::outcome::{Ctx, Outcomes};
+use crate::outcome::{Ctx, Outcome, Outcomes};
 use crate::portion::Portion;
 use crate::table::{Rows, Table, take_row};
 use crate::trash::Trash;
 
-/// What a key costs beyond its name and value.
-const ROW_COST: u64 = 96;
+/// When somebody last looked at a key here, in group time. Each replica has its own idea of that, so it is no part of the
+/// state: it is never written down, and two rows that differ in it are equal.
+#[derive(Debug, Clone, Default)]
+pub struct Touched(Cell<u64>);
+
+impl PartialEq for Touched {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Touched {}
+
+impl Wire for Touched {
+    fn put(&self, _: &mut Vec<u8>) {}
+
+    fn take(_: &mut Bytes) -> Result<Self, Malformed> {
+        Ok(Self::default())
+    }
+}
 
 wire_struct! {
     /// A key's row.
@@ -46,6 +66,8 @@ wire_struct! {
         pub version: u64,
         /// Group time at which it vanishes, in milliseconds.
         pub deadline: Option<u64>,
+        /// When it was last looked at.
+        pub touched: Touched,
     }
 }
 
@@ -97,6 +119,8 @@ pub struct Store {
     dropped: Vec<BTreeSet<(u64, Bytes)>>,
     /// Derived: what all rows cost, in bytes.
     bytes: u64,
+    /// Keys that were evicted since the node started.
+    evicted: u64,
     #[cfg(feature = "faults")]
     faults: Faults,
 }
@@ -110,6 +134,7 @@ impl Store {
             deadlines: BTreeSet::new(),
             dropped: Vec::new(),
             bytes: 0,
+            evicted: 0,
             #[cfg(feature = "faults")]
             faults: Faults::default(),
         }
@@ -152,13 +177,14 @@ impl Store {
     }
 
     /// Removes the keys whose deadline group time has reached, as far as the portion goes.
-    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, _out: &mut Outcomes) {
+    pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
         while let Some((deadline, key)) = self.deadlines.first() {
             if *deadline > ctx.time || !portion.take(1) {
                 break;
             }
             let key = key.clone();
             self.remove(&key);
+            out.push(Outcome::Expired(key));
         }
     }
 
@@ -222,7 +248,9 @@ impl Store {
 
     /// The key's row, unless its time has come.
     fn seen(&self, key: &Bytes, time: u64) -> Option<&Row> {
-        self.rows.get(&Name::of(key)).filter(|row| is_seen(row, time))
+        let row = self.rows.get(&Name::of(key)).filter(|row| is_seen(row, time))?;
+        row.touched.0.set(time);
+        Some(row)
     }
 
     /// Removes a key whose time has come, if `expire` has not got so far: no command sees it.
@@ -236,14 +264,16 @@ impl Store {
         if self.bytes + grows <= STORE_MAX {
             return Ok(());
         }
+        // The leader has looked before. What comes here was proposed by one that did not know of all that is in the log.
         let text =
             format!("this partition's keys fill their {STORE_MAX} bytes; delete some, or let them expire");
-        Err(Reply::error(Code::Oom, text))
+        Err(Reply::error(Code::Err, text))
     }
 
     fn put(&mut self, ctx: &Ctx, key: &Bytes, value: Bytes, deadline: Option<u64>) {
         self.remove(key);
-        self.add(keep(key.clone()), Row { value: keep(value), version: ctx.at.serial(), deadline });
+        let touched = Touched(Cell::new(ctx.time));
+        self.add(keep(key.clone()), Row { value: keep(value), version: ctx.at.serial(), deadline, touched });
     }
 
     fn add(&mut self, key: Bytes, row: Row) {
@@ -332,7 +362,7 @@ fn is_seen(row: &Row, time: u64) -> bool {
 }
 
 fn cost(key: &[u8], value: &[u8]) -> u64 {
-    (key.len() + value.len()) as u64 + ROW_COST
+    (key.len() + value.len()) as u64 + STORE_ROW
 }
 
 #[cfg(test)]

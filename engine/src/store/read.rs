@@ -3,7 +3,7 @@
 use alloc::format;
 use bytes::Bytes;
 use quorate_protocol::limits::VALUES_MAX;
-use quorate_protocol::op::{ExpireTime, GetRange, Multi, Op, Set, Ttl};
+use quorate_protocol::op::{ExpireTime, FillV, GetRange, Multi, Op, Set, Ttl};
 use quorate_protocol::reply::{Code, Reply};
 
 use super::{Answers, Store};
@@ -15,7 +15,9 @@ impl Store {
         let version = |key| Reply::int(self.line(key, time).0);
         match op {
             Op::Get(key) => self.value(key, time),
-            Op::GetV(key) => Reply::Array([self.value(key, time), version(key), Reply::Int(0)].into()),
+            Op::GetV(key) | Op::FillV(FillV { key, .. }) => {
+                Reply::Array([self.value(key, time), version(key), Reply::Int(0)].into())
+            }
             Op::MGet(keys) => self.values(keys, time),
             Op::Versions(keys) => Reply::Array(keys.iter().map(version).collect()),
             Op::Exists(keys) => {
@@ -55,9 +57,11 @@ impl Store {
     /// Bytes that the answer of a command may come to; 0 if it is a small one.
     pub(super) fn answer_bytes(&self, op: &Op, time: u64) -> usize {
         match op {
-            Op::Get(key) | Op::GetDel(key) | Op::GetV(key) | Op::Set(Set { key, get: true, .. }) => {
-                self.length(key, time)
-            }
+            Op::FillV(FillV { key, .. })
+            | Op::Get(key)
+            | Op::GetDel(key)
+            | Op::GetV(key)
+            | Op::Set(Set { key, get: true, .. }) => self.length(key, time),
             Op::GetEx(op) => self.length(&op.key, time),
             Op::GetRange(op) => self.length(&op.key, time),
             Op::MGet(keys) => keys.iter().map(|key| 32 + self.length(key, time)).sum(),

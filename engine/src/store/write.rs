@@ -245,7 +245,7 @@ fn group_time(moment: Moment) -> u64 {
 }
 
 /// A number as Redis reads one: decimal, no blanks, no plus sign, no leading zeros, within 64 bits.
-fn parse_integer(text: &[u8]) -> Option<i64> {
+pub(super) fn parse_integer(text: &[u8]) -> Option<i64> {
     let number: i64 = core::str::from_utf8(text).ok()?.parse().ok()?;
     (format!("{number}").as_bytes() == text).then_some(number)
 }

@@ -124,6 +124,8 @@ pub(crate) struct Town {
     /// Nobody hears them, and they hear nobody.
     pub(crate) cut_off: BTreeSet<NodeId>,
     pub(crate) log_floor: u64,
+    /// See `Config`.
+    pub(crate) store: (u64, bool),
     inbox: VecDeque<(NodeId, Input)>,
     pub(crate) replies: Vec<(NodeId, u64, u64, Reply)>,
     founders: Vec<(NodeId, String)>,
@@ -161,7 +163,13 @@ impl Town {
 
     /// `log_floor`: see `Config`.
     pub(crate) fn with_floor(n: u64, log_floor: u64) -> Self {
+        Self::with_bounds(n, log_floor, (u64::MAX, false))
+    }
+
+    /// `log_floor`, and what keys may take and whether they are evicted: see `Config`.
+    pub(crate) fn with_bounds(n: u64, log_floor: u64, store: (u64, bool)) -> Self {
         let mut this = Self {
+            store,
             now: Now { mono: 1_000_000, wall: 0 },
             nodes: BTreeMap::new(),
             disks: BTreeMap::new(),
@@ -193,6 +201,7 @@ impl Town {
         let recovered = self.disks.entry(node).or_default().recover(meta);
         let mut config = Config::new(7, format!("client{id}"));
         config.log_floor = self.log_floor;
+        (config.store_memory, config.store_evicts) = self.store;
         self.nodes.insert(node, Engine::new(self.now, config, recovered));
         let others: Vec<NodeId> = self.nodes.keys().copied().filter(|other| *other != node).collect();
         for other in others {
@@ -297,6 +306,7 @@ impl Town {
             | Effect::Close { .. }
             | Effect::Members(_)
             | Effect::Cache(_)
+            | Effect::Track(_)
             | Effect::Log(..) => {}
         }
     }

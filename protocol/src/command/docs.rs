@@ -157,6 +157,29 @@ same partition, as in Redis Cluster.
 - SCAN shows every key that is there from its beginning to its end; pages may be empty before the last. It keeps nothing
   between calls: a cursor is good for ever, also on another node.
 - Redis' `r.lock()` and Redisson need Lua, which is not spoken here; use `LOCK`.
+
+## Rules of tracking
+
+CLIENT TRACKING is for clients that keep values themselves, such as redis-py's client-side cache (`CacheConfig`, protocol 3). They are
+pushed `invalidate [key]`, or `invalidate nil` (everything), on any node, whichever node the write comes through. RESP3 only, without
+REDIRECT; HELLO 2 and RESET end it.
+
+- No client keeps a value for ever that a later write has replaced: the push comes behind the answer that it is about. A push takes its
+  way, so a client may use the old value some moments after another one's SET said OK; GET without a cache of one's own never does.
+- Only what GET and MGET answer of keys that the node holds itself can be kept. All else (STRLEN, TTL, EXEC, a key that is being
+  written, a node whose `cache.max-memory` is too small) is invalidated right behind its answer: keeping it is of no use, and no harm.
+  GET lets the node hold its key, MGET does not.
+- Besides writes, the node drops keys to make room, at their deadlines, and with its lease (its partition's leader is gone, or cannot be
+  reached): all that is told, too. Of more than 128 keys that go together a client is told to drop everything.
+- BCAST: every write of keys with one of the prefixes is told, whether they were read or not; expired keys as well, within about a second;
+  writes that may have changed something, even if they did not. `invalidate nil` comes when the node begins to hear of a partition's
+  writes, so some come behind CLIENT TRACKING ON, and whenever it may have missed some.
+- NOLOOP: own writes are not told, but those that may not have been done. In the default mode a key is not tracked behind an own
+  write before it is read again, as in Redis.
+- A node remembers 1,048,576 keys, each reader's apart; a connection names 64 prefixes. Beyond that the key that has not been
+  read for longest is invalidated. A client that does not read its pushes is cut when 32 MiB wait.
+- A client hears nothing from a node that stands still or cannot be reached by it. Who must not go on with what it keeps sends PING, and
+  gives its connection up without an answer; clients forget what they keep with their connection.
 ";
 
 /// docs/commands.md

@@ -7,8 +7,8 @@ use super::words::{Words, shown};
 use super::{ConnAsk, failure};
 use crate::limits::{MANY_MAX, NAME_MAX, SCAN_MAX, VALUE_MAX};
 use crate::op::{
-    Append, Cursor, Expire, ExpireAt, ExpireTime, Expiry, GetEx, GetRange, Incr, MSet, Moment, Only, Op,
-    Scan, Set, SetBack, SetRange, Ttl, When,
+    Append, Cursor, Expire, ExpireAt, ExpireTime, Expiry, FillV, GetEx, GetRange, Incr, MSet, Moment, Only,
+    Op, Scan, Set, SetBack, SetRange, Ttl, When,
 };
 use crate::reply::{Code, Failure};
 
@@ -25,8 +25,14 @@ pub(super) fn get(words: &mut Words<'_>) -> Parsed {
 
 pub(super) fn get_v(words: &mut Words<'_>) -> Parsed {
     let key = words.name("key")?;
-    words.option(&[], &mut 0)?;
-    op(Op::GetV(key))
+    let (mut fill, mut seen) = (None, 0);
+    while words.option(&["FILL"], &mut seen)?.is_some() {
+        fill = Some(words.millis("FILL", 1)?);
+    }
+    op(match fill {
+        Some(ms) => Op::FillV(FillV { key, ms }),
+        None => Op::GetV(key),
+    })
 }
 
 fn plain_set(key: Bytes, value: Bytes) -> Set {

@@ -10,12 +10,14 @@ mod docs;
 mod keys;
 mod parse;
 mod table;
+mod tracking;
 mod words;
 
 use bytes::Bytes;
 
 pub use docs::{command_count, command_docs, command_info, command_list, help, markdown};
 pub use table::{Family, Flags, Resend, Spec, TABLE, find, find_number};
+pub use tracking::{Track, Tracks};
 pub use words::Words;
 
 use crate::id::ClientId;
@@ -73,6 +75,8 @@ pub enum ConnAsk {
     ClientInfo,
     /// CLIENT LIST
     ClientList,
+    /// CLIENT TRACKING, CACHING, TRACKINGINFO, GETREDIR
+    Track(Track),
     /// CONFIG GET pattern …
     ConfigGet(Vec<Bytes>),
     /// INFO [section …]

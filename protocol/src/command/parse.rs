@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::tracking::track;
 use super::words::{Words, integer, shown};
 use super::{Command, ConnAsk, NodeAsk, failure};
 use crate::id::{ClientId, GroupId, NodeId};
@@ -339,7 +340,8 @@ pub(super) fn client(words: &mut Words<'_>) -> Parsed {
         }
         "INFO" => ConnAsk::ClientInfo,
         "LIST" => ConnAsk::ClientList,
-        "TRACKING" | "CACHING" | "REPLY" | "KILL" | "PAUSE" | "UNPAUSE" | "NO-EVICT" | "NO-TOUCH" => {
+        "TRACKING" | "CACHING" | "TRACKINGINFO" | "GETREDIR" => ConnAsk::Track(track(&name, words)?),
+        "REPLY" | "KILL" | "PAUSE" | "UNPAUSE" | "NO-EVICT" | "NO-TOUCH" => {
             return Err(failure(
                 Code::Err,
                 format!("CLIENT {name} is not built yet; see HELP CLIENT for what is"),

@@ -72,6 +72,44 @@ fn options_come_in_any_order_and_case() {
 }
 
 #[test]
+fn what_is_wrong_with_tracking_is_said_in_the_words_of_redis() {
+    let cases = [
+        ("CLIENT TRACKING", "ERR wrong number of arguments for 'client|tracking' command"),
+        ("CLIENT TRACKING MAYBE", "ERR syntax error"),
+        ("CLIENT TRACKING ON WHAT", "ERR syntax error"),
+        ("CLIENT TRACKING ON PREFIX", "ERR syntax error"),
+        ("CLIENT TRACKING ON PREFIX a", "ERR PREFIX option requires BCAST mode to be enabled"),
+        ("CLIENT TRACKING ON BCAST OPTIN", "ERR OPTIN and OPTOUT are not compatible with BCAST"),
+        ("CLIENT TRACKING ON OPTIN OPTOUT", "ERR You can't specify both OPTIN mode and OPTOUT mode"),
+        ("CLIENT TRACKING ON REDIRECT 7", "ERR REDIRECT is not spoken here"),
+        (
+            "CLIENT TRACKING ON BCAST PREFIX a PREFIX ab",
+            "ERR Prefix 'a' overlaps with another provided prefix 'ab'. Prefixes for a single client must not overlap.",
+        ),
+        ("CLIENT CACHING", "ERR wrong number of arguments for 'client|caching' command"),
+        ("CLIENT CACHING MAYBE", "ERR syntax error"),
+    ];
+    for (line, expected) in cases {
+        let text = refused(line);
+        assert!(text.starts_with(expected), "{line}: {text}");
+    }
+    let many: String = (0..=crate::limits::PREFIXES_MAX).map(|n| format!(" PREFIX {n:03}")).collect();
+    assert!(refused(&format!("CLIENT TRACKING ON BCAST{many}")).starts_with("TOOBIG 65 prefixes"));
+    let tracks = |line: &str| match understood(line) {
+        Command::Connection(ConnAsk::Track(Track::On(tracks))) => tracks,
+        other => panic!("{other:?}"),
+    };
+    let all = tracks("CLIENT TRACKING ON BCAST").after(None).expect("nothing was before");
+    assert!(all.covers(b"anything"));
+    let some = tracks("CLIENT TRACKING ON BCAST PREFIX a PREFIX b NOLOOP").after(None).expect("likewise");
+    assert!(some.covers(b"b1") && !some.covers(b"c1") && !some.covers(b"") && some.no_loop);
+    let more = tracks("CLIENT TRACKING ON BCAST PREFIX c").after(Some(&some)).expect("they do not overlap");
+    assert!(more.covers(b"c1") && more.covers(b"a") && !more.no_loop);
+    let failed = tracks("CLIENT TRACKING ON BCAST PREFIX bc").after(Some(&some)).expect_err("they do");
+    assert!(failed.text.starts_with("Prefix 'bc' overlaps with an existing prefix 'b'."));
+}
+
+#[test]
 fn what_is_wrong_is_said_and_what_to_send_instead() {
     let cases = [
         ("GET", "ERR wrong number of arguments for 'get' command; usage: GET key"),
@@ -103,7 +141,6 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
         ("HELLO 4", "NOPROTO unsupported protocol version"),
         ("HELLO x", "ERR Protocol version is not an integer"),
         ("CLIENT MAINT_NOTIFICATIONS ON", "ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try HELP CLIENT."),
-        ("CLIENT TRACKING ON", "ERR CLIENT TRACKING is not built yet"),
         ("CONFIG SET a b", "ERR the configuration is fixed"),
         ("SESSION RESUME 0", "ERR the session id must be"),
         (
@@ -163,7 +200,8 @@ fn what_is_wrong_about_keys_is_said_in_the_words_of_redis() {
         ("SCAN x", "ERR invalid cursor"),
         ("SCAN 5", "ERR invalid cursor"),
         ("SCAN 0 COUNT 0", "ERR syntax error: COUNT must be at least 1"),
-        ("GETV k FILL 5", "ERR option FILL of GETV is not built yet"),
+        ("GETV k FILL 0", "ERR FILL must be"),
+        ("GETV k FILL 5 FILL 6", "ERR syntax error"),
     ];
     for (line, expected) in cases {
         let text = refused(line);

@@ -109,6 +109,17 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// `GETV key FILL ms`
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct FillV {
+        /// The key.
+        pub key: Bytes,
+        /// Milliseconds that whoever is to fill it has for that; above 0.
+        pub ms: u64,
+    }
+}
+
+wire_struct! {
     /// `SET key value WRITEBACK`, and no other option: whoever asks for it may get the key's line as its own.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct SetBack {
@@ -409,6 +420,7 @@ impl Op {
             | Self::Persist(key)
             | Self::Type(key)
             | Self::GetV(key)
+            | Self::FillV(FillV { key, .. })
             | Self::Set(Set { key, .. })
             | Self::SetBack(SetBack { key, .. })
             | Self::Flush(Flush { key, .. })

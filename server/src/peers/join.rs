@@ -160,7 +160,7 @@ async fn first_word(outlet: &Outlet) -> Result<Reply, String> {
             match out {
                 Out::Reply(_, reply) => return Ok(reply),
                 Out::Close(why) => return Err(why),
-                Out::Push(_) => {}
+                Out::Push(_) | Out::Stale(_) => {}
             }
         }
         outlet.news().await;

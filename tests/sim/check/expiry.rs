@@ -1,6 +1,6 @@
 //! Property: a key with a deadline is there until then, never gone early, and gone at rest (commands.md, Cache).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quorate_protocol::op::{Expiry, Op};
@@ -20,6 +20,7 @@ pub fn check(history: &History, auditor: usize) -> Verdict {
             set.insert(&op.key, (record, ms));
         }
     }
+    let evicted: BTreeSet<&Bytes> = history.evictions.iter().flat_map(|record| record.op.keys()).collect();
     for record in history.records() {
         if record.client == auditor
             && matches!(record.op, Op::Exists(_))
@@ -28,7 +29,7 @@ pub fn check(history: &History, auditor: usize) -> Verdict {
             return Err(format!("keys outlived their deadlines: {:?}", record.reply()));
         }
         let (Op::Get(key) | Op::Ttl(quorate_protocol::op::Ttl { key, .. })) = &record.op else { continue };
-        let Some(&(writer, ms)) = set.get(key) else { continue };
+        let Some(&(writer, ms)) = set.get(key).filter(|_| !evicted.contains(key)) else { continue };
         let certain = writer.succeeded() && writer.ended < record.invoked;
         let early = certain && record.ended < earliest_end(writer.invoked, ms);
         let impossible = match (&record.op, record.reply()) {

@@ -10,15 +10,22 @@ use super::Verdict;
 
 /// Who has been seen to lead.
 #[derive(Debug, Default)]
-pub struct Leaders(BTreeMap<(GroupId, Term), usize>);
+pub struct Leaders {
+    seen: BTreeMap<(GroupId, Term), usize>,
+    /// Group → when somebody was first seen to lead it in a new term.
+    pub changes: BTreeMap<GroupId, Vec<u64>>,
+}
 
 impl Leaders {
     /// A node says what it is.
-    pub fn saw(&mut self, node: usize, report: &GroupReport) -> Verdict {
+    pub fn saw(&mut self, time: u64, node: usize, report: &GroupReport) -> Verdict {
         if report.role != Role::Leader {
             return Ok(());
         }
-        let first = *self.0.entry((report.group, report.term)).or_insert(node);
+        let first = *self.seen.entry((report.group, report.term)).or_insert_with(|| {
+            self.changes.entry(report.group).or_default().push(time);
+            node
+        });
         if first == node {
             return Ok(());
         }
@@ -34,6 +41,6 @@ impl Leaders {
     /// How many terms have had a leader.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.seen.len()
     }
 }

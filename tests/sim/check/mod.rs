@@ -5,6 +5,7 @@
 pub mod deadlock;
 pub mod digests;
 pub mod expiry;
+pub mod fills;
 pub mod journal;
 pub mod leaders;
 pub mod leases;
@@ -145,7 +146,7 @@ impl Checks {
             let until = if report.lease > 0 { when(report.lease) } else { 0 };
             let verdict = self.leases.saw(time, node, report, until);
             self.judge("one leader within a lease", time, verdict);
-            let verdict = self.leaders.saw(node, report).and_then(|()| self.log.leads(node, report));
+            let verdict = self.leaders.saw(time, node, report).and_then(|()| self.log.leads(node, report));
             self.judge("one leader per term", time, verdict);
             let journal = &self.journal;
             let history = &mut self.history;
@@ -181,6 +182,7 @@ impl Checks {
             ("connection order", order::check(history, home)),
             ("linearizable registers", registers::check(history, calm)),
             ("bounded loss of what is written back", writeback::check(history)),
+            ("one fills at a time", fills::check(history, &self.conn_ends, &self.leaders.changes, home)),
             ("expiry", expiry::check(history, auditor)),
             ("lock exclusion", locks::exclusion(&holds)),
             ("rising tokens", locks::tokens(history)),

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use quorate_protocol::id::{GroupId, LogPos};
+use quorate_protocol::reply::Code;
 
 use super::Verdict;
 use crate::sim::history::{History, Outcome, Record};
@@ -60,7 +61,8 @@ fn nothing_behind_a_refusal(conn: u64, group: GroupId, records: &[&Record]) -> V
                 ));
             }
         }
-        if matches!(record.outcome, Outcome::Refused(_)) {
+        // Behind a command for which there was no room others go on, as in Redis.
+        if matches!(record.outcome, Outcome::Refused(code) if code != Code::Oom) {
             refused = Some(record);
         }
     }

@@ -1,4 +1,4 @@
-//! Property: `-CLUSTERDOWN`, `-TRYAGAIN`, `-BUSY` and `-LOADING` are said only of commands that never take effect, and what
+//! Property: `-CLUSTERDOWN`, `-TRYAGAIN`, `-BUSY`, `-LOADING` and `-OOM` are said only of commands that never take effect, and what
 //! was answered as done is in the committed log (design: outcome and order).
 //!
 //! Subtlety: changes of members are left out. They say the same again and again, so that one in a log cannot be told from

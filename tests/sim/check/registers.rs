@@ -56,6 +56,12 @@ pub fn check(history: &History, calm: bool) -> Verdict {
             }
         }
     }
+    for record in &history.evictions {
+        // Nobody was told whether the key had that version still.
+        let (call, ret) = (record.invoked, record.ended);
+        let step = || Step { record, call, ret, reply: None, optional: false, before: None };
+        keys_of(&record.op).into_iter().for_each(|key| by_key.entry(key).or_default().push(step()));
+    }
     for (key, mut steps) in by_key {
         steps.sort_by_key(|step| (step.call, step.record.id));
         link(&mut steps);
@@ -70,6 +76,7 @@ fn keys_of(op: &Op) -> Vec<&Bytes> {
         Op::Set(set) => vec![&set.key],
         Op::SetBack(set) => vec![&set.key],
         Op::Incr(incr) => vec![&incr.key],
+        Op::FillV(fill) => vec![&fill.key],
         Op::Expire(expire) => vec![&expire.key],
         Op::Del(_) | Op::Exists(_) | Op::Append(_) | Op::MSet(_) | Op::Multi(_) => op.keys(),
         _ => Vec::new(),
@@ -253,6 +260,18 @@ fn effect_of(
     let kept = || cell.cloned();
     match op {
         Op::Get(_) => fits(value()).then(kept),
+        Op::FillV(_) => {
+            let told = if let Some(Reply::Array(fields)) = told { &fields[..] } else { &[] };
+            let fits = match (told, cell) {
+                ([Reply::Nil, Reply::Int(0), Reply::Int(_)], None) | ([], _) => true,
+                ([Reply::Bulk(told), Reply::Int(version), Reply::Int(0)], Some(cell)) => {
+                    *told == cell.value
+                        && cell.versions.iter().any(|known| Reply::int(*known) == Reply::Int(*version))
+                }
+                _ => false,
+            };
+            fits.then(kept)
+        }
         Op::Exists(_) => fits(Reply::Int(i64::from(cell.is_some()))).then(kept),
         Op::Del(_) => fits(Reply::Int(i64::from(cell.is_some()))).then_some(None),
         Op::Expire(_) => fits(Reply::Int(i64::from(cell.is_some()))).then_some(None),

@@ -23,8 +23,8 @@ use quorate_protocol::op::Flush;
 use quorate_protocol::reply::Reply;
 
 use super::{Holder, shown};
-use crate::cache::CacheEffect;
 use crate::cache::dirty::{Brought, Counts, Entry, Owned};
+use crate::cache::{CacheEffect, Tracked};
 use crate::effect::{Effect, Level};
 use crate::keep::keep;
 
@@ -43,7 +43,7 @@ pub(super) struct Owed {
 
 /// What a line's grant says of writing it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Own {
+pub(in crate::cache) struct Own {
     /// The version with which the next writes begin.
     base: u64,
     /// How long a value may be. The store has taken a value of half this length: what owners bring it takes unasked.
@@ -78,6 +78,10 @@ impl Holder {
         if was_clean {
             let line = format!("{}: State M -> M, to be written back", shown(&key));
             self.effects.push(Effect::Log(Level::Debug, line));
+        }
+        if self.tracked > Tracked::Nothing {
+            // Clients that keep the value themselves are told by that.
+            self.effect(CacheEffect::Purge { group, keys: [key.clone()].into() });
         }
         let generation = lease.generation;
         self.effect(CacheEffect::Fill { group, generation, key, value: Some(value), until: u64::MAX });
@@ -139,7 +143,7 @@ impl Holder {
             _ => Brought::NotYet,
         };
         if let Brought::As(version) = brought
-            && let Some(own) = self.homes[group.slot()].lines.get_mut(key).and_then(|line| line.own.as_mut())
+            && let Some(own) = self.homes[group.slot()].lines.own_mut(key)
         {
             own.base = version;
         }

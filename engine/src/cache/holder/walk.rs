@@ -1,0 +1,116 @@
+//! The holder's row of numbers. See `cache/walk.rs`.
+
+use bytes::Bytes;
+use quorate_protocol::cache::{Grant, Invalidation, LeaseGranted, LeaseName};
+
+use super::super::Tracked;
+use super::super::walk::{Kind, Walk};
+use super::{Holder, Home, Lease, Line, SAY_AGAIN, bucket};
+
+impl Holder {
+    /// Adds what the holder of the node at this place is to the row. Of the age of what it asked for no more than `enough`
+    /// counts.
+    pub fn walk(&self, walk: &mut Walk<'_>, place: u8, enough: u64) {
+        let Self {
+            boot,
+            homes,
+            floors,
+            // A new generation has a number that nothing has had before.
+            generation: _,
+            evicted,
+            // It is only taken apart.
+            void: _,
+            // It is only shown.
+            invalidations: _,
+            dirty,
+            owed,
+            leaving,
+            words,
+            effects,
+            tracked,
+            tracked_since: _,
+            faults: _,
+        } = self;
+        assert!(*tracked == Tracked::Nothing, "the model has no clients that keep values themselves");
+        let clean = dirty.is_empty() && owed.is_empty() && !leaving;
+        assert!(clean, "the model has no lines that are written back");
+        assert!(words.is_empty() && effects.is_empty(), "the model takes them at once");
+        walk.plain(boot.0);
+        let mut newest = 0;
+        for Home { leader, term, lease, lines, wanted, asked, since, watched } in homes {
+            newest = newest.max(*term);
+            walk.node(*leader);
+            walk.plain(*term);
+            walk.plain(*wanted);
+            walk.plain(*watched);
+            walk.plain(lease.is_some());
+            if let Some(Lease { epoch, generation, until }) = lease {
+                walk.one(Kind::Epoch(place), *epoch);
+                walk.one(Kind::Generation(place), *generation);
+                walk.left(*until);
+            }
+            walk.passed(*asked, SAY_AGAIN);
+            walk.plain(*since > 0);
+            walk.passed(*since, enough);
+            walk.count(lines.len());
+            for (key, Line { number, state, own: _ }) in lines.iter() {
+                walk.bytes(key);
+                walk.one(Kind::Number(place), *number);
+                walk.plain(*state as u8);
+            }
+        }
+        // What a former home has invalidated can never be granted again.
+        walk.count(floors.values().filter(|(term, _)| *term >= newest).count());
+        for (bucket, (term, number)) in floors.iter().filter(|(_, (term, _))| *term >= newest) {
+            walk.plain(*bucket);
+            walk.plain(*term);
+            walk.one(Kind::Number(place), *number);
+        }
+        walk.count(evicted.len());
+        for ((leader, lease), lines) in evicted {
+            walk.node(Some(*leader));
+            walk.lease(place, lease);
+            for (key, number) in lines {
+                walk.bytes(key);
+                walk.one(Kind::Number(place), *number);
+            }
+        }
+    }
+
+    /// Whether a grant of a lease can do anything here, now or ever.
+    #[must_use]
+    pub fn heeds_lease(&self, now: u64, granted: &LeaseGranted) -> bool {
+        let Some(home) = self.homes.get(granted.lease.group.slot()) else { return false };
+        let until = granted.sent + granted.length;
+        let longer = home.lease.is_none_or(|mine| mine.epoch != granted.lease.epoch || until > mine.until);
+        // Whoever has not asked yet will ask now at the earliest.
+        let asked = granted.sent >= if home.since == 0 { now } else { home.since };
+        home.term <= granted.lease.term && until > now && longer && asked
+    }
+
+    /// Whether an invalidation can do anything here but be answered, now or ever.
+    #[must_use]
+    pub fn heeds_invalidation(&self, invalidation: &Invalidation) -> bool {
+        let lease = &invalidation.lease;
+        let new = |key: &Bytes| {
+            self.floors.get(&bucket(key)).is_none_or(|floor| *floor < (lease.term, invalidation.number))
+        };
+        self.homes[lease.group.slot()].term <= lease.term && invalidation.keys.iter().any(new)
+    }
+
+    /// Whether a grant can be taken, now or ever, if the node has its lease by then.
+    #[must_use]
+    pub fn heeds_grant(&self, key: &[u8], grant: &Grant) -> bool {
+        let term = grant.lease.term;
+        let overtaken = self.floors.get(&bucket(key)).is_some_and(|floor| (term, grant.number) < *floor);
+        let overtaken = overtaken && !self.faults.late_fill;
+        self.homes[grant.lease.group.slot()].term <= term && !overtaken
+    }
+
+    /// Whether it has this lease.
+    #[must_use]
+    pub fn has_lease(&self, under: &LeaseName) -> bool {
+        let home = &self.homes[under.group.slot()];
+        home.term == under.term && home.lease.is_some_and(|lease| lease.epoch == under.epoch)
+    }
+}

@@ -1,0 +1,569 @@
+//! What can happen: three nodes, one of which is the home of all keys, and the words and requests between them.
+//!
+//! The model around the engine's directory and holders: time moves by `STEP`. A home's lease is `LEASE` long and goes on as
+//! long as the home is not cut off; when it is over, another node begins (`consensus/lease.rs` is what makes that so, and is tested
+//! apart), and each node learns of it when it does. A write is proposed when the directory lets it, and applied later, or
+//! not at all. Requests and their answers travel on links, in order; words overtake each other and can come twice.
+//!
+//! Everything that is on its way can be lost at any time. More than `flying` are never on their way at a time: what is
+//! said above that makes one of them vanish, each in turn, and clients ask only when there is room.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate_engine::cache::directory::{Directory, WriteId};
+use quorate_engine::cache::holder::{Fill, Holder};
+use quorate_engine::cache::walk::{Kind, Walk};
+use quorate_engine::cache::{CacheEffect, Faults};
+use quorate_engine::effect::{Effect, Effects, TICK};
+use quorate_protocol::cache::{CacheWord, Grant, LeaseName};
+use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
+
+const GROUP: GroupId = GroupId(1);
+/// Time moves by as much.
+const STEP: u64 = 3 * TICK;
+/// What a home's lease lasts.
+pub(crate) const LEASE: u64 = 9 * TICK;
+/// As often as may be.
+pub(crate) const ENDLESS: u8 = u8::MAX;
+
+/// What may happen at the most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) keys: usize,
+    /// Reads that a node does not answer itself.
+    pub(crate) reads: u8,
+    pub(crate) writes: u8,
+    /// Lines that make room for others.
+    pub(crate) evictions: u8,
+    /// Words that come twice.
+    pub(crate) doubles: u8,
+    /// Homes that are cut off.
+    pub(crate) failovers: u8,
+    pub(crate) steps: u8,
+    /// Words and requests that are on their way at a time.
+    pub(crate) flying: usize,
+    /// States that are looked at.
+    pub(crate) states: usize,
+}
+
+/// Whether something may happen once more; counts it.
+fn once(left: &mut u8) -> bool {
+    let may = *left > 0;
+    if may && *left != ENDLESS {
+        *left -= 1;
+    }
+    may
+}
+
+impl Bounds {
+    pub(crate) fn walk(&self, walk: &mut Walk<'_>) {
+        for left in [self.reads, self.writes, self.evictions, self.doubles, self.failovers, self.steps] {
+            walk.plain(left);
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Flying {
+    Word { from: usize, to: usize, word: CacheWord },
+    Read { node: usize, key: usize, epoch: u64, term: Term },
+    Write { node: usize, key: usize, gave_up: u64, term: Term },
+    Filled { node: usize, key: usize, value: u64, grant: Grant, written: bool },
+}
+
+impl Flying {
+    /// The link on which it travels: whose, and in which direction.
+    fn link(&self) -> Option<(usize, bool)> {
+        match self {
+            Self::Word { .. } => None,
+            Self::Read { node, .. } | Self::Write { node, .. } => Some((*node, true)),
+            Self::Filled { node, .. } => Some((*node, false)),
+        }
+    }
+
+    /// Adds it to the row; what is of one link begins with the same two numbers.
+    pub(crate) fn walk(&self, walk: &mut Walk<'_>) {
+        let place = |walk: &Walk<'_>, node: usize| walk.place(Some(id(node)));
+        match self {
+            Self::Word { from, to, word } => {
+                let place = place(walk, if word.is_for_home() { *from } else { *to });
+                walk.plain(3_u8);
+                walk.plain(place);
+                walk.word(place, word, LEASE);
+            }
+            Self::Read { node, key, epoch, term } => {
+                let place = place(walk, *node);
+                [1, u64::from(place), 1, *key as u64, *term]
+                    .into_iter()
+                    .for_each(|number| walk.plain(number));
+                walk.one(Kind::Epoch(place), *epoch);
+            }
+            Self::Write { node, key, gave_up, term } => {
+                let place = place(walk, *node);
+                [1, u64::from(place), 2, *key as u64, *term]
+                    .into_iter()
+                    .for_each(|number| walk.plain(number));
+                walk.one(Kind::Number(place), *gave_up);
+            }
+            Self::Filled { node, key, value, grant, written } => {
+                let place = place(walk, *node);
+                [2, u64::from(place), *key as u64].into_iter().for_each(|number| walk.plain(number));
+                walk.lease(place, &grant.lease);
+                walk.one(Kind::Number(place), grant.number);
+                walk.one(Kind::Value, *value);
+                walk.plain(grant.exclusive);
+                walk.plain(*written);
+            }
+        }
+    }
+}
+
+/// A node's view: what it would show.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View {
+    pub(crate) generation: u64,
+    pub(crate) until: u64,
+    /// Key → generation and value.
+    pub(crate) lines: Vec<Option<(u64, u64)>>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) holder: Holder,
+    pub(crate) view: View,
+    /// The newest term that it has heard of.
+    pub(crate) term: Term,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Proposal {
+    node: usize,
+    key: usize,
+}
+
+impl Proposal {
+    pub(crate) fn walk(&self, walk: &mut Walk<'_>) {
+        walk.node(Some(id(self.node)));
+        walk.count(self.key);
+    }
+}
+
+/// What has happened, newest first; for whoever reads a failure.
+#[derive(Clone, Default)]
+pub(crate) struct Story(Option<Arc<Event>>);
+
+struct Event {
+    what: &'static str,
+    places: Vec<usize>,
+    flying: Option<Flying>,
+    before: Story,
+}
+
+impl Story {
+    fn add(&mut self, what: &'static str, places: &[usize], flying: Option<Flying>) {
+        let event = Event { what, places: places.to_vec(), flying, before: self.clone() };
+        *self = Self(Some(Arc::new(event)));
+    }
+}
+
+impl std::fmt::Debug for Story {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some(last) = &self.0 else { return Ok(()) };
+        let Event { what, places, flying, before } = &**last;
+        write!(f, "{before:?}\n  {what} {places:?} {flying:?}")
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Model {
+    pub(crate) now: u64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) home: usize,
+    pub(crate) term: Term,
+    pub(crate) home_until: u64,
+    pub(crate) cut_off: bool,
+    pub(crate) directory: Directory,
+    faults: Faults,
+    pub(crate) held: Vec<(WriteId, Proposal)>,
+    pub(crate) proposed: Vec<Proposal>,
+    /// Key → applied value, newest acknowledged value.
+    pub(crate) applied: Vec<u64>,
+    pub(crate) acknowledged: Vec<u64>,
+    last_value: u64,
+    pub(crate) flying: Vec<Flying>,
+    pub(crate) left: Bounds,
+    story: Story,
+}
+
+fn name(key: usize) -> Bytes {
+    Bytes::from_static([b"k0", b"k1"][key])
+}
+
+pub(crate) fn id(at: usize) -> NodeId {
+    NodeId(at as u64 + 1)
+}
+
+fn place(node: NodeId) -> usize {
+    usize::try_from(node.0 - 1).expect("few nodes")
+}
+
+impl Model {
+    pub(crate) fn new(bounds: Bounds, faults: &Faults) -> Self {
+        let node = || {
+            let mut holder = Holder::new(Boot(1), 1);
+            holder.set_faults(faults);
+            holder.set_route(GROUP, Some(NodeId(1)), 1);
+            Node { holder, view: View { lines: vec![None; bounds.keys], ..View::default() }, term: 1 }
+        };
+        let mut directory = Directory::new(GROUP, 1);
+        directory.set_faults(faults);
+        Self {
+            now: 100 * TICK,
+            nodes: (1..=3).map(|_| node()).collect(),
+            home: 0,
+            term: 1,
+            home_until: 100 * TICK + LEASE,
+            cut_off: false,
+            directory,
+            faults: faults.clone(),
+            held: Vec::new(),
+            proposed: Vec::new(),
+            applied: vec![0; bounds.keys],
+            acknowledged: vec![0; bounds.keys],
+            last_value: 0,
+            flying: Vec::new(),
+            left: bounds,
+            story: Story::default(),
+        }
+    }
+
+    /// What a node would show of a key.
+    pub(crate) fn shown(&self, at: usize, key: usize) -> Option<u64> {
+        let view = &self.nodes[at].view;
+        let (generation, value) = view.lines[key]?;
+        (generation == view.generation && self.now < view.until).then_some(value)
+    }
+
+    /// Every state that can follow, or what is wrong with this one.
+    pub(crate) fn next(&self) -> Result<Vec<Self>, String> {
+        let keys = || (0..self.nodes.len()).flat_map(|at| (0..self.left.keys).map(move |key| (at, key)));
+        for (at, key) in keys() {
+            if let Some(value) = self.shown(at, key).filter(|value| *value < self.acknowledged[key]) {
+                let newest = self.acknowledged[key];
+                return Err(format!(
+                    "node {} shows {value} of key {key} behind {newest}, after{:?}",
+                    at + 1,
+                    self.story
+                ));
+            }
+        }
+        let mut all = self.each_flying("lost", |next, at| drop(next.flying.remove(at)), |_| true);
+        if self.flying.len() > self.left.flying {
+            return Ok(all);
+        }
+        let mut step = |what: &'static str, places: &[usize], act: &dyn Fn(&mut Self) -> bool| {
+            let mut next = self.clone();
+            if act(&mut next) {
+                next.story.add(what, places, None);
+                next.settle();
+                all.push(next);
+            }
+        };
+        for (at, key) in keys() {
+            step("read", &[at, key], &|next| next.read(at, key));
+            step("write", &[at, key], &|next| next.write(at, key));
+            step("evict", &[at, key], &|next| next.evict(at, key));
+        }
+        (0..self.nodes.len()).for_each(|at| step("learn", &[at], &|next| next.learn(at)));
+        step("apply", &[], &|next| next.apply());
+        step("time passes", &[], &|next| next.time_passes());
+        step("home is cut off", &[], &|next| next.is_cut_off());
+        for home in 0..self.nodes.len() {
+            for kept in 0..=self.proposed.len() {
+                step("another home, with so many entries", &[home, kept], &|next| next.failover(home, kept));
+            }
+        }
+        let arrives = |next: &mut Self, at: usize| {
+            let flying = next.flying.remove(at);
+            next.take(flying);
+        };
+        all.extend(self.each_flying("arrives", arrives, |at| self.is_first(at)));
+        if self.left.doubles > 0 {
+            let comes = |next: &mut Self, at: usize| {
+                once(&mut next.left.doubles);
+                next.take(next.flying[at].clone());
+            };
+            all.extend(
+                self.each_flying("comes, and will again", comes, |at| self.flying[at].link().is_none()),
+            );
+        }
+        Ok(all)
+    }
+
+    fn each_flying(
+        &self,
+        what: &'static str,
+        act: impl Fn(&mut Self, usize),
+        may: impl Fn(usize) -> bool,
+    ) -> Vec<Self> {
+        let one = |at: usize| {
+            let mut next = self.clone();
+            next.story.add(what, &[], Some(self.flying[at].clone()));
+            act(&mut next, at);
+            next.settle();
+            next
+        };
+        (0..self.flying.len()).filter(|at| may(*at)).map(one).collect()
+    }
+
+    /// Whether nothing is before it on its link.
+    fn is_first(&self, at: usize) -> bool {
+        let link = self.flying[at].link();
+        link.is_none() || self.flying[..at].iter().all(|before| before.link() != link)
+    }
+
+    /// Clients ask when there is room.
+    fn has_room(&self) -> bool {
+        self.flying.len() < self.left.flying
+    }
+
+    fn read(&mut self, at: usize, key: usize) -> bool {
+        if self.shown(at, key).is_some() || !self.has_room() || !once(&mut self.left.reads) {
+            return false;
+        }
+        let node = &mut self.nodes[at];
+        let (epoch, term) = (node.holder.epoch(self.now, GROUP), node.term);
+        self.flying.push(Flying::Read { node: at, key, epoch, term });
+        true
+    }
+
+    fn write(&mut self, at: usize, key: usize) -> bool {
+        if !self.has_room() || !once(&mut self.left.writes) {
+            return false;
+        }
+        let node = &mut self.nodes[at];
+        let (gave_up, term) = (node.holder.give_up(GROUP, &[name(key)]), node.term);
+        self.flying.push(Flying::Write { node: at, key, gave_up, term });
+        true
+    }
+
+    fn evict(&mut self, at: usize, key: usize) -> bool {
+        if self.shown(at, key).is_none() || !once(&mut self.left.evictions) {
+            return false;
+        }
+        self.nodes[at].view.lines[key] = None;
+        self.nodes[at].holder.evicted(vec![(GROUP, name(key))]);
+        true
+    }
+
+    /// A node hears of the new home.
+    fn learn(&mut self, at: usize) -> bool {
+        let node = &mut self.nodes[at];
+        let news = node.term < self.term;
+        node.term = self.term;
+        node.holder.set_route(GROUP, Some(id(self.home)), self.term);
+        news
+    }
+
+    fn take(&mut self, flying: Flying) {
+        match flying {
+            Flying::Word { from, to, word } if word.is_for_home() => {
+                if to == self.home {
+                    self.directory.hear(self.now, self.home_until, id(from), word);
+                }
+            }
+            Flying::Word { from, to, word } => self.nodes[to].holder.hear(self.now, id(from), word),
+            Flying::Read { node, key, epoch, term } => {
+                if term == self.term && self.now < self.home_until && epoch > 0 {
+                    let grant = self.directory.grant(self.now, id(node), epoch, &name(key), false);
+                    self.answer(node, key, self.applied[key], grant, false);
+                }
+            }
+            Flying::Filled { node, key, value, grant, written } => {
+                let value = Some(Bytes::copy_from_slice(&value.to_le_bytes()));
+                // There are no deadlines, so it does not matter when it was asked for.
+                let fill = Fill { key: name(key), value, grant, asked: self.now, written };
+                self.nodes[node].holder.fill(self.now, fill);
+            }
+            Flying::Write { node, key, gave_up, term } => {
+                if term == self.term {
+                    let proposal = Proposal { node, key };
+                    match self.directory.close(self.now, &[name(key)], id(node), gave_up) {
+                        Some(write) => self.held.push((write, proposal)),
+                        None => self.proposed.push(proposal),
+                    }
+                }
+            }
+        }
+    }
+
+    /// An answer without a line changes nothing.
+    fn answer(&mut self, node: usize, key: usize, value: u64, grant: Option<Grant>, written: bool) {
+        self.flying.extend(grant.map(|grant| Flying::Filled { node, key, value, grant, written }));
+    }
+
+    /// The first proposal is committed, applied and acknowledged: the log has an order.
+    fn apply(&mut self) -> bool {
+        if self.proposed.is_empty() {
+            return false;
+        }
+        let (node, key, value) = self.commit();
+        let owner = self.directory.open(&[name(key)]);
+        let grant = owner
+            .filter(|owner| self.now < self.home_until && *owner == id(node))
+            .and_then(|owner| self.directory.grant_written(self.now, owner, &name(key)));
+        self.answer(node, key, value, grant, true);
+        true
+    }
+
+    fn commit(&mut self) -> (usize, usize, u64) {
+        let Proposal { node, key } = self.proposed.remove(0);
+        self.last_value += 1;
+        (self.applied[key], self.acknowledged[key]) = (self.last_value, self.last_value);
+        (node, key, self.last_value)
+    }
+
+    fn time_passes(&mut self) -> bool {
+        if !once(&mut self.left.steps) {
+            return false;
+        }
+        self.now += STEP;
+        if !self.cut_off {
+            self.home_until = self.now + LEASE;
+        }
+        self.directory.tick(self.now);
+        self.nodes.iter_mut().for_each(|node| node.holder.tick(self.now));
+        true
+    }
+
+    fn is_cut_off(&mut self) -> bool {
+        let may = !self.cut_off && once(&mut self.left.failovers);
+        self.cut_off |= may;
+        may
+    }
+
+    /// The home's lease is over, and another node begins. Of what was proposed it has the first entries in its log.
+    fn failover(&mut self, home: usize, kept: usize) -> bool {
+        if !self.cut_off || self.now < self.home_until || home == self.home {
+            return false;
+        }
+        for _ in 0..kept {
+            self.commit();
+        }
+        self.proposed.clear();
+        self.held.clear();
+        (self.home, self.term, self.cut_off) = (home, self.term + 1, false);
+        self.home_until = self.now + LEASE;
+        self.directory = Directory::new(GROUP, self.term);
+        self.directory.set_faults(&self.faults);
+        self.learn(home);
+        true
+    }
+
+    /// Does what holders and directory want done, and forgets what can do nothing any more.
+    fn settle(&mut self) {
+        loop {
+            let mut any = false;
+            for at in 0..self.nodes.len() {
+                let Node { holder, view, .. } = &mut self.nodes[at];
+                let mut effects = Effects::new();
+                holder.take_effects(&mut effects);
+                effects.into_iter().for_each(|effect| view.perform(effect));
+                for (to, word) in holder.take_words() {
+                    any = true;
+                    self.say(at, place(to), word);
+                }
+            }
+            for (to, word) in self.directory.take_words() {
+                any = true;
+                self.say(self.home, place(to), word);
+            }
+            for write in self.directory.take_ready() {
+                let at = self.held.iter().position(|(held, _)| *held == write).expect("it is held");
+                let (_, proposal) = self.held.remove(at);
+                self.proposed.push(proposal);
+            }
+            if !any {
+                break;
+            }
+        }
+        let mut flying = std::mem::take(&mut self.flying);
+        let all = flying.clone();
+        flying.retain(|one| self.heeds(one, &all));
+        self.flying = flying;
+    }
+
+    /// A node's word to itself arrives at once.
+    fn say(&mut self, from: usize, to: usize, word: CacheWord) {
+        let flying = Flying::Word { from, to, word };
+        if from == to { self.take(flying) } else { self.flying.push(flying) }
+    }
+
+    /// Whether anything can come of it, now or ever.
+    fn heeds(&self, flying: &Flying, others: &[Flying]) -> bool {
+        match flying {
+            Flying::Word { from, to, word } if word.is_for_home() => {
+                *to == self.home && term_of(word) == self.term && self.directory.heeds(id(*from), word)
+            }
+            Flying::Word { to, word, .. } => match word {
+                CacheWord::Lease(granted) => self.nodes[*to].holder.heeds_lease(self.now, granted),
+                CacheWord::Invalid(word) => {
+                    let waits = word.lease.term == self.term && self.directory.waits_for(word.number);
+                    waits || self.nodes[*to].holder.heeds_invalidation(word)
+                }
+                _ => true,
+            },
+            Flying::Read { node, epoch, term, .. } => {
+                *term == self.term && self.directory.has_lease(id(*node), *epoch)
+            }
+            Flying::Write { term, .. } => *term == self.term,
+            Flying::Filled { node, key, grant, .. } => {
+                let LeaseName { term, epoch, .. } = grant.lease;
+                let granted = |other: &Flying| match other {
+                    Flying::Word { to, word: CacheWord::Lease(granted), .. } => {
+                        to == node && granted.lease == grant.lease
+                    }
+                    _ => false,
+                };
+                let holder = &self.nodes[*node].holder;
+                let may_have = holder.has_lease(&grant.lease)
+                    || term == self.term && self.directory.has_lease(id(*node), epoch)
+                    || others.iter().any(granted);
+                may_have && holder.heeds_grant(&name(*key), grant)
+            }
+        }
+    }
+}
+
+fn term_of(word: &CacheWord) -> Term {
+    match word {
+        CacheWord::Want(want) => want.lease.term,
+        CacheWord::Lease(granted) => granted.lease.term,
+        CacheWord::Invalid(invalidation) => invalidation.lease.term,
+        CacheWord::Purged(purged) => purged.lease.term,
+        CacheWord::Evicted(evicted) => evicted.lease.term,
+        CacheWord::Recall(lease) | CacheWord::Returned(lease) | CacheWord::Flush(lease) => lease.term,
+        CacheWord::Changed(changed) => changed.lease.term,
+        CacheWord::Noted(noted) => noted.lease.term,
+    }
+}
+
+impl View {
+    fn perform(&mut self, effect: Effect) {
+        let at = |key: &Bytes| usize::from(key[1] - b'0');
+        match effect {
+            Effect::Cache(CacheEffect::Lease { generation, until, .. }) => {
+                (self.generation, self.until) = (generation, until);
+            }
+            Effect::Cache(CacheEffect::Fill { key, generation, value, .. }) => {
+                let value = value.and_then(|value| value[..].try_into().ok()).map(u64::from_le_bytes);
+                self.lines[at(&key)] = Some((generation, value.expect("values are numbers")));
+            }
+            Effect::Cache(CacheEffect::Purge { keys, .. }) => {
+                keys.iter().for_each(|key| self.lines[at(key)] = None);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Room for keys: what does not fit is refused and never proposed, or others make room for it.
+
+mod town;
+
+use bytes::Bytes;
+use quorate_protocol::op::{Append, GetRange, Incr, Op};
+use quorate_protocol::reply::{Code, Reply};
+use town::{Town, get, set};
+
+/// What the keys of each of the 16 partitions may take.
+const SHARE: usize = 4000;
+
+fn town(evicts: bool) -> Town {
+    let mut town = Town::with_bounds(3, 64 << 20, (16 * SHARE as u64, evicts));
+    town.run_until("sessions are open", |town| (1..=3).all(|node| town.engine(node).counts().session));
+    town
+}
+
+fn ask(town: &mut Town, node: u64, op: Op) -> Reply {
+    let id = town.ask_next(node, vec![op]);
+    town.run_until("an answer", |town| town.answer(node, id).is_some());
+    town.answer(node, id).expect("it was just seen")
+}
+
+fn code(reply: &Reply) -> Option<Code> {
+    reply.failure().map(|failure| failure.code)
+}
+
+/// A key of the one partition that is filled.
+fn key(n: usize) -> String {
+    format!("{{a}}{n:04}")
+}
+
+fn fill(town: &mut Town) -> usize {
+    let full =
+        |town: &mut Town, n: &usize| code(&ask(town, 1 + (n % 3) as u64, set(&key(*n), &"v".repeat(100))));
+    let refused = (0..1000).find(|n| full(town, n).is_some_and(|code| code == Code::Oom));
+    refused.expect("it is full before long")
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_all_else_goes_on() {
+    let mut town = town(false);
+    let refused = fill(&mut town);
+    assert!(refused * 211 <= SHARE && (refused + 1) * 211 > SHARE, "{refused} keys fit");
+    let applied = |town: &Town| town.engine(1).report().iter().map(|report| report.applied).sum::<u64>();
+    let (before, first) =
+        (applied(&town), town.ask_next(1, vec![set(&key(refused), &"v".repeat(200)), set(&key(0), "short")]));
+    town.run_until("both are answered", |town| town.answer(1, first + 1).is_some());
+    let Some(Reply::Error(failure)) = town.answer(1, first) else { panic!("there is room") };
+    assert!(
+        failure.to_string().starts_with("OOM command not allowed when used memory > 'maxmemory'."),
+        "{failure}"
+    );
+    assert_eq!(
+        town.answer(1, first + 1),
+        Some(Reply::OK),
+        "what takes no more room goes on, also behind a refusal"
+    );
+    town.run(10);
+    assert_eq!(applied(&town), before + 1, "the refused one is in no log");
+    assert_eq!(ask(&mut town, 2, get(&key(1))), Reply::text("v".repeat(100)));
+    let range = Op::GetRange(GetRange { key: key(0).into(), start: 0, end: 1 });
+    assert_eq!(ask(&mut town, 3, range), Reply::text("sh"));
+    assert_eq!(ask(&mut town, 3, Op::Del(vec![key(1).into(), key(2).into()])), Reply::Int(2));
+    assert_eq!(ask(&mut town, 2, Op::Incr(Incr { key: key(9000).into(), by: 1 })), Reply::Int(1));
+    assert_eq!(ask(&mut town, 1, set(&key(refused), "v")), Reply::OK);
+    assert_eq!(code(&ask(&mut town, 1, set(&key(9001), &"v".repeat(400)))), Some(Code::Oom));
+    assert_eq!(ask(&mut town, 1, set("another partition", &"v".repeat(400))), Reply::OK);
+    let counts = town.engine(1).counts();
+    assert!(counts.store_bytes <= 2 * SHARE as u64 && counts.evicted == 0, "{counts:?}");
+    let refusals: u64 = (1..=3).map(|node| town.engine(node).counts().refused_for_room).sum();
+    assert_eq!(refusals, 3);
+}
+
+#[test]
+fn the_least_recently_used_make_room_on_all_replicas_alike() {
+    let mut town = town(true);
+    let hot = [key(1), key(2), key(3)];
+    for n in 0..400 {
+        assert_eq!(ask(&mut town, 1 + (n % 3) as u64, set(&key(n), &"v".repeat(100))), Reply::OK);
+        for key in hot.iter().filter(|_| n >= 3) {
+            assert_ne!(ask(&mut town, 1, get(key)), Reply::Nil, "a hot key is evicted at {n}");
+        }
+        let counts = town.engine(1).counts();
+        assert!(counts.store_bytes <= SHARE as u64, "{counts:?}");
+    }
+    town.run(50);
+    assert!(town.agree(&[1, 2, 3]));
+    let counts = town.engine(2).counts();
+    assert!(counts.store_keys >= 15 && counts.evicted == 400 - counts.store_keys, "{counts:?}");
+}
+
+#[test]
+fn who_needs_much_room_waits_until_it_is_made() {
+    let mut town = town(true);
+    let small: Vec<Op> = (0..30).map(|n| set(&key(n), "v")).collect();
+    let first = town.ask_next(2, small);
+    town.run_until("small ones are there", |town| town.answer(2, first + 29).is_some());
+    let large = SHARE - 104 - 7;
+    assert_eq!(ask(&mut town, 3, set(&key(100), &"v".repeat(large))), Reply::OK);
+    assert_eq!(town.engine(1).counts().store_keys, 1, "all others had to go");
+    assert_eq!(code(&ask(&mut town, 3, set(&key(101), &"v".repeat(large + 1)))), Some(Code::Oom));
+    assert_eq!(ask(&mut town, 3, get(&key(100))), Reply::Bulk(Bytes::from("v".repeat(large))));
+    let extend = Op::Append(Append { key: key(100).into(), value: "w".into() });
+    assert_eq!(code(&ask(&mut town, 3, extend)), Some(Code::Oom), "it does not make room for itself");
+    assert_eq!(ask(&mut town, 3, get(&key(100))), Reply::Bulk(Bytes::from("v".repeat(large))));
+    // Behind one that waits for room its connection's others wait, in their order.
+    let ops = vec![set(&key(200), &"w".repeat(large)), get(&key(200)), set(&key(200), "x"), get(&key(200))];
+    let first = town.ask_next(1, ops);
+    town.run_until("all are answered", |town| town.answer(1, first + 3).is_some());
+    let answers: Vec<_> = (first..first + 4).filter_map(|id| town.answer(1, id)).collect();
+    let expected = [Reply::OK, Reply::text("w".repeat(large)), Reply::OK, Reply::text("x")];
+    assert_eq!(answers, expected);
+}

@@ -1,0 +1,123 @@
+//! What a GET costs that a node answers from its own memory, above a request that asks for nothing.
+//!
+//! `cargo bench -p quorate-server --bench hits` for nanoseconds; for instructions, which a busy machine does not change,
+//! `valgrind --tool=callgrind BINARY --count hit 200000` and the same with `floor`: the difference of the totals by the number.
+//!
+//! Charter: both are what the connection does with a request between the read and the write of its socket (`show_lines`): find it in what
+//! was read, read the clock once for all of them, find the value, write the reply. The floor has a value at hand and no clock: an echo.
+//! The sockets are not in it; they cost both the same.
+
+use std::hint::black_box;
+
+use bytes::Bytes;
+use criterion::{Criterion, Throughput};
+use quorate_engine::cache::CacheEffect;
+use quorate_protocol::id::GroupId;
+use quorate_protocol::resp::{Dialect, encode_value, peek_get};
+use quorate_server::clock;
+use quorate_server::view::View;
+
+const GROUP: GroupId = GroupId(1);
+const VALUE: &[u8] = &[b'v'; 64];
+
+fn key(n: u64) -> Bytes {
+    Bytes::from(format!("key:{n:012}"))
+}
+
+/// A view that holds so many keys.
+fn view(keys: u64) -> View {
+    let view = View::new(1, 1 << 30);
+    let mut evicted = Vec::new();
+    view.apply(CacheEffect::Lease { group: GROUP, generation: 1, until: u64::MAX }, &mut evicted);
+    for n in 0..keys {
+        let value = Some(Bytes::from_static(VALUE));
+        let fill = CacheEffect::Fill { group: GROUP, generation: 1, key: key(n), value, until: u64::MAX };
+        view.apply(fill, &mut evicted);
+    }
+    assert!(evicted.is_empty(), "there is room");
+    view
+}
+
+/// What was read from a socket: each a pipeline of GETs of keys in no order.
+fn reads(keys: u64, pipeline: usize) -> Vec<Vec<u8>> {
+    let mut state = 1_u64;
+    let mut request = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let key = key((state >> 33) % keys);
+        format!("*2\r\n$3\r\nGET\r\n${}\r\n{}\r\n", key.len(), key.escape_ascii()).into_bytes()
+    };
+    (0..(1 << 16) / pipeline).map(|_| (0..pipeline).flat_map(|_| request()).collect()).collect()
+}
+
+fn hit(view: &View, read: &[u8], out: &mut Vec<u8>) {
+    let now = clock::mono();
+    let mut taken = 0;
+    while let Some((key, end)) = peek_get(&read[taken..]) {
+        let key = &read[taken..][key];
+        assert!(view.show(key, now, |value| encode_value(Dialect::Resp2, value, out)), "it is held");
+        taken += end;
+    }
+}
+
+fn floor(value: &Bytes, read: &[u8], out: &mut Vec<u8>) {
+    let mut taken = 0;
+    while let Some((key, end)) = peek_get(&read[taken..]) {
+        black_box(&read[taken..][key]);
+        encode_value(Dialect::Resp2, Some(value), out);
+        taken += end;
+    }
+}
+
+fn bench(c: &mut Criterion) {
+    let value = Bytes::from_static(VALUE);
+    let mut out = Vec::with_capacity(1 << 16);
+    for (keys, pipeline) in [(1, 1), (1, 16), (100_000, 1), (100_000, 16)] {
+        let (view, reads) = (view(keys), reads(keys, pipeline));
+        let mut group = c.benchmark_group(format!("{keys} keys, {pipeline} in a pipeline"));
+        group.throughput(Throughput::Elements(pipeline as u64));
+        let mut each = reads.iter().cycle();
+        group.bench_function("floor", |b| {
+            b.iter(|| {
+                out.clear();
+                floor(&value, each.next().expect("it goes round"), &mut out);
+                black_box(&out);
+            });
+        });
+        let mut each = reads.iter().cycle();
+        group.bench_function("hit", |b| {
+            b.iter(|| {
+                out.clear();
+                hit(&view, each.next().expect("it goes round"), &mut out);
+                black_box(&out);
+            });
+        });
+        group.finish();
+    }
+}
+
+/// So many requests of one kind, sixteen at a time, for valgrind to count.
+fn count(kind: &str, requests: usize) {
+    let (view, reads, value) = (view(1000), reads(1000, 16), Bytes::from_static(VALUE));
+    let mut out = Vec::with_capacity(1 << 16);
+    for read in reads.iter().cycle().take(requests / 16) {
+        out.clear();
+        if kind == "hit" {
+            hit(&view, read, &mut out)
+        } else {
+            floor(&value, read, &mut out)
+        }
+        black_box(&out);
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if let [_, flag, kind, requests, ..] = &args[..]
+        && flag == "--count"
+    {
+        return count(kind, requests.parse().expect("a number of requests"));
+    }
+    let mut criterion = Criterion::default().configure_from_args();
+    bench(&mut criterion);
+    criterion.final_summary();
+}
