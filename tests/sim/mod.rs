@@ -61,7 +61,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let end = world.plan.end;
     if world.run_until(end) && !settings.idle && world.come_to_rest() {
         let auditor = world.clients.len() - 1;
-        let calm = world.plan.is_calm();
+        let calm = world.plan.is_calm() && world.checks.history.short_of_room()[0] == 0;
         world.checks.conclude(world.time, world.plan.partitions, auditor, calm);
     }
     Report {
