@@ -77,7 +77,8 @@ fn ratio(sums: &[f64], lines: usize, scan_every: usize) -> u64 {
                 next_cold += 1;
             }
         }
-        let key = key(sums.partition_point(|sum| *sum < rng.part()).min(KEYS - 1));
+        let part = rng.part();
+        let key = key(sums.partition_point(|sum| *sum < part).min(KEYS - 1));
         let hit = view.get(&key, 1).is_some();
         if n >= WARM_UP {
             hits += u64::from(hit);
