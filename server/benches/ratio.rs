@@ -2,6 +2,7 @@
 //!
 //! Charter: traces with a fixed seed, no clock; the view is the server's own. Beside it stands what would be found if the keys that
 //! are asked for most were held all the time, which no policy that does not know the future of such a trace can beat.
+#![allow(clippy::print_stdout, reason = "this program's output is its purpose")]
 
 use bytes::Bytes;
 use quorate_engine::cache::CacheEffect;
