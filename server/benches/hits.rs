@@ -1,7 +1,8 @@
 //! What a GET costs that a node answers from its own memory, above a request that asks for nothing.
 //!
-//! `cargo bench -p quorate-server --bench hits` for nanoseconds; for instructions, which a busy machine does not change,
-//! `valgrind --tool=callgrind BINARY --count hit 200000` and the same with `floor`: the difference of the totals by the number.
+//! `cargo bench -p quorate-server --bench hits` for nanoseconds; on a busy machine `time BINARY --count hit 22400000 1000 16` (requests,
+//! keys, in a pipeline) and the same with `floor` for what the process itself took. Valgrind cannot count it: rustix, which reads
+//! the clock, does not start under it.
 //!
 //! Charter: both are what the connection does with a request between the read and the write of its socket (`show_lines`): find it in what
 //! was read, read the clock once for all of them, find the value, write the reply. The floor has a value at hand and no clock: an echo.
@@ -95,11 +96,11 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-/// So many requests of one kind, sixteen at a time, for valgrind to count.
-fn count(kind: &str, requests: usize) {
-    let (view, reads, value) = (view(1000), reads(1000, 16), Bytes::from_static(VALUE));
+/// So many requests of one kind, for a clock of the process's own time.
+fn count(kind: &str, requests: usize, keys: u64, pipeline: usize) {
+    let (view, reads, value) = (view(keys), reads(keys, pipeline), Bytes::from_static(VALUE));
     let mut out = Vec::with_capacity(1 << 16);
-    for read in reads.iter().cycle().take(requests / 16) {
+    for read in reads.iter().cycle().take(requests / pipeline) {
         out.clear();
         if kind == "hit" {
             hit(&view, read, &mut out)
@@ -112,10 +113,13 @@ fn count(kind: &str, requests: usize) {
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    if let [_, flag, kind, requests, ..] = &args[..]
+    if let [_, flag, kind, numbers @ ..] = &args[..]
         && flag == "--count"
+        && let [requests, keys, pipeline] = numbers
     {
-        return count(kind, requests.parse().expect("a number of requests"));
+        let number = |text: &String| text.parse::<u32>().expect("numbers: requests, keys, pipeline");
+        let few = |text: &String| usize::try_from(number(text)).expect("32 bits");
+        return count(kind, few(requests), number(keys).into(), few(pipeline));
     }
     let mut criterion = Criterion::default().configure_from_args();
     bench(&mut criterion);

@@ -2,6 +2,7 @@
 //!
 //! Charter: traces with a fixed seed, no clock; the view is the server's own. Beside it stands what would be found if the keys that
 //! are asked for most were held all the time, which no policy that does not know the future of such a trace can beat.
+#![allow(clippy::print_stdout, reason = "this program's output is its purpose")]
 
 use bytes::Bytes;
 use quorate_engine::cache::CacheEffect;
@@ -77,7 +78,8 @@ fn ratio(sums: &[f64], lines: usize, scan_every: usize) -> u64 {
                 next_cold += 1;
             }
         }
-        let key = key(sums.partition_point(|sum| *sum < rng.part()).min(KEYS - 1));
+        let part = rng.part();
+        let key = key(sums.partition_point(|sum| *sum < part).min(KEYS - 1));
         let hit = view.get(&key, 1).is_some();
         if n >= WARM_UP {
             hits += u64::from(hit);
