@@ -52,6 +52,10 @@ pub fn check(history: &History) -> Verdict {
             }
         }
     }
+    let flushes: Vec<&Record> = history.records().iter().filter(|record| record.op == Op::FlushAll).collect();
+    for steps in by_key.values_mut() {
+        steps.extend(flushes.iter().filter_map(|record| step_of(record)));
+    }
     for record in &history.evictions {
         // Nobody was told whether the key had that version still.
         let (call, ret) = (record.invoked, record.ended);
@@ -286,6 +290,7 @@ fn effect_of(
             fits(told).then(|| if holds { written(set.value.clone()) } else { kept() })
         }
         Op::GetDel(_) => fits(value()).then_some(None),
+        Op::FlushAll => fits(Reply::OK).then_some(None),
         Op::Append(append) => {
             let value = [cell.map_or(&b""[..], |cell| &cell.value), &append.value].concat();
             fits(Reply::int(value.len() as u64)).then(|| written(value.into()))
