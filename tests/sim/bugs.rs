@@ -36,6 +36,8 @@ pub enum Bug {
     DishonestCode,
     /// `-OOM` for what was proposed.
     DishonestOom,
+    /// A FLUSHALL is answered and not done.
+    LostFlush,
     /// NX, XX and IFVER hold whatever the key is.
     ConditionsIgnored,
     /// A DEL is answered and not done.
@@ -206,6 +208,7 @@ impl Bug {
             Self::OrderBroken => faults.order_broken_behind_refusal = true,
             Self::StaleReads => faults.stale_reads = true,
             Self::DishonestCode => faults.honest_codes_broken = true,
+            Self::LostFlush => faults.store.lost_flush = true,
             Self::DishonestOom => faults.full_lies = true,
             Self::ConditionsIgnored => faults.store.conditions_ignored = true,
             Self::LostDelete => faults.store.lost_delete = true,

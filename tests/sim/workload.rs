@@ -4,7 +4,8 @@
 //! it has received), and what it learns from answers.
 //!
 //! Invariant: no two operations of a kind say exactly the same unless one is meant to be the other's resend: values,
-//! sums, leases and a key that nobody writes carry the operation's number. So a logged command tells whose it is.
+//! sums, leases and a key that nobody writes carry the operation's number. So a logged command tells whose it is. FLUSHALL
+//! alone has nothing to carry; it is rare, so its connection and number tell.
 
 use bytes::Bytes;
 use quorate_protocol::id::Index;
@@ -165,6 +166,9 @@ impl World {
 
     fn next_key_op(&mut self) -> Op {
         let id = self.checks.history.next_id();
+        if self.client_rng.chance(8) {
+            return Op::FlushAll;
+        }
         let key = name("r", self.client_rng.below(REGISTERS));
         match self.client_rng.below(34) {
             30..=32 => self.next_fill(),

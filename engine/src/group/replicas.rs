@@ -48,8 +48,9 @@ impl Group {
         row
     }
 
-    /// Hands out what it has let go of, to be dropped bit by bit.
+    /// A turn has ended: hands out what it has let go of, to be dropped bit by bit.
     pub fn throw_away(&mut self, trash: &mut Trash) {
+        self.room.end_turn();
         self.state.throw_away(&mut self.trash);
         trash.append(&mut self.trash);
         trash.append(self.consensus.trash());

@@ -8,7 +8,8 @@
 //! - What is refused with -OOM was never proposed.
 //! - An eviction closes its keys as DEL does, and removes only the version that was chosen; a key of which a write is on
 //!   its way, or for which room is being made, is not chosen.
-//! - A flush chooses `EVICTED_AT_ONCE` keys at the most; whoever needs more waits for the next.
+//! - A turn chooses `EVICTED_AT_ONCE` keys at the most; whoever needs more waits for the next, which comes when what was
+//!   chosen is on the disk.
 //!
 //! Subtlety: reads that nodes answer from lines of their own are not seen here. So while keys may be evicted, lines are
 //! granted for `LINE_LIFE` only, and a key that somebody holds counts as looked at up to that much after its grant.
@@ -72,6 +73,8 @@ pub(super) struct Room {
     bound: Bound,
     /// Connections whose next write waits for room, in the order in which they came.
     waiting: VecDeque<Conn>,
+    /// Keys that were chosen in this turn.
+    chosen: usize,
     /// Where the next sample is taken.
     place: u64,
     /// Bytes of each command that is to evict keys which somebody holds yet, in their order, and their sum.
@@ -92,6 +95,11 @@ impl Room {
         self.waiting.clear();
         self.promises.clear();
         self.promised = 0;
+    }
+
+    /// A turn has ended.
+    pub(super) fn end_turn(&mut self) {
+        self.chosen = 0;
     }
 
     /// A connection's next write waits.
@@ -196,7 +204,6 @@ impl Group {
         if !self.room.bound.evicts || self.applied_term != self.term {
             return;
         }
-        let mut left = EVICTED_AT_ONCE;
         loop {
             let Some(store) = self.state.store() else { return };
             let claimed = self.claimed(store);
@@ -215,11 +222,12 @@ impl Group {
                 _ => {}
             }
             let wanted = (claimed + needs).saturating_sub(self.room.promised + self.room.bound.max);
+            let left = EVICTED_AT_ONCE.saturating_sub(self.room.chosen);
             if wanted == 0 || left == 0 {
                 return;
             }
             let gone = self.evict_some(now, wanted, left.min(TOGETHER));
-            left -= gone;
+            self.room.chosen += gone;
             let hopeless = gone == 0 && self.room.promised == 0 && self.is_quiet();
             match first {
                 Some(conn) if hopeless => {

@@ -104,6 +104,8 @@ pub struct Faults {
     pub lost_delete: bool,
     /// The commands of a transaction behind its first are answered and not done.
     pub half_multi: bool,
+    /// A FLUSHALL is answered and not done.
+    pub lost_flush: bool,
     /// A transaction does not look at what was watched.
     pub watch_ignored: bool,
     /// What a line's owner brings is written whatever the key's version is.
@@ -296,6 +298,10 @@ impl Store {
 
     /// FLUSHALL. A million rows take a good part of a second to drop: that is done bit by bit.
     fn flush(&mut self) -> Reply {
+        #[cfg(feature = "faults")]
+        if self.faults.lost_flush {
+            return Reply::OK;
+        }
         self.rows.forget_all();
         self.dropped.push(core::mem::take(&mut self.deadlines));
         self.bytes = 0;

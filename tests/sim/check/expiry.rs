@@ -31,7 +31,12 @@ pub fn check(history: &History, auditor: usize) -> Verdict {
         let (Op::Get(key) | Op::Ttl(quorate_protocol::op::Ttl { key, .. })) = &record.op else { continue };
         let Some(&(writer, ms)) = set.get(key).filter(|_| !evicted.contains(key)) else { continue };
         let certain = writer.succeeded() && writer.ended < record.invoked;
-        let early = certain && record.ended < earliest_end(writer.invoked, ms);
+        let flushed = |flush: &&Record| {
+            flush.op == Op::FlushAll && flush.invoked <= record.ended && flush.ended >= writer.invoked
+        };
+        let early = certain
+            && !history.records().iter().any(|other| flushed(&other))
+            && record.ended < earliest_end(writer.invoked, ms);
         let impossible = match (&record.op, record.reply()) {
             (Op::Get(_), Some(Reply::Nil)) | (Op::Ttl(_), Some(Reply::Int(-2))) => early,
             (Op::Ttl(_), Some(Reply::Int(left))) => u64::try_from(*left).map_or(true, |left| left > ms),

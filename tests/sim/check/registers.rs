@@ -56,6 +56,10 @@ pub fn check(history: &History, calm: bool) -> Verdict {
             }
         }
     }
+    let flushes: Vec<&Record> = history.records().iter().filter(|record| record.op == Op::FlushAll).collect();
+    for steps in by_key.values_mut() {
+        steps.extend(flushes.iter().filter_map(|record| step_of(record)));
+    }
     for record in &history.evictions {
         // Nobody was told whether the key had that version still.
         let (call, ret) = (record.invoked, record.ended);
@@ -296,6 +300,7 @@ fn effect_of(
         }
         Op::SetBack(set) => fits(Reply::OK).then(|| written(set.value.clone())),
         Op::GetDel(_) => fits(value()).then_some(None),
+        Op::FlushAll => fits(Reply::OK).then_some(None),
         Op::Append(append) => {
             let value = [cell.map_or(&b""[..], |cell| &cell.value), &append.value].concat();
             fits(Reply::int(value.len() as u64)).then(|| written(value.into()))
