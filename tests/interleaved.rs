@@ -11,7 +11,7 @@ use quorate_protocol::id::GroupId;
 
 /// What the view synchronizes with here.
 mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
@@ -29,6 +29,9 @@ mod sync {
 
 #[path = "../server/src/view.rs"]
 pub mod view;
+
+#[path = "../server/src/tracking.rs"]
+pub mod tracking;
 
 include!(concat!(env!("OUT_DIR"), "/mistaken_views.rs"));
 

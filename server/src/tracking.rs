@@ -22,15 +22,15 @@
 //!
 //! What is left of connections that have gone stays until its key is written, or makes room: nobody is there to be told.
 
+// By its path: the tests compile this file a second time, elsewhere.
+#[path = "tracking/told.rs"]
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasherDefault;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use lru::LruCache;
-use parking_lot::Mutex;
 use quorate_engine::effect::{CacheEffect, TrackEffect, Tracked};
 use quorate_protocol::command::Tracks;
 use quorate_protocol::id::GroupId;
@@ -39,7 +39,9 @@ use quorate_protocol::op::partition_of;
 
 pub use told::{Told, may_have_failed};
 
-use crate::view::{KeyHasher, View};
+// Not `crate::`: likewise.
+use super::sync::{AtomicBool, Mutex, Ordering};
+use super::view::{KeyHasher, View};
 
 /// Keys of a partition that are named one by one when its lease ends; of more a client is told to drop everything.
 const NAMED_MAX: usize = 128;
@@ -166,11 +168,11 @@ impl Tracking {
     pub fn new(partitions: u16, max: usize) -> Self {
         Self {
             partitions,
-            clients: Mutex::default(),
+            clients: Mutex::new(Clients::default()),
             used: AtomicBool::new(false),
-            shards: (0..partitions).map(|_| Mutex::default()).collect(),
+            shards: (0..partitions).map(|_| Mutex::new(Shard::default())).collect(),
             shard_max: max / usize::from(partitions.max(1)),
-            void: Mutex::default(),
+            void: Mutex::new(Vec::new()),
         }
     }
 
@@ -375,4 +377,5 @@ impl Clients {
 }
 
 #[cfg(test)]
+#[path = "tracking/tests.rs"]
 mod tests;

@@ -8,7 +8,9 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use quorate_engine::cache::CacheEffect;
+use quorate_protocol::command::Tracks;
 use quorate_protocol::id::GroupId;
+use quorate_tests::interleaved::tracking::{Pushes, Tracking};
 use quorate_tests::interleaved::{Sight, end_first, generation_first, unordered_end, view::View};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -144,6 +146,32 @@ fn nobody_is_shown_what_another_lease_left() {
 #[test]
 fn what_made_room_is_reported_once() {
     explore(evicted_once::<View>);
+}
+
+/// A connection has been answered a value, and asks whether its client may keep it, while something ends the line.
+fn kept_and_told(end: fn() -> CacheEffect) {
+    let view = with_a_line::<View>(100);
+    let tracking = Tracking::new(1, 10);
+    tracking.begin(7, Tracks::default(), drop);
+    let tracking = Arc::new(tracking);
+    let client = {
+        let (view, tracking) = (Arc::clone(&view), Arc::clone(&tracking));
+        thread::spawn(move || {
+            let (key, value) = (Bytes::from_static(KEY), Bytes::from_static(b"old"));
+            tracking.keep(&view, 7, &key, Some(&value), 5, &mut Pushes::new())
+        })
+    };
+    let mut pushes = Pushes::new();
+    tracking.apply(&view, end(), &mut Vec::new(), &mut pushes);
+    let kept = client.join().expect("it has asked");
+    assert_eq!(kept, !pushes.is_empty(), "who keeps a value is told, and who is told has kept it");
+}
+
+#[test]
+fn whoever_keeps_a_value_is_told_when_its_line_ends() {
+    explore(|| kept_and_told(|| CacheEffect::Purge { group: GROUP, keys: vec![Bytes::from_static(KEY)] }));
+    explore(|| kept_and_told(|| CacheEffect::Lease { group: GROUP, generation: 0, until: 0 }));
+    explore(|| kept_and_told(|| CacheEffect::Lease { group: GROUP, generation: 2, until: 200 }));
 }
 
 #[test]

@@ -11,8 +11,7 @@ use quorate_protocol::command::Tracks;
 use quorate_protocol::op::Op;
 use quorate_protocol::reply::Reply;
 
-use super::{Pushes, Tracking};
-use crate::view::View;
+use super::{Pushes, Tracking, View};
 
 /// What an answer will tell.
 #[derive(Debug, Default)]
