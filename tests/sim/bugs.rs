@@ -148,9 +148,8 @@ impl Bug {
                 plan.fault_every = plan.fault_every.min(100_000);
             }
             Self::PushMissed | Self::KeptUnseen | Self::NewsMissed => plan.read_much(),
-            Self::MissedInvalidation | Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => {
-                plan.read_much();
-            }
+            Self::MissedInvalidation | Self::KeptLine => plan.read_much(),
+            Self::OwnLineKept | Self::LeftOpen => plan.read_much(),
             Self::LateFill => {
                 plan.read_much();
                 plan.lossy = true;

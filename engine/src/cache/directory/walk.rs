@@ -1,7 +1,9 @@
 //! The directory's row of numbers. See `cache/walk.rs`.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use bytes::Bytes;
 use quorate_protocol::cache::CacheWord;
 use quorate_protocol::id::NodeId;
 
@@ -49,20 +51,7 @@ impl Directory {
                 walk.left(*until);
             }
         }
-        walk.count(lines.len());
-        for (key, copies) in lines {
-            walk.bytes(key);
-            let mut copies: Vec<&Copy> = copies.iter().collect();
-            copies.sort_unstable_by_key(|copy| (walk.place(Some(copy.node)), copy.number));
-            walk.count(copies.len());
-            for Copy { node, epoch, number, state } in copies {
-                let place = walk.place(Some(*node));
-                walk.plain(place);
-                walk.one(Kind::Epoch(place), *epoch);
-                walk.one(Kind::Number(place), *number);
-                walk.plain(*state as u8);
-            }
-        }
+        walk_copies(lines, walk);
         walk.count(closed.len());
         for (key, Closed { writes, owner }) in closed {
             walk.bytes(key);
@@ -120,5 +109,23 @@ impl Directory {
     #[must_use]
     pub fn has_lease(&self, node: NodeId, epoch: u64) -> bool {
         self.leases.get(&node).is_some_and(|lease| lease.epoch == epoch)
+    }
+}
+
+/// Who holds which lines.
+fn walk_copies(lines: &BTreeMap<Bytes, Vec<Copy>>, walk: &mut Walk<'_>) {
+    walk.count(lines.len());
+    for (key, copies) in lines {
+        walk.bytes(key);
+        let mut copies: Vec<&Copy> = copies.iter().collect();
+        copies.sort_unstable_by_key(|copy| (walk.place(Some(copy.node)), copy.number));
+        walk.count(copies.len());
+        for Copy { node, epoch, number, state } in copies {
+            let place = walk.place(Some(*node));
+            walk.plain(place);
+            walk.one(Kind::Epoch(place), *epoch);
+            walk.one(Kind::Number(place), *number);
+            walk.plain(*state as u8);
+        }
     }
 }
