@@ -1,7 +1,7 @@
 //! Property: what is lost of keys that are written back is bounded, and nothing is overwritten (consistency.md, Written back).
 //!
-//! - A value that was acknowledged before a write-through SET of its key was asked for is not read after that one was
-//!   acknowledged: what an owner brings late overwrites nothing.
+//! - A value that was acknowledged before a write-through SET of its key, or a FLUSHALL, was asked for is not read after that
+//!   one was acknowledged: what an owner brings late overwrites nothing.
 //! - A value is not read once two writes are acknowledged that were asked for after it was, the second of them
 //!   `DIRTY_WINDOW` after the first was acknowledged: when a node takes the second on, it has brought the first.
 //!
@@ -27,6 +27,8 @@ struct Writes<'a> {
     by_value: BTreeMap<&'a Bytes, &'a Record>,
     /// Those that were acknowledged, by the time of that.
     done: Vec<&'a Record>,
+    /// FLUSHALLs, which write nil to every key, through.
+    flushes: Vec<&'a Record>,
 }
 
 /// Whether a key is one that is written back.
@@ -50,7 +52,12 @@ pub fn check(history: &History) -> Verdict {
             writes.done.push(record);
         }
     }
-    keys.values_mut().for_each(|writes| writes.done.sort_by_key(|record| record.ended));
+    let flushes = || history.records().iter().filter(|record| record.op == Op::FlushAll);
+    for writes in keys.values_mut() {
+        writes.done.extend(flushes().filter(|record| record.succeeded()));
+        writes.flushes = flushes().collect();
+        writes.done.sort_by_key(|record| record.ended);
+    }
     // A key that made room for others has vanished.
     let evicted = history.short_of_room()[0] > 0;
     for read in history.records().iter().filter(|read| !evicted || read.reply() != Some(&Reply::Nil)) {
@@ -68,15 +75,21 @@ fn judge(read: &Record, reply: &Reply, writes: &Writes<'_>) -> Verdict {
             Some(record) if record.invoked < read.ended => Some(*record),
             _ => return Err(format!("{}, which nobody had written", read.story())),
         },
-        Reply::Nil => None,
+        Reply::Nil => writes
+            .flushes
+            .iter()
+            .filter(|record| record.invoked < read.ended)
+            .max_by_key(|record| known_by(record))
+            .copied(),
         _ => return Ok(()),
     };
-    // A write whose outcome is not known may take effect late.
-    let acknowledged = written.map_or(0, |record| if record.succeeded() { record.ended } else { u64::MAX });
+    let acknowledged = written.map_or(0, known_by);
     let before = writes.done.partition_point(|record| record.ended < read.invoked);
     let newer = |record: &&&Record| record.invoked > acknowledged;
     let done = &writes.done[..before];
-    if let Some(through) = done.iter().filter(newer).find(|record| matches!(record.op, Op::Set(_))) {
+    if let Some(through) =
+        done.iter().filter(newer).find(|record| matches!(record.op, Op::Set(_) | Op::FlushAll))
+    {
         return Err(story(read, written, through, through));
     }
     let Some(last) = done.iter().max_by_key(|record| record.invoked) else { return Ok(()) };
@@ -85,6 +98,11 @@ fn judge(read: &Record, reply: &Reply, writes: &Writes<'_>) -> Verdict {
         Some(lost) => Err(story(read, written, lost, last)),
         None => Ok(()),
     }
+}
+
+/// When it has certainly taken effect: one whose outcome is not known may do so late.
+fn known_by(record: &Record) -> u64 {
+    if record.succeeded() { record.ended } else { u64::MAX }
 }
 
 fn story(read: &Record, written: Option<&Record>, lost: &Record, last: &Record) -> String {
