@@ -233,7 +233,8 @@ impl Tracking {
         evicted: &mut Vec<(GroupId, Bytes)>,
         pushes: &mut Pushes,
     ) {
-        let used = self.used.load(Ordering::Acquire);
+        // Looked at behind the change: a client that begins meanwhile is entered under the lock of what has changed.
+        let used = || self.used.load(Ordering::Acquire);
         match effect {
             CacheEffect::Lease { group, generation, .. } => {
                 let other = view.generation(group) != generation;
@@ -243,19 +244,23 @@ impl Tracking {
                     self.end_group(group, pushes);
                 }
             }
-            _ if !used => view.apply(effect, evicted),
             CacheEffect::Purge { ref keys, .. } => {
                 let keys = keys.clone();
                 view.apply(effect, evicted);
-                self.end_keys(keys, pushes);
+                if used() {
+                    self.end_keys(keys, pushes);
+                }
             }
             CacheEffect::Fill { ref key, ref value, .. } => {
-                // A write whose node keeps the line all along is seen by its new value only.
-                let replaced = view.holds_other(key, value.as_ref()).then(|| key.clone());
+                // A write whose node keeps the line all along is seen by its new value only. Who began meanwhile is told
+                // in any case.
+                let replaced = (!used() || view.holds_other(key, value.as_ref())).then(|| key.clone());
                 let before = evicted.len();
                 view.apply(effect, evicted);
-                let gone = evicted[before..].iter().map(|(_, key)| key.clone());
-                self.end_keys(gone.chain(replaced), pushes);
+                if used() {
+                    let gone = evicted[before..].iter().map(|(_, key)| key.clone());
+                    self.end_keys(gone.chain(replaced), pushes);
+                }
             }
         }
     }

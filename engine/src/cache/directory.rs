@@ -18,7 +18,7 @@ mod owned;
 #[cfg(feature = "faults")]
 mod walk;
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{
@@ -336,9 +336,12 @@ impl Directory {
         self.lapse(now);
         let mut drop = Drop::new();
         let mut again = self.all_closed > 0;
+        // What owners were asked before, and have not answered.
+        let mut late = BTreeSet::new();
         for key in keys {
             let closed = self.closed.entry(key.clone()).or_default();
-            again |= closed.writes > 0 || self.owned.contains_key(key);
+            again |= closed.writes > 0;
+            late.extend(self.owned.get(key).map(|owner| owner.recalled));
             closed.writes += 1;
             closed.owner = (keys.len() == 1 && gave_up > 0).then_some(writer);
             for copy in self.lines.remove(key).unwrap_or_default() {
@@ -364,6 +367,13 @@ impl Directory {
             for open in self.unanswered.values_mut().filter(concerns) {
                 open.writes.push(write);
                 waits_for += 1;
+            }
+        } else {
+            for number in late {
+                if let Some(open) = self.unanswered.get_mut(&number) {
+                    open.writes.push(write);
+                    waits_for += 1;
+                }
             }
         }
         waits_for += self.invalidate(now, drop, Some(write));

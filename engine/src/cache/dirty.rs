@@ -79,6 +79,8 @@ pub(super) struct Owned {
 pub(super) enum Brought {
     /// The key has this version now, and it is the owner's.
     As(u64),
+    /// The key has this version, by something that the owner has brought before; what is on its way was not written.
+    Behind(u64),
     /// The key has been written by somebody else.
     Overwritten,
     /// Nothing is known, or it was refused.
@@ -257,6 +259,10 @@ impl Dirty {
                 entry.base = version;
                 self.counts.flushed += 1;
             }
+            Brought::Behind(version) => {
+                entry.base = version;
+                entry.since = flying.map(|flying| flying.since).or(entry.since);
+            }
             Brought::Overwritten => {
                 self.counts.lost += 1;
                 return Some(entry);
@@ -267,6 +273,7 @@ impl Dirty {
         let Some(since) = entry.since else { return Some(entry) };
         let due = match brought {
             Brought::NotYet => now + AGAIN,
+            Brought::Behind(_) => now,
             _ => since + self.gather(),
         };
         self.bytes += entry.cost(key);

@@ -46,6 +46,10 @@ impl Group {
         for (offset, logged) in batch.placed() {
             let writes = own.then(|| logged.work.writes().into_owned()).filter(|keys| !keys.is_empty());
             let asker = logged.asker;
+            if let Work::CloseConn(gone) = &logged.work {
+                // What it asked before it went may have been looked at since.
+                self.close_fills(now, (gone.node, gone.counter));
+            }
             let all = own && logged.work.writes_all();
             let flushed = logged.work.flushes().cloned();
             let wants = matches!(&logged.work, Work::Op(Op::SetBack(_)));

@@ -9,7 +9,7 @@
 //! - Whatever depends on a key whose line is owned waits until the owner has brought what it acknowledged, also what comes
 //!   from the owner's own node. What the owner brings waits for nothing.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{CacheWord, Grant};
@@ -136,6 +136,7 @@ impl Group {
             };
             // What it changes is asked back as it is closed.
             let writes = work.writes();
+            let writes: BTreeSet<&Bytes> = writes.iter().collect();
             let mut names = if work.flushes().is_some() { Vec::new() } else { work.names() };
             names.retain(|name| !writes.contains(name));
             if let Some(id) = self.closing.directory.recall_owned(now, &names) {

@@ -3,7 +3,6 @@
 use alloc::format;
 use quorate_protocol::id::{ConnId, GroupId, NodeId};
 use quorate_protocol::limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
-use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Ask, Forward, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
@@ -29,14 +28,15 @@ impl Group {
         let asker = Asker { conn, request: ask.request, client: ask.client };
         let is_read = ask.work.is_read();
         let of_client = match &ask.work {
-            // It has been acknowledged, and is bounded (`limits.rs`).
-            Work::Op(Op::Flush(_)) => false,
             Work::Op(_) | Work::OpenClient => true,
             // Dead letters are clients' messages, and can wait where they are.
             Work::Take(parcel) => parcel.source != GroupId::SYSTEM,
             _ => false,
         };
-        if let Err(reply) = self.check(&asker, run, is_read, of_client) {
+        // What an owner brings is waited for by what fills the bounds, and has bounds of its own.
+        let of_owner = ask.work.flushes().is_some();
+        let checked = if of_owner { Ok(()) } else { self.check(&asker, run, is_read, of_client) };
+        if let Err(reply) = checked {
             self.refused.insert((conn.node, conn.counter), run);
             self.counted.refused_busy += u64::from(reply.failure().is_some_and(|f| f.code == Code::Busy));
             return self.refuse(conn, ask.request, ask.sending, Verdict::Reply(reply));
@@ -45,7 +45,6 @@ impl Group {
             self.refused.remove(&(gone.node, gone.counter));
             self.close_fills(now, (gone.node, gone.counter));
         }
-        let of_owner = ask.work.flushes().is_some();
         let Ask { sending, line, behind, principal, work, request: ask_number, .. } = ask;
         let job = if is_read {
             Job::Read(Read { asker, sending, behind, recalled: false, line, work })

@@ -79,15 +79,15 @@ impl Group {
             let epoch = self.epoch();
             for mut read in reads {
                 read.work.set_epoch(epoch);
+                if read.recalled {
+                    self.recalled_answered((read.asker.conn.node, read.asker.conn.counter));
+                }
                 let Some(read) = self.wait_for_fill(now, read) else { continue };
                 let reply = match &read.work {
                     Work::SeeIndex => Reply::int(self.applied),
                     Work::Op(Op::CacheInfo(key)) => self.cache_info(now, key),
                     work => self.state.read(self.time, work),
                 };
-                if read.recalled {
-                    self.recalled_answered((read.asker.conn.node, read.asker.conn.counter));
-                }
                 let grant = self.grant_for(now, &read);
                 self.tell_answer(&read.asker, Verdict::Reply(reply), grant);
             }

@@ -294,7 +294,8 @@ impl Group {
         };
         let samples = self.state.store()?.sample(place, SAMPLES_MOST).filter(free).take(SAMPLES);
         let seen = |sample: Sample| {
-            let held = directory.is_held(now, &sample.key);
+            // An owner that was asked has no line any more, and is waited for all the same.
+            let held = directory.is_held(now, &sample.key) || directory.is_owned(now, &sample.key);
             let grace = if held { LINE_LIFE / 1000 } else { 0 };
             ((sample.touched + grace).min(self.time), sample, held)
         };

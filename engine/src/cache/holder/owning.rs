@@ -46,13 +46,14 @@ pub(super) struct Owed {
 pub(in crate::cache) struct Own {
     /// The version with which the next writes begin.
     base: u64,
-    /// How long a value may be. The store has taken a value of half this length: what owners bring it takes unasked.
+    /// How long a value may be: what owners bring the store takes unasked, so it must be no more than it has taken before,
+    /// but for small ones.
     most: usize,
 }
 
 impl Own {
     pub(super) fn new(version: u64, length: usize) -> Self {
-        Self { base: version, most: SMALL.max(2 * length).min(DIRTY_VALUE_MAX) }
+        Self { base: version, most: SMALL.max(length).min(DIRTY_VALUE_MAX) }
     }
 }
 
@@ -136,13 +137,14 @@ impl Holder {
         let (group, lease) = (entry.group, entry.lease);
         let brought = match reply {
             Reply::Int(version) if *version > 0 => Brought::As(version.unsigned_abs()),
+            // Nobody else can have written it: it is what was brought before, which may be an older value than this.
             Reply::Int(version) if *version < 0 && self.is_live(now, lease) => {
-                Brought::As(version.unsigned_abs())
+                Brought::Behind(version.unsigned_abs())
             }
             Reply::Int(_) => Brought::Overwritten,
             _ => Brought::NotYet,
         };
-        if let Brought::As(version) = brought
+        if let Brought::As(version) | Brought::Behind(version) = brought
             && let Some(own) = self.homes[group.slot()].lines.own_mut(key)
         {
             own.base = version;
