@@ -33,8 +33,8 @@ fn what_is_written_back_is_linearizable_without_faults() {
 #[test]
 fn bounds_are_reached() {
     let mut room = [0, 0];
-    for seed in 1..=20 {
-        let report = run(seed, &settings(3));
+    for seed in 1..=60 {
+        let report = run(seed, &settings(4));
         assert_eq!(report.violation, None, "seed {seed}");
         room = [room[0] + report.room[0], room[1] + report.room[1]];
         if room.iter().all(|times| *times > 10) {
