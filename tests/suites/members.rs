@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use quorate_tests::process::{Client, Cluster, poll};
 
@@ -56,6 +57,8 @@ impl Load {
                 if !self.round(&mut client, number, &mut told) {
                     break;
                 }
+                // Five nodes and their clients share what may be two cores.
+                std::thread::park_timeout(Duration::from_millis(3));
             }
             turn += 1;
         }
