@@ -94,17 +94,20 @@ fn is_refusal(answer: &str) -> bool {
 
 /// Waits until these nodes hold every partition as the members are now, and no other is a member.
 fn settled(cluster: &Cluster, nodes: &[usize]) {
-    poll("all replicas are where they are to be", || {
-        let mut client = Client::try_new(cluster.address(nodes[0]))?;
-        let members = client.try_ask("MEMBERS")?;
+    let ask = |command: &str| Client::try_new(cluster.address(nodes[0]))?.try_ask(command);
+    poll("the members are these", || {
+        let members = ask("MEMBERS")?;
         let present: Vec<usize> = (1..=5).filter(|id| members.contains(&format!("node: {id}\n"))).collect();
-        let text = client.try_ask("PARTITIONS")?;
+        (present == nodes).then_some(())
+    });
+    poll("all replicas are where they are to be", || {
+        let text = ask("PARTITIONS")?;
         let rows: Vec<&str> = text.split("partition: ").skip(1).collect();
         let moved = rows.iter().all(|row| {
             let of = |name: &str| list(row, name);
             of("replicas:") == of("target:") && of("replicas:").len() == 3
         });
-        (present == nodes && rows.len() == 16 && moved).then_some(())
+        (rows.len() == 16 && moved).then_some(())
     });
 }
 
