@@ -106,6 +106,10 @@ fn until_ended(cluster: &mut Cluster, owner: usize, end: impl FnOnce(&mut Cluste
     let over = AtomicBool::new(false);
     let clients: Vec<Client> = (0..KEYS).map(|_| cluster.client(owner)).collect();
     let mut look = cluster.client(owner);
+    // A key whose partition is not yet led would never be written.
+    for at in 0..KEYS {
+        own(&mut look, &format!("key-{at}"));
+    }
     let before = figure(&mut look, "absorbed");
     std::thread::scope(|scope| {
         let over = &over;
