@@ -82,6 +82,8 @@ pub struct Faults {
     pub locks: crate::lock::Faults,
     /// Bugs of the queues.
     pub queues: crate::queue::Faults,
+    /// In the comparison of tokens.
+    pub fences: crate::fence::Faults,
     /// Bugs of the outbox.
     pub outbox: crate::outbox::Faults,
     /// Bugs of the store.
@@ -525,6 +527,7 @@ impl Engine {
             self.household.finished(mono, errand, sent, &reply, &mut self.gateway, fx);
         }
         self.household.introduce(mono, &mut self.gateway);
+        self.household.watch(mono, &mut self.gateway);
         for group in self.groups.values().filter(|group| group.leading().is_some()) {
             self.household.deliver(mono, group.outbox(), &mut self.gateway);
         }

@@ -15,11 +15,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
 use quorate_protocol::limits::{PARCEL_ITEMS_MAX, SESSION_LEASE};
+use quorate_protocol::op::Watch;
 use quorate_protocol::peer::{FEATURE_LEVEL, Introduction, OpenSession, Receipted, Renewal, Work};
-use quorate_protocol::reply::Reply;
+use quorate_protocol::reply::{Code, Reply};
 
 use crate::effect::{Effect, Effects, Level};
-use crate::gateway::{Errand, Gateway};
+use crate::gateway::{Errand, Fenced, Gateway};
 use crate::outbox::Outbox;
 
 /// How often the session is renewed; microseconds.
@@ -70,6 +71,9 @@ pub struct Household {
     introducing: BTreeSet<(ClientId, GroupId)>,
     /// No introduction is tried before this: one was refused.
     introduce_at: u64,
+    watching: BTreeSet<Fenced>,
+    /// No watch is asked for before this: one was not to be had.
+    watch_at: u64,
     /// By source and target.
     deliveries: BTreeMap<(GroupId, GroupId), Delivery>,
     /// Closed connections of which a group refused to hear, to be told again.
@@ -91,6 +95,8 @@ impl Household {
             seeing: BTreeSet::new(),
             introducing: BTreeSet::new(),
             introduce_at: 0,
+            watching: BTreeSet::new(),
+            watch_at: 0,
             deliveries: BTreeMap::new(),
             untold: Vec::new(),
             untold_at: 0,
@@ -175,6 +181,18 @@ impl Household {
         }
     }
 
+    /// Asks for watches that fenced writes wait for.
+    pub fn watch(&mut self, now: u64, gateway: &mut Gateway) {
+        if now < self.watch_at {
+            return;
+        }
+        for fenced in gateway.take_unwatched() {
+            if self.watching.insert(fenced.clone()) {
+                gateway.run_errand(now, GroupId::SYSTEM, Work::Watch(fenced.clone()), Errand::Watch(fenced));
+            }
+        }
+    }
+
     /// Brings a group's outbox items to their targets; called on the group's leader.
     pub fn deliver(&mut self, now: u64, outbox: &Outbox, gateway: &mut Gateway) {
         let source = outbox.source();
@@ -238,6 +256,7 @@ impl Household {
                     self.deliveries.remove(&(source, target));
                 }
             }
+            Errand::Watch(fenced) => self.watched(now, sent, fenced, reply, gateway),
             Errand::See(client) => {
                 self.seeing.remove(&client);
                 match reply {
@@ -270,6 +289,20 @@ impl Household {
                     }
                 }
             }
+        }
+    }
+
+    fn watched(&mut self, now: u64, sent: u64, fenced: Fenced, reply: &Reply, gateway: &mut Gateway) {
+        self.watching.remove(&fenced);
+        let numbers = if let Reply::Array(values) = reply { &values[..] } else { &[] };
+        if let [Reply::Int(number), Reply::Int(floor), Reply::Int(lease)] = numbers {
+            let watch = Watch { number: number.cast_unsigned(), floor: floor.cast_unsigned() };
+            gateway.set_watch(sent, fenced, watch, lease.cast_unsigned());
+        } else if reply.failure().is_some_and(|failure| failure.code == Code::Err) {
+            gateway.refuse_watch(now, fenced, reply.clone());
+        } else {
+            self.watch_at = now + AGAIN;
+            gateway.wake();
         }
     }
 

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod consensus;
 pub mod effect;
 pub mod engine;
+pub mod fence;
 pub mod gateway;
 pub mod group;
 pub mod household;

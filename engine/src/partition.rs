@@ -1,4 +1,5 @@
-//! A partition's state: keys, topics, what client sessions were answered, and what came from the outbox.
+//! A partition's state: keys, topics, which tokens of locks are good, what client sessions were answered, and what came from
+//! the outbox.
 //!
 //! Invariant: nothing of a session that group 0 has ended is executed here once the end has arrived:
 //! commands of connections of an ended node session are refused, and a client session is made known only
@@ -16,6 +17,7 @@ use quorate_protocol::peer::{Introduction, Item, Parcel, Receipted, Work};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Malformed;
 
+use crate::fence::Fences;
 use crate::memory::Memory;
 use crate::outbox::{Inbox, Outbox};
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
@@ -37,6 +39,8 @@ pub struct Partition {
     ended: Table<NodeId, SessionId>,
     /// One row: how many ends of sessions have arrived from group 0.
     ends: Table<u8, u64>,
+    /// Which tokens of locks are good here.
+    fences: Fences,
     /// Dead letters for other partitions.
     pub outbox: Outbox,
     inbox: Inbox,
@@ -54,6 +58,7 @@ impl Partition {
             memory: Memory::new(),
             ended: Table::new(301),
             ends,
+            fences: Fences::new(),
             outbox: Outbox::new(group),
             inbox: Inbox::new(),
         }
@@ -74,6 +79,7 @@ impl Partition {
     pub fn set_faults(&mut self, faults: &crate::engine::Faults) {
         self.queues.set_faults(faults.queues.clone());
         self.store.set_faults(faults.store.clone());
+        self.fences.set_faults(faults.fences.clone());
         self.inbox.set_faults(faults.outbox.clone());
     }
 
@@ -86,6 +92,7 @@ impl Partition {
             self.memory.digest(),
             self.ended.digest(),
             self.ends.digest(),
+            self.fences.digest(),
             self.outbox.digest(),
             self.inbox.digest(),
         ];
@@ -95,6 +102,7 @@ impl Partition {
     /// All tables, in the order in which a snapshot shows them.
     pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
         let mut tables: Vec<&mut dyn Rows> = alloc::vec![&mut self.ended, &mut self.ends];
+        tables.extend(self.fences.tables());
         tables.extend(self.outbox.tables());
         tables.extend(self.inbox.tables());
         tables.extend(self.memory.tables());
@@ -112,6 +120,7 @@ impl Partition {
             101 | 102 => self.memory.load(table, input),
             301 => load_row(&mut self.ended, input),
             302 => load_row(&mut self.ends, input),
+            303 | 304 => self.fences.load(table, input),
             111 | 112 => self.outbox.load(table, input),
             113 => self.inbox.load(table, input),
             401..500 => self.store.load(table, input),
@@ -175,6 +184,10 @@ impl Partition {
             let text = "the session of this connection's node has ended; reconnect and ask again";
             return answer(out, *asker, Reply::error(Code::Err, text));
         }
+        // All of them first: a transaction that is refused for one has done nothing.
+        if let Some(refusal) = op.fences().find_map(|fence| self.fences.check(fence).err()) {
+            return answer(out, *asker, refusal);
+        }
         match op {
             Op::Pub(op) => self.queues.publish(ctx, asker, op, out),
             Op::Fetch(op) => self.queues.fetch(ctx, asker, op, out),
@@ -224,7 +237,7 @@ impl Partition {
     }
 
     fn take(&mut self, ctx: &Ctx, asker: &Asker, parcel: Parcel, out: &mut Outcomes) {
-        let Self { queues, memory, ended, ends, inbox, .. } = self;
+        let Self { queues, memory, ended, ends, fences, inbox, .. } = self;
         let upto = inbox.take(parcel, |place, item| {
             match item {
                 Item::NodeEnded((node, session)) => {
@@ -234,6 +247,14 @@ impl Partition {
                     queues.end_session(ctx, node, session, out);
                 }
                 Item::ClientEnded(client) => memory.forget(client),
+                Item::Floor(floor) => {
+                    fences.hear(&floor);
+                    return true;
+                }
+                Item::Unwatched((lock, number)) => {
+                    fences.end(&lock, number);
+                    return true;
+                }
                 Item::Letter(letter) => {
                     // Each letter has a place in the log of its own, and with it an id: see `Batch::placed`.
                     let at = LogPos { offset: ctx.at.offset + place, ..ctx.at };

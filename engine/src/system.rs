@@ -17,7 +17,7 @@ use bytes::Bytes;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
 use quorate_protocol::limits::{CLIENT_LEASE, CLIENTS_MAX, NODES_MAX, SESSION_LEASE};
 use quorate_protocol::op::{MemberOp, Op};
-use quorate_protocol::peer::{Item, OpenSession, Renewal, Work};
+use quorate_protocol::peer::{Item, OpenSession, Receipted, Renewal, Work};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Malformed;
 use quorate_protocol::wire_struct;
@@ -237,6 +237,7 @@ impl System {
             self.expire_sessions(ctx, portion, out);
         }
         self.locks.expire(ctx, portion, out);
+        self.post_floors();
     }
 
     fn expire_sessions(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
@@ -337,9 +338,10 @@ impl System {
                 answer(out, *asker, Reply::int(upto));
             }
             Work::Taken(receipt) => {
-                self.outbox.receipted(&receipt);
+                self.receipted(ctx, &receipt, out);
                 answer(out, *asker, Reply::OK);
             }
+            Work::Watch((lock, partition)) => self.watch(ctx, asker, lock, partition, out),
             Work::Forget(node) => self.forget(ctx, asker, node, out),
             Work::Renounce(node) => {
                 let life = self.members.renounce(node);
@@ -349,6 +351,7 @@ impl System {
                 answer(out, *asker, Reply::error(Code::Err, "this is not the system group's work"));
             }
         }
+        self.post_floors();
     }
 
     fn apply_op(&mut self, ctx: &Ctx, asker: &Asker, op: Op, out: &mut Outcomes) {
@@ -366,6 +369,40 @@ impl System {
                 *asker,
                 Reply::error(Code::Err, "this command is not decided by the system group"),
             ),
+        }
+    }
+
+    fn watch(&mut self, ctx: &Ctx, asker: &Asker, lock: Bytes, partition: GroupId, out: &mut Outcomes) {
+        if !(1..=self.partitions).contains(&partition.0) {
+            return answer(out, *asker, Reply::error(Code::Err, "there is no such partition"));
+        }
+        self.locks.watch(ctx, asker, (lock, partition), out);
+    }
+
+    /// A partition has taken what was told to it.
+    fn receipted(&mut self, ctx: &Ctx, receipt: &Receipted, out: &mut Outcomes) {
+        for item in self.outbox.receipted(receipt) {
+            match item {
+                Item::Floor(floor) => self.locks.confirmed(ctx, receipt.target, &floor, out),
+                Item::Unwatched((lock, number)) => self.locks.fencing.forget(receipt.target, lock, number),
+                Item::NodeEnded(_) | Item::ClientEnded(_) | Item::Letter(_) => {}
+            }
+        }
+    }
+
+    /// Gives what partitions have to hear of locks a place in the outbox. The ends of all sessions always find room.
+    fn post_floors(&mut self) {
+        let targets: Vec<GroupId> = self.locks.fencing.owes().collect();
+        for target in targets {
+            let live = self.nodes.iter().filter(|(_, row)| row.session != SessionId(0)).count();
+            let kept = self.clients.len() + live + NODES_MAX;
+            while let Some(item) = self.locks.fencing.next_due(target) {
+                if self.outbox.room(target) <= kept || !self.outbox.has_room(target, &item) {
+                    break;
+                }
+                self.locks.fencing.posted(target, &item);
+                self.outbox.post(target, item);
+            }
         }
     }
 

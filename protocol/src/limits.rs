@@ -171,6 +171,12 @@ pub const PARTITIONS_MAX: u16 = 64;
 pub const REPLICAS: usize = 3;
 /// Voters of the system group at the most.
 pub const SYSTEM_VOTERS: usize = 5;
+/// Pairs of a lock and a partition that compares its tokens (FENCE); above it writes with further ones are refused.
+pub const WATCHES_MAX: usize = 65_536;
+/// How long a partition compares a lock's tokens after a node last asked for that, in milliseconds.
+pub const WATCH_LEASE: u64 = 600_000;
+/// What a node knows of locks and partitions where it has sent fenced writes; above it it asks again.
+pub const FENCES_KNOWN_MAX: usize = 4096;
 /// Nodes of a cluster.
 pub const NODES_MAX: usize = 64;
 /// Nodes that a cluster has ever had; above it only ids of removed ones are taken again.

@@ -14,8 +14,8 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 pub use keys::{
-    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, FillV, Flush, GetEx, GetRange, Incr,
-    MSet, Moment, Multi, Only, Scan, Set, SetBack, SetRange, Ttl, When,
+    Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, Fence, FencedSet, FillV, Flush, GetEx,
+    GetRange, Incr, MSet, Moment, Multi, Only, Scan, Set, SetBack, SetRange, Ttl, Watch, When,
 };
 pub use place::{DEAD_LETTERS, partition_of, partition_of_topic, slot_of};
 
@@ -285,6 +285,8 @@ wire_enum! {
         Flush(op: Flush) = 63,
         /// MEMBER
         Member(op: MemberOp) = 64,
+        /// SET ... FENCE lock token
+        FencedSet(op: FencedSet) = 65,
     }
 }
 
@@ -358,6 +360,7 @@ impl Op {
     pub fn needs(&self) -> (usize, usize) {
         match self {
             Self::Set(Set { key, value, .. })
+            | Self::FencedSet(FencedSet { set: Set { key, value, .. }, .. })
             | Self::SetBack(SetBack { key, value })
             | Self::Append(Append { key, value }) => (key.len() + value.len(), 1),
             Self::Incr(Incr { key, .. }) => (key.len() + DIGITS, 1),
@@ -419,7 +422,7 @@ impl Op {
             Self::GetEx(_) | Self::GetRange(_) | Self::Keys(_) | Self::Scan(_) | Self::GetV(_) => true,
             Self::FillV(_) => true,
             Self::Multi(multi) => multi.commands.0.iter().any(Self::may_answer_much),
-            Self::Set(set) => set.get,
+            Self::Set(set) | Self::FencedSet(FencedSet { set, .. }) => set.get,
             _ => false,
         }
     }
@@ -438,6 +441,7 @@ impl Op {
             | Self::Flush(Flush { key, value, .. })
             | Self::Append(Append { key, value })
             | Self::SetRange(SetRange { key, value, .. }) => key.len() + value.len(),
+            Self::FencedSet(op) => op.fence.lock.len() + op.set.key.len() + op.set.value.len(),
             Self::MSet(op) => op.pairs.iter().map(|(key, value)| 64 + key.len() + value.len()).sum(),
             Self::Multi(op) => {
                 let watched = op.watched.iter().map(|(key, _)| 40 + key.len()).sum::<usize>();

@@ -312,6 +312,23 @@ wire_enum! {
         ClientEnded(client: ClientId) = 2,
         /// A dead letter for a topic of the target.
         Letter(letter: Letter) = 3,
+        /// From group 0: tokens of a lock below this one are good no more.
+        Floor(floor: Floor) = 4,
+        /// From group 0: the watch of a lock with this number is over.
+        Unwatched(watch: (Bytes, u64)) = 5,
+    }
+}
+
+wire_struct! {
+    /// A lock is about to be granted under a new token.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Floor {
+        /// The lock.
+        pub lock: Bytes,
+        /// The number of the partition's watch.
+        pub number: u64,
+        /// The token.
+        pub token: u64,
     }
 }
 
@@ -371,6 +388,8 @@ wire_enum! {
         SeeIndex = 12,
         /// A partition: its leader makes room; removes each of these keys that still has this version. Answers OK.
         Evict(lines: Vec<(Bytes, u64)>) = 13,
+        /// Group 0: this partition is to be told before the lock is granted anew; answers `[number, floor]`, see `Watch`.
+        Watch(watched: (Bytes, GroupId)) = 14,
     }
 }
 
@@ -539,6 +558,7 @@ impl Item {
     pub fn weight(&self) -> usize {
         match self {
             Self::Letter(letter) => BASE + letter.topic.len() + letter.body.len(),
+            Self::Floor(Floor { lock, .. }) | Self::Unwatched((lock, _)) => 64 + lock.len(),
             Self::NodeEnded(_) | Self::ClientEnded(_) => 32,
         }
     }

@@ -61,7 +61,8 @@ fn what_an_owner_answers_is_read_on_every_node() {
 fn what_does_not_go_with_it_is_refused_in_words() {
     let cluster = Cluster::start(1);
     let mut client = cluster.client(1);
-    let both = "-ERR syntax error: WRITEBACK goes with neither NX nor IFVER; send SET without it; usage: SET";
+    let both =
+        "-ERR syntax error: WRITEBACK goes with none of NX, IFVER and FENCE; send SET without it; usage: SET";
     for line in ["SET k v NX WRITEBACK", "SET k v WRITEBACK IFVER 0"] {
         let answer = client.ask(line);
         assert!(answer.starts_with(both), "{answer}");

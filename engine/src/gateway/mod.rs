@@ -20,6 +20,7 @@
 //! Subtlety: a request that a former leader never proposed (`Moved`) goes back among the pending ones; it
 //! is sent again only under a newer term, and pending requests are sent in order, so it cannot be overtaken.
 
+mod fences;
 mod overdue;
 mod send;
 mod slot;
@@ -32,13 +33,15 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::Grant;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, NodeId, SessionId, Term};
-use quorate_protocol::op::Op;
+use quorate_protocol::op::{FencedSet, Op};
 use quorate_protocol::peer::{Answer, Delivery, Forward, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
 use crate::cache::holder::{Fill, Holder};
 use crate::effect::{Effect, Effects, Request};
 use crate::keep::keep;
+pub use fences::Fenced;
+use fences::Fences;
 pub use slot::{Errand, Task};
 use slot::{Kind, Part, PartState, Slot, combine, empty_slot, in_doubt, is_parked, is_sent, new_slot, part};
 
@@ -116,6 +119,7 @@ pub struct Gateway {
     session: SessionId,
     introduced: BTreeSet<(ClientId, GroupId)>,
     unintroduced: BTreeSet<(ClientId, GroupId)>,
+    fences: Fences,
     finished: Vec<(Errand, u64, Reply)>,
     tasks: Vec<(u64, u64, Task)>,
     forwards: Vec<(NodeId, Forward)>,
@@ -143,6 +147,7 @@ impl Gateway {
             session: SessionId(0),
             introduced: BTreeSet::new(),
             unintroduced: BTreeSet::new(),
+            fences: Fences::default(),
             finished: Vec::new(),
             tasks: Vec::new(),
             forwards: Vec::new(),
@@ -529,9 +534,10 @@ fn fill(holder: &mut Holder, now: u64, part: &Part, asked: u64, grant: Grant, ve
     let (key, value, written) = match (op, reply) {
         (Op::Get(key), Reply::Bulk(value)) => (key, Some(value.clone()), false),
         (Op::Get(key), Reply::Nil) => (key, None, false),
-        // Its deadline has come with it: an absolute time in the past.
-        (Op::Set(set), Reply::Status(_)) if grant.version == 0 => (&set.key, None, true),
-        (Op::Set(set), Reply::Status(_)) => (&set.key, Some(set.value.clone()), true),
+        (Op::Set(set) | Op::FencedSet(FencedSet { set, .. }), Reply::Status(_)) => {
+            // Without a version its deadline has come with it: an absolute time in the past.
+            (&set.key, (grant.version > 0).then(|| set.value.clone()), true)
+        }
         (Op::SetBack(set), Reply::Status(_)) => (&set.key, Some(set.value.clone()), true),
         (Op::Incr(incr), Reply::Int(n)) => (&incr.key, Some(Bytes::from(format!("{n}"))), true),
         _ => return,

@@ -84,11 +84,15 @@ impl Gateway {
             conn.slots.get_mut(&id).expect("it is pending").ready = Some(reply);
             return Sent::Answered;
         }
+        if let Some(reply) = self.fence_refusal(now, &conn.slots[&id]) {
+            conn.slots.get_mut(&id).expect("it is pending").ready = Some(reply);
+            return Sent::Answered;
+        }
         if let Some(reply) = self.done_here(now, conn, &conn.slots[&id]) {
             conn.slots.get_mut(&id).expect("it is pending").ready = Some(reply);
             return Sent::Answered;
         }
-        if !self.may_go(conn, &conn.slots[&id]) {
+        if !self.may_go(now, conn, &conn.slots[&id]) {
             let slot = conn.slots.get_mut(&id).expect("it is pending");
             if slot.parked_since == 0 {
                 slot.parked_since = now;
@@ -141,12 +145,12 @@ impl Gateway {
     }
 
     /// Whether every part of the request that is parked can be sent now.
-    fn may_go(&mut self, conn: &Conn, slot: &Slot) -> bool {
+    fn may_go(&mut self, now: u64, conn: &Conn, slot: &Slot) -> bool {
         if slot.needs_session && self.session.0 == 0 {
             return false;
         }
         for part in slot.parts.iter().filter(|part| is_parked(part)) {
-            let route = &self.routes[part.group.slot()];
+            let route = self.routes[part.group.slot()];
             if !route.leader.is_some_and(|leader| self.links.contains(&leader)) {
                 return false;
             }
@@ -156,6 +160,9 @@ impl Gateway {
                     self.unintroduced.insert(pair);
                     return false;
                 }
+            }
+            if !self.has_watches(now, part) {
+                return false;
             }
             let Some(lane) = conn.lanes.get(&part.group).filter(|_| conn.ordered) else { continue };
             let newer = lane.reads + lane.writes > 0 && lane.term != route.term;
@@ -210,6 +217,7 @@ impl Gateway {
                     self.holder.give_up(part.group, &part.work.writes())
                 }
             };
+            self.add_watches(part);
             let ask = Ask {
                 line,
                 request: id,

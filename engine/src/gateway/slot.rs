@@ -10,6 +10,7 @@ use quorate_protocol::op::{Cursor, Home, MSet, Op, partition_of, partition_of_to
 use quorate_protocol::peer::{SnapshotAt, Work};
 use quorate_protocol::reply::{Code, Reply};
 
+use super::Fenced;
 use crate::effect::{NodeAsk, Request, Want};
 
 /// What the node itself wants to know of the groups; see `household.rs`.
@@ -33,6 +34,8 @@ pub enum Errand {
     Forget(NodeId),
     /// Makes all former replicas of this node void.
     Renounce,
+    /// Have a partition compare a lock's tokens.
+    Watch(Fenced),
     /// Bring the home what was acknowledged of a line that this node owns; the number of it.
     Flush(Bytes, u64),
 }

@@ -142,9 +142,10 @@ impl Locks {
             if !self.may_hold(name, &wait.owner, wait.shared) {
                 return;
             }
-            let key = key.clone();
+            let (key, owner) = (key.clone(), wait.owner.clone());
+            let Some(token) = self.token_for(name, &owner, key.1) else { return };
             let wait = self.remove_wait(&key);
-            let token = self.hold(name, wait.owner, wait.shared, ctx.time.saturating_add(wait.ttl));
+            self.hold(name, owner, wait.shared, token, ctx.time.saturating_add(wait.ttl));
             answer(out, wait.asker, Reply::int(token));
         }
         self.granting.insert(Bytes::copy_from_slice(name), 0);

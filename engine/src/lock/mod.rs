@@ -5,9 +5,12 @@
 //!
 //! Invariants:
 //! - Never two holders of a lock of whom one is exclusive. (Checked at every grant, in release too.)
-//! - Tokens rise with every grant, over all locks, and are never reused: one counter, no memory per name.
-//! - No waiting request that could be granted is left waiting: whatever takes a holder or a waiter away calls
+//! - Tokens rise with every grant, over all locks, and are never reused: one counter, no memory per name. (That of a grant
+//!   which waits for partitions is taken when the wait begins.)
+//! - No other waiting request that could be granted is left waiting: whatever takes a holder or a waiter away calls
 //!   `grant`. Where it is much, it follows by portions (`closing.rs`).
+//! - A lock whose tokens partitions compare is granted anew only when they know of it: until then the request that is
+//!   next goes on waiting (`fencing.rs`).
 //! - No set of owners waits for each other: every request is checked when it begins to wait, and nothing
 //!   else adds a wait. (A withdrawal takes one away; a grant turns "ahead of me" into "holds against me".)
 //!
@@ -16,6 +19,7 @@
 //! holds the lock, which covers upgrades too.
 
 mod closing;
+mod fencing;
 mod graph;
 mod index;
 
@@ -32,6 +36,7 @@ use quorate_protocol::wire::Malformed;
 use quorate_protocol::{wire_enum, wire_struct};
 
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
+use fencing::Fencing;
 use index::{Index, Key, Line};
 
 use crate::portion::Portion;
@@ -42,6 +47,8 @@ use crate::trash::Trash;
 const REFUSED_MAX: usize = 4096;
 /// Tokens that a restored cluster leaves out: those that the old one may have given after the cut.
 const TOKENS_LEFT_OUT: u64 = 1 << 40;
+/// How long a try waits at least when all that it waits for is that partitions hear of its grant; milliseconds.
+const FLOORS_WAIT: u64 = 1000;
 /// Places in a queue from here on are ordinary; those below are upgrades.
 const ORDINARY: u64 = 1 << 63;
 
@@ -107,6 +114,10 @@ pub struct Faults {
     pub overtaking: bool,
     /// A waiting request is never checked for a cycle.
     pub deadlock_ignored: bool,
+    /// A lock is granted before the partitions that compare its tokens know of it.
+    pub floors_not_awaited: bool,
+    /// No bug: how long watches last in a short life; milliseconds.
+    pub short_watches: Option<u64>,
 }
 
 /// See the top of the file.
@@ -120,6 +131,8 @@ pub struct Locks {
     closing: Table<ConnId, u64>,
     /// Locks that more requests can be granted than at once.
     granting: Table<Bytes, u8>,
+    /// Who compares tokens, and which grants wait for that.
+    pub fencing: Fencing,
     index: Index,
     /// Whom a lock was refused during the present lease. Not replicated state: only a hint for the log.
     refused: BTreeMap<Bytes, Owner>,
@@ -139,6 +152,7 @@ impl Locks {
             token,
             closing: Table::new(504),
             granting: Table::new(505),
+            fencing: Fencing::new(),
             index: Index::default(),
             refused: BTreeMap::new(),
             #[cfg(feature = "faults")]
@@ -169,7 +183,7 @@ impl Locks {
     pub fn digest(&self) -> u64 {
         let rest = self.closing.digest().wrapping_add(self.granting.digest());
         let locks = self.holds.digest().wrapping_add(self.waits.digest());
-        locks.wrapping_add(self.token.digest()).wrapping_add(rest)
+        locks.wrapping_add(self.token.digest()).wrapping_add(rest).wrapping_add(self.fencing.digest())
     }
 
     /// Whether no lock is held or awaited.
@@ -184,11 +198,12 @@ impl Locks {
         if self.has_rest() {
             return Some(0);
         }
-        self.index.deadlines.first().map(|(deadline, ..)| *deadline)
+        let locks = self.index.deadlines.first().map(|(deadline, ..)| *deadline);
+        locks.into_iter().chain(self.fencing.next_end()).min()
     }
 
     /// LOCK
-    pub fn lock(&mut self, ctx: &Ctx, asker: &Asker, op: Lock, out: &mut Outcomes) {
+    pub fn lock(&mut self, ctx: &Ctx, asker: &Asker, mut op: Lock, out: &mut Outcomes) {
         let owner = owner_of(op.owner.as_ref(), asker);
         let held = self.held_by(&owner, &op.name);
         if let Some((key, hold)) = &held
@@ -204,18 +219,22 @@ impl Locks {
         let first = held.is_some() || self.line(&op.name).waits == 0;
         #[cfg(feature = "faults")]
         let first = first || (self.faults.overtaking && op.shared);
+        let place = if held.is_some() { ctx.at.serial() } else { ORDINARY | ctx.at.serial() };
         if first && self.may_hold(&op.name, &owner, op.shared) {
             if held.is_none() && self.index.lines.len() >= LOCKS_MAX {
                 return answer(out, *asker, full());
             }
-            let token = self.hold(&op.name, owner, op.shared, ctx.time.saturating_add(op.ttl));
-            return answer(out, *asker, Reply::int(token));
+            if let Some(token) = self.token_for(&op.name, &owner, place) {
+                self.hold(&op.name, owner, op.shared, token, ctx.time.saturating_add(op.ttl));
+                return answer(out, *asker, Reply::int(token));
+            }
+            // Nobody else has it: it is only that partitions have to hear of the grant first.
+            op.wait = op.wait.max(FLOORS_WAIT);
         }
         if op.wait == 0 {
             self.remember_refused(&op.name, owner);
             return answer(out, *asker, Reply::Nil);
         }
-        let place = if held.is_some() { ctx.at.serial() } else { ORDINARY | ctx.at.serial() };
         self.wait(ctx, asker, owner, &op, place, out);
     }
 
@@ -244,6 +263,7 @@ impl Locks {
             return answer(out, *asker, Reply::Nil);
         }
         let old = self.remove_wait(key);
+        self.begin_anew(&key.0);
         let text = "a newer request of the same owner has taken this one's place in the queue";
         answer(out, old.asker, Reply::error(Code::InDoubt, text));
         self.wait(ctx, asker, old.owner, op, key.1, out);
@@ -312,6 +332,7 @@ impl Locks {
     /// Ends the leases and waits that group time has ended, as far as the portion goes.
     pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
         self.work_off(ctx, portion, out);
+        self.fencing.expire(ctx.time, portion);
         while let Some((deadline, is_wait, key)) = self.index.deadlines.first() {
             if *deadline > ctx.time || !portion.take(2) {
                 break;
@@ -360,11 +381,12 @@ impl Locks {
         line.exclusive == 0 && line.holds < LOCK_HOLDERS_MAX
     }
 
-    /// Makes an owner a holder, in place of what it held of the lock, and returns the token.
-    fn hold(&mut self, name: &Bytes, owner: Owner, shared: bool, deadline: u64) -> u64 {
-        if let Some((key, _)) = self.held_by(&owner, name) {
-            self.remove_hold(&key);
-        }
+    /// The last token.
+    fn last_token(&self) -> u64 {
+        *self.token.get(&0).expect("the row exists from the beginning")
+    }
+
+    fn next_token(&mut self) -> u64 {
         #[cfg(feature = "faults")]
         let rises = u64::from(!self.faults.token_reused);
         #[cfg(not(feature = "faults"))]
@@ -373,17 +395,23 @@ impl Locks {
             *token += rises;
             (*token).max(1)
         });
-        let token = token.expect("the row exists from the beginning");
+        token.expect("the row exists from the beginning")
+    }
+
+    /// Makes an owner a holder, in place of what it held of the lock.
+    fn hold(&mut self, name: &Bytes, owner: Owner, shared: bool, token: u64, deadline: u64) {
+        if let Some((key, _)) = self.held_by(&owner, name) {
+            self.remove_hold(&key);
+        }
         let name = Bytes::copy_from_slice(name);
         self.refused.remove(&name);
         self.insert_hold((name.clone(), token), Hold { owner, shared, deadline });
         let line = self.line(&name);
         #[cfg(feature = "faults")]
         if self.faults.double_grant || self.faults.token_reused {
-            return token;
+            return;
         }
         assert!(line.exclusive == 0 || line.holds == 1, "an exclusive holder is the only one");
-        token
     }
 
     fn remember_refused(&mut self, name: &Bytes, owner: Owner) {
@@ -448,7 +476,15 @@ impl Locks {
 
     /// All tables, in the order in which a snapshot shows them.
     pub fn tables(&mut self) -> Vec<&mut dyn Rows> {
-        alloc::vec![&mut self.token, &mut self.holds, &mut self.waits, &mut self.closing, &mut self.granting]
+        let mut tables: Vec<&mut dyn Rows> = alloc::vec![
+            &mut self.token,
+            &mut self.holds,
+            &mut self.waits,
+            &mut self.closing,
+            &mut self.granting,
+        ];
+        tables.extend(self.fencing.tables());
+        tables
     }
 
     /// Takes a row of one of the tables from a snapshot.
@@ -468,7 +504,7 @@ impl Locks {
             }
             n if n == self.closing.id() => load_row(&mut self.closing, input)?,
             n if n == self.granting.id() => load_row(&mut self.granting, input)?,
-            _ => return Err(Malformed("unknown table")),
+            _ => return self.fencing.load(table, input),
         }
         Ok(())
     }

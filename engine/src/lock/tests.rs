@@ -30,7 +30,8 @@ impl Subject for Locks {
         for (name, line) in &self.index.lines {
             assert!(line.exclusive == 0 || line.holds == 1, "an exclusive holder is alone");
             let first = self.queue_of(name).next();
-            let idle = first.is_some_and(|(_, wait)| self.may_hold(name, &wait.owner, wait.shared));
+            let idle = first.is_some_and(|(_, wait)| self.may_hold(name, &wait.owner, wait.shared))
+                && !self.fencing.is_awaited(name);
             assert!(!idle, "nobody waits for what could be granted");
         }
         assert!(self.deadlocked().is_empty(), "no set of owners waits for each other");

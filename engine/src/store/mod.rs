@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use core::cell::Cell;
 use quorate_protocol::limits::{STORE_MAX, STORE_ROW, VALUES_MAX};
-use quorate_protocol::op::{Multi, Op};
+use quorate_protocol::op::{FencedSet, Multi, Op};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::{Malformed, Wire};
 use quorate_protocol::wire_struct;
@@ -193,7 +193,8 @@ impl Store {
     /// Applies a command.
     pub fn apply(&mut self, ctx: &Ctx, op: Op) -> Reply {
         match op {
-            Op::Set(op) => self.set(ctx, op),
+            // Its token was compared before.
+            Op::Set(op) | Op::FencedSet(FencedSet { set: op, .. }) => self.set(ctx, op),
             Op::SetBack(op) => self.set_back(ctx, op),
             Op::Flush(op) => self.bring(ctx, &op),
             Op::MSet(op) => self.mset(ctx, op),

@@ -3,7 +3,7 @@
 use alloc::format;
 use bytes::Bytes;
 use quorate_protocol::limits::VALUES_MAX;
-use quorate_protocol::op::{ExpireTime, FillV, GetRange, Multi, Op, Set, Ttl};
+use quorate_protocol::op::{ExpireTime, FencedSet, FillV, GetRange, Multi, Op, Set, Ttl};
 use quorate_protocol::reply::{Code, Reply};
 
 use super::{Answers, Store};
@@ -61,6 +61,7 @@ impl Store {
             | Op::Get(key)
             | Op::GetDel(key)
             | Op::GetV(key)
+            | Op::FencedSet(FencedSet { set: Set { key, get: true, .. }, .. })
             | Op::Set(Set { key, get: true, .. }) => self.length(key, time),
             Op::GetEx(op) => self.length(&op.key, time),
             Op::GetRange(op) => self.length(&op.key, time),

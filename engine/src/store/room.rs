@@ -5,7 +5,7 @@
 use alloc::format;
 use bytes::Bytes;
 use quorate_protocol::limits::{STORE_ROW, VALUE_MAX};
-use quorate_protocol::op::{MSet, Op, SetRange};
+use quorate_protocol::op::{FencedSet, MSet, Op, SetRange};
 use quorate_protocol::peer::Work;
 
 use super::write::parse_integer;
@@ -41,7 +41,7 @@ impl Store {
         };
         let length = |key: &Bytes| self.peek(key, time).map_or(0, Bytes::len);
         match op {
-            Op::Set(op) => to(&op.key, op.value.len()),
+            Op::Set(op) | Op::FencedSet(FencedSet { set: op, .. }) => to(&op.key, op.value.len()),
             Op::SetBack(op) => to(&op.key, op.value.len()),
             Op::MSet(MSet { pairs, .. }) => pairs.iter().map(|(key, value)| to(key, value.len())).sum(),
             Op::Incr(op) => {

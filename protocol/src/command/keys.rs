@@ -7,8 +7,8 @@ use super::words::{Words, shown};
 use super::{ConnAsk, failure};
 use crate::limits::{MANY_MAX, NAME_MAX, SCAN_MAX, VALUE_MAX};
 use crate::op::{
-    Append, Cursor, Expire, ExpireAt, ExpireTime, Expiry, FillV, GetEx, GetRange, Incr, MSet, Moment, Only,
-    Op, Scan, Set, SetBack, SetRange, Ttl, When,
+    Append, Cursor, Expire, ExpireAt, ExpireTime, Expiry, Fence, FencedSet, FillV, GetEx, GetRange, Incr,
+    MSet, Moment, Only, Op, Scan, Set, SetBack, SetRange, Ttl, When,
 };
 use crate::reply::{Code, Failure};
 
@@ -41,10 +41,10 @@ fn plain_set(key: Bytes, value: Bytes) -> Set {
 
 pub(super) fn set(words: &mut Words<'_>) -> Parsed {
     const OPTIONS: &[&str] =
-        &["NX", "XX", "IFVER", "EX", "PX", "EXAT", "PXAT", "KEEPTTL", "GET", "WRITEBACK"];
+        &["NX", "XX", "IFVER", "EX", "PX", "EXAT", "PXAT", "KEEPTTL", "GET", "WRITEBACK", "FENCE"];
     let key = words.name("key")?;
     let mut set = plain_set(key, words.value("value")?);
-    let mut write_back = false;
+    let (mut write_back, mut fence) = (false, None);
     let mut seen = 0;
     while let Some(option) = words.option(OPTIONS, &mut seen)? {
         match option {
@@ -56,6 +56,10 @@ pub(super) fn set(words: &mut Words<'_>) -> Parsed {
             "IFVER" => set.when = When::Version(words.number("IFVER", 0, i64::MAX as u64)?),
             "GET" => set.get = true,
             "WRITEBACK" => write_back = true,
+            "FENCE" => {
+                let lock = words.name("lock")?;
+                fence = Some(Fence { lock, token: words.number("FENCE", 1, i64::MAX as u64)?, watch: None });
+            }
             _ if set.expiry != Expiry::Never => {
                 return Err(words.syntax("EX, PX, EXAT, PXAT and KEEPTTL exclude each other"));
             }
@@ -63,12 +67,13 @@ pub(super) fn set(words: &mut Words<'_>) -> Parsed {
             option => set.expiry = deadline(words, option)?,
         }
     }
-    match set.when {
+    match (set.when, fence) {
         // Whether it holds is known where the key is decided, and that is not asked before the answer.
-        When::Absent | When::Version(_) if write_back => {
-            Err(words.syntax("WRITEBACK goes with neither NX nor IFVER; send SET without it"))
+        (When::Absent | When::Version(_), _) | (_, Some(_)) if write_back => {
+            Err(words.syntax("WRITEBACK goes with none of NX, IFVER and FENCE; send SET without it"))
         }
-        When::Always if write_back && set.expiry == Expiry::Never && !set.get => {
+        (_, Some(fence)) => op(Op::FencedSet(FencedSet { fence, set })),
+        (When::Always, None) if write_back && set.expiry == Expiry::Never && !set.get => {
             op(Op::SetBack(SetBack { key: set.key, value: set.value }))
         }
         _ => op(Op::Set(set)),

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::id::{GroupId, NodeId};
-use crate::op::{Expiry, Fetch, Lock, MemberAdd, MemberOp, Pub, Receipt, Set, SetBack, When};
+use crate::op::{
+    Expiry, Fence, FencedSet, Fetch, Lock, MemberAdd, MemberOp, Pub, Receipt, Set, SetBack, When,
+};
 
 fn words(line: &str) -> Vec<Bytes> {
     line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
@@ -48,7 +50,7 @@ fn options_come_in_any_order_and_case() {
         expiry: Expiry::After(2000),
         get: true,
     };
-    assert_eq!(understood("SET k v GET EX 2 NX"), Command::Op(Op::Set(set)));
+    assert_eq!(understood("SET k v GET EX 2 NX"), Command::Op(Op::Set(set.clone())));
     let back = SetBack { key: "k".into(), value: "v".into() };
     assert_eq!(understood("set k v writeback"), Command::Op(Op::SetBack(back)));
     for through in [
@@ -59,6 +61,9 @@ fn options_come_in_any_order_and_case() {
     ] {
         assert!(matches!(understood(through), Command::Op(Op::Set(_))), "{through}");
     }
+    let set = Set { when: When::Version(3), get: false, expiry: Expiry::Never, ..set };
+    let fence = Fence { lock: "l".into(), token: 7, watch: None };
+    assert_eq!(understood("SET k v FENCE l 7 IFVER 3"), Command::Op(Op::FencedSet(FencedSet { fence, set })));
     let publish = Pub { topic: "t".into(), body: "b".into(), dedupe: Some("x".into()), delay: 9 };
     assert_eq!(understood("PUB t b DELAY 9 ID x"), Command::Op(Op::Pub(publish)));
     let fetch = Fetch { topic: "t".into(), count: 2, block: 3, lease: Some(4) };
@@ -117,8 +122,10 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
         ("FOO a b", "ERR unknown command 'FOO', with args beginning with: 'a' 'b' "),
         ("PEEK t", "ERR PEEK is not built yet;"),
         ("LOCK db SLOTS 3", "ERR option SLOTS of LOCK is not built yet"),
-        ("SET k v FENCE l 1", "ERR option FENCE of SET is not built yet"),
-        ("SET k v WRITEBACK FENCE l 1", "ERR option FENCE of SET is not built yet"),
+        ("SET k v FENCE l", "ERR syntax error: an argument is missing"),
+        ("SET k v FENCE l 0", "ERR FENCE must be a number from 1 to 9223372036854775807, not 0"),
+        ("SET k v WRITEBACK FENCE l 1", "ERR syntax error: WRITEBACK goes with none of NX, IFVER and FENCE"),
+        ("SET k v FENCE l 1 FENCE m 2", "ERR syntax error: FENCE stands twice"),
         ("ACK t 1 GROUP g", "ERR option GROUP of ACK is not built yet"),
         ("UNSUB t GROUP g", "ERR option GROUP of UNSUB is not built yet"),
         ("LOCK db TTL", "ERR syntax error: an argument is missing; usage: LOCK"),
@@ -179,8 +186,8 @@ fn what_is_wrong_is_said_and_what_to_send_instead() {
 #[test]
 fn what_is_wrong_about_keys_is_said_in_the_words_of_redis() {
     let cases = [
-        ("SET k v NX WRITEBACK", "ERR syntax error: WRITEBACK goes with neither NX nor IFVER"),
-        ("SET k v WRITEBACK IFVER 3", "ERR syntax error: WRITEBACK goes with neither NX nor IFVER"),
+        ("SET k v NX WRITEBACK", "ERR syntax error: WRITEBACK goes with none of NX, IFVER and FENCE"),
+        ("SET k v WRITEBACK IFVER 3", "ERR syntax error: WRITEBACK goes with none of NX, IFVER and FENCE"),
         ("SET k v NX XX", "ERR syntax error: NX, XX and IFVER exclude each other"),
         ("SET k v EX 1 PX 1", "ERR syntax error: EX, PX, EXAT, PXAT and KEEPTTL exclude each other"),
         ("SET k v EX 0", "ERR invalid expire time in 'set' command"),

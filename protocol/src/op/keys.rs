@@ -109,6 +109,41 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// What a fenced write is compared with: whoever presents a lower token than the lock's newest holder has is refused.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Fence {
+        /// The lock.
+        pub lock: Bytes,
+        /// The token of a grant of it.
+        pub token: u64,
+        /// What the system group has said of the lock; the node adds it, not the client.
+        pub watch: Option<Watch>,
+    }
+}
+
+wire_struct! {
+    /// The system group's promise to tell a partition of a lock's grants before they are answered.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Watch {
+        /// Rises with every watch of any lock, never used twice.
+        pub number: u64,
+        /// The lowest token that was good when the watch began.
+        pub floor: u64,
+    }
+}
+
+wire_struct! {
+    /// `SET ... FENCE lock token`
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct FencedSet {
+        /// What must hold.
+        pub fence: Fence,
+        /// What it does then.
+        pub set: Set,
+    }
+}
+
+wire_struct! {
     /// `GETV key FILL ms`
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct FillV {
@@ -364,6 +399,7 @@ impl Op {
                 | Self::MGet(_)
                 | Self::Set(_)
                 | Self::SetBack(_)
+                | Self::FencedSet(_)
                 | Self::SetRange(_)
                 | Self::MSet(_)
                 | Self::Append(_)
@@ -384,13 +420,32 @@ impl Op {
     /// milliseconds since 1970.
     pub fn set_epoch(&mut self, epoch: i64) {
         match self {
-            Self::Set(set) => set.expiry.set_epoch(epoch),
+            Self::Set(set) | Self::FencedSet(FencedSet { set, .. }) => set.expiry.set_epoch(epoch),
             Self::GetEx(get) => get.expiry.set_epoch(epoch),
             Self::ExpireAt(expire) => expire.at = expire.at.in_group(epoch),
             Self::ExpireTime(read) => read.epoch = epoch,
             Self::Multi(multi) => multi.commands.0.iter_mut().for_each(|op| op.set_epoch(epoch)),
             _ => {}
         }
+    }
+
+    /// The fences that it depends on.
+    pub fn fences(&self) -> impl Iterator<Item = &Fence> {
+        let queued =
+            if let Self::Multi(multi) = self { &multi.commands.0[..] } else { core::slice::from_ref(self) };
+        queued.iter().filter_map(|op| if let Self::FencedSet(op) = op { Some(&op.fence) } else { None })
+    }
+
+    /// As `fences`, to be changed.
+    pub fn fences_mut(&mut self) -> impl Iterator<Item = &mut Fence> {
+        let queued = if let Self::Multi(multi) = self {
+            &mut multi.commands.0[..]
+        } else {
+            core::slice::from_mut(self)
+        };
+        queued
+            .iter_mut()
+            .filter_map(|op| if let Self::FencedSet(op) = op { Some(&mut op.fence) } else { None })
     }
 
     /// The keys that it names, as often as it does.
@@ -422,6 +477,7 @@ impl Op {
             | Self::GetV(key)
             | Self::FillV(FillV { key, .. })
             | Self::Set(Set { key, .. })
+            | Self::FencedSet(FencedSet { set: Set { key, .. }, .. })
             | Self::SetBack(SetBack { key, .. })
             | Self::Flush(Flush { key, .. })
             | Self::Incr(Incr { key, .. })
