@@ -102,6 +102,10 @@ pub enum Bug {
     NewsMissed,
     /// Whoever misses a key is to fill it.
     AllLead,
+    /// A partition passes over the floor of a lock's new holder.
+    FloorIgnored,
+    /// A lock is granted before the partitions that compare its tokens know of it; they are told late.
+    FloorsNotAwaited,
 }
 
 impl Bug {
@@ -135,6 +139,7 @@ impl Bug {
                 plan.only = Some(Profile::Locks);
                 plan.fault_every = 0;
             }
+            Self::FloorIgnored | Self::FloorsNotAwaited => plan.fence_much(),
             Self::SavedTooSoon => plan.saves = true,
             Self::StaleReads => {
                 plan.partitioned = true;
@@ -237,6 +242,8 @@ impl Bug {
             Self::OwnedReadOpen => faults.cache.owned_read_open = true,
             Self::NewsMissed => faults.cache.news_missed = true,
             Self::AllLead => faults.cache.all_lead = true,
+            Self::FloorIgnored => faults.fences.floor_ignored = true,
+            Self::FloorsNotAwaited => faults.locks.floors_not_awaited = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
             Self::RecycledRecord | Self::VoteForgotten | Self::PushMissed | Self::KeptUnseen => {}

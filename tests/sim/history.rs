@@ -241,6 +241,11 @@ fn says(asked: &Op, logged: &Op) -> bool {
     match (asked, logged) {
         (Op::Del(all), Op::Del(share)) => share.iter().all(|key| all.contains(key)),
         (Op::MSet(all), Op::MSet(share)) => share.pairs.iter().all(|pair| all.pairs.contains(pair)),
+        // A node adds what the system group has told it.
+        (Op::FencedSet(asked), Op::FencedSet(logged)) => {
+            let alike = (&asked.fence.lock, asked.fence.token) == (&logged.fence.lock, logged.fence.token);
+            alike && asked.set == logged.set
+        }
         (asked, logged) => asked == logged,
     }
 }

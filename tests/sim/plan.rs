@@ -74,6 +74,10 @@ pub struct Plan {
     pub clients: usize,
     /// Clients of keys that are written back, besides.
     pub backs: usize,
+    /// Who holds a lock writes under its token.
+    pub fenced: bool,
+    /// How long partitions compare tokens at the least, in milliseconds, so that watches end at all.
+    short_watches: Option<u64>,
     /// What all of them are for, if it is one thing.
     pub only: Option<Profile>,
     /// Requests that a client lets wait at the most.
@@ -126,6 +130,8 @@ impl Plan {
             saves: false,
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
             backs: 0,
+            fenced: false,
+            short_watches: None,
             only: None,
             pipeline: rng.pick(&[1, 2, 4, 8]),
             cache_memory: rng.pick(&[0, 64 * 400, 1 << 20, 1 << 20]),
@@ -143,6 +149,10 @@ impl Plan {
         let mut rng = Rng::new(seed, 7);
         if !settings.idle && bug.is_none() && rng.chance(600) {
             plan.backs = 1 + rng.index(5);
+        }
+        if !settings.idle && bug.is_none() && rng.chance(600) {
+            plan.fenced = true;
+            plan.short_watches = rng.chance(600).then(|| rng.between(100..3000));
         }
         if settings.calm {
             plan.calm_down();
@@ -207,6 +217,15 @@ impl Plan {
         self.cache_memory = 1 << 20;
     }
 
+    /// Few locks, wanted by all, under which much is written.
+    pub fn fence_much(&mut self) {
+        self.fenced = true;
+        self.only = Some(Profile::Locks);
+        self.clients = 16;
+        self.pipeline = 4;
+        self.partitions = 2;
+    }
+
     /// Few keys, read everywhere and all the time.
     pub fn read_much(&mut self) {
         self.only = Some(Profile::Readers);
@@ -241,6 +260,7 @@ impl Plan {
         }
         config.store_evicts = self.store_evicts;
         config.faults.small_in_flight = self.small_in_flight;
+        config.faults.locks.short_watches = self.short_watches;
         if let Some(bug) = self.bug {
             bug.put_into_engine(&mut config.faults);
         }

@@ -10,8 +10,8 @@
 use bytes::Bytes;
 use quorate_protocol::id::Index;
 use quorate_protocol::op::{
-    Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fetch, FillV, Incr, Lock, MSet, Multi, Nack, Only,
-    Op, Pub, QSet, Receipt, Renew, Set, SetBack, Sub, Ttl, Unlock, When,
+    Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fence, FencedSet, Fetch, FillV, Incr, Lock, MSet,
+    Multi, Nack, Only, Op, Pub, QSet, Receipt, Renew, Set, SetBack, Sub, Ttl, Unlock, When,
 };
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
@@ -29,7 +29,7 @@ pub const COUNTERS: u64 = 2;
 pub const BACKS: u64 = 3;
 /// Keys that one of those who miss them fills. Their values are compared too.
 pub const FILLED: u64 = 2;
-/// Locks.
+/// Locks. Each fences a key, `rl` and its number.
 pub const LOCKS: u64 = 3;
 /// Topics.
 pub const TOPICS: u64 = 2;
@@ -263,6 +263,10 @@ impl World {
         let rng = &mut self.client_rng;
         let ordered = self.clients[at].ordered;
         let mind = &mut self.clients[at].mind;
+        let often = if self.plan.only == Some(Profile::Locks) { 850 } else { 400 };
+        if self.plan.fenced && rng.chance(often) {
+            return fenced_op(rng, mind, id);
+        }
         if !mind.held.is_empty() && rng.chance(650) {
             let held = mind.held[rng.index(mind.held.len())].clone();
             let token = rng.chance(900).then_some(held.token);
@@ -395,6 +399,19 @@ impl World {
         self.checks.deliveries.push((self.time, topic.clone(), id, attempt, body));
         self.clients[at].mind.received.push((topic, id, attempt));
     }
+}
+
+/// A write under a lock that the client thinks it holds, or a read of what others have written so.
+fn fenced_op(rng: &mut Rng, mind: &Mind, id: u64) -> Op {
+    let key = |lock: &[u8]| Bytes::from([&b"r"[..], lock].concat());
+    if mind.held.is_empty() || rng.chance(300) {
+        return Op::Get(key(&name("l", rng.below(LOCKS))));
+    }
+    let held = &mind.held[rng.index(mind.held.len())];
+    let fence = Fence { lock: held.name.clone(), token: held.token, watch: None };
+    let (key, value) = (key(&held.name), name("v", id));
+    let set = Set { key, value, when: When::Always, expiry: Expiry::Never, get: rng.chance(200) };
+    Op::FencedSet(FencedSet { fence, set })
 }
 
 /// A message of a FETCH's answer: id, attempt, body.

@@ -82,6 +82,9 @@ pub struct Fencing {
     ends: BTreeSet<(u64, (Bytes, GroupId))>,
     /// Derived: what has no place in the outbox yet; target → locks, and whether a watch of it ends.
     due: BTreeMap<GroupId, BTreeSet<(Bytes, bool)>>,
+    /// Locks of which partitions are told late, and from when on.
+    #[cfg(feature = "faults")]
+    late: BTreeMap<Bytes, Option<u64>>,
 }
 
 impl Fencing {
@@ -96,6 +99,8 @@ impl Fencing {
             number,
             ends: BTreeSet::new(),
             due: BTreeMap::new(),
+            #[cfg(feature = "faults")]
+            late: BTreeMap::new(),
         }
     }
 
@@ -193,6 +198,8 @@ impl Fencing {
 
     /// Ends the watches whose time has come, as far as the portion goes.
     pub fn expire(&mut self, time: u64, portion: &mut Portion) {
+        #[cfg(feature = "faults")]
+        self.tell_now(time);
         while let Some((until, watch)) = self.ends.first()
             && *until <= time
             && portion.take(2)
@@ -200,6 +207,29 @@ impl Fencing {
             let watch = watch.clone();
             let number = self.watches.get(&watch).expect("the index names rows").number;
             self.put(watch, Watched { number, stage: Stage::Ends });
+        }
+    }
+
+    #[cfg(feature = "faults")]
+    fn tell_late(&mut self, lock: &Bytes) {
+        for target in self.watching(lock) {
+            self.settle(target, lock, false);
+        }
+        self.late.insert(lock.clone(), None);
+    }
+
+    #[cfg(feature = "faults")]
+    fn tell_now(&mut self, time: u64) {
+        for since in self.late.values_mut() {
+            since.get_or_insert(time + 300);
+        }
+        let ready = |since: &Option<u64>| since.is_some_and(|since| since <= time);
+        let ready: Vec<Bytes> =
+            self.late.iter().filter(|(_, since)| ready(since)).map(|(lock, _)| lock.clone()).collect();
+        for lock in ready {
+            self.late.remove(&lock);
+            let due = self.eras.get(&lock).map(|era| era.due.clone()).unwrap_or_default();
+            due.into_iter().for_each(|target| self.owe(target, &lock, false));
         }
     }
 
@@ -303,6 +333,7 @@ impl Locks {
         self.fencing.begin_era(name, place, token, targets);
         #[cfg(feature = "faults")]
         if self.faults.floors_not_awaited {
+            self.fencing.tell_late(name);
             return Some(token);
         }
         None

@@ -114,7 +114,7 @@ pub struct Faults {
     pub overtaking: bool,
     /// A waiting request is never checked for a cycle.
     pub deadlock_ignored: bool,
-    /// A lock is granted before the partitions that compare its tokens know of it.
+    /// A lock is granted before the partitions that compare its tokens know of it; they are told late.
     pub floors_not_awaited: bool,
     /// No bug: how long watches last in a short life; milliseconds.
     pub short_watches: Option<u64>,

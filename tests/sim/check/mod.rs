@@ -5,6 +5,7 @@
 pub mod deadlock;
 pub mod digests;
 pub mod expiry;
+pub mod fences;
 pub mod fills;
 pub mod journal;
 pub mod leaders;
@@ -186,6 +187,7 @@ impl Checks {
             ("expiry", expiry::check(history, auditor)),
             ("lock exclusion", locks::exclusion(&holds)),
             ("rising tokens", locks::tokens(history)),
+            ("fenced writes", fences::check(history)),
             ("lock fairness", locks::fairness(history)),
             ("no orphaned locks", locks::infos(history, auditor)),
             ("deadlock", deadlock::check(history, &holds, &self.conn_ends)),

@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use quorate_protocol::op::{Op, When};
-use quorate_protocol::reply::Reply;
+use quorate_protocol::op::{FencedSet, Op, When};
+use quorate_protocol::reply::{Code, Reply};
 
 use super::Verdict;
 use super::writeback::is_back;
@@ -77,7 +77,7 @@ pub fn check(history: &History, calm: bool) -> Verdict {
 fn keys_of(op: &Op) -> Vec<&Bytes> {
     let keys = match op {
         Op::Get(key) => vec![key],
-        Op::Set(set) => vec![&set.key],
+        Op::Set(set) | Op::FencedSet(FencedSet { set, .. }) => vec![&set.key],
         Op::SetBack(set) => vec![&set.key],
         Op::Incr(incr) => vec![&incr.key],
         Op::FillV(fill) => vec![&fill.key],
@@ -102,6 +102,9 @@ fn step_of(record: &Record) -> Option<Step<'_>> {
     match &record.outcome {
         Outcome::Answered(reply) if reply.failure().is_none() => {
             Some(Step { reply: (!several).then_some(reply), optional: false, ..step })
+        }
+        Outcome::Answered(reply) if reply.failure().is_some_and(|failure| failure.code == Code::Fenced) => {
+            None
         }
         // An error that says nothing happened, or a read that was not answered.
         _ if record.op.is_read() => None,
@@ -285,7 +288,7 @@ fn effect_of(
             let sum = number + incr.by;
             fits(Reply::Int(sum)).then(|| written(format!("{sum}").into()))
         }
-        Op::Set(set) => {
+        Op::Set(set) | Op::FencedSet(FencedSet { set, .. }) => {
             debug_assert_eq!(set.key, *key, "steps are sorted by key");
             let holds = match set.when {
                 When::Always => true,
