@@ -24,6 +24,7 @@ use quorate_protocol::wire_struct;
 
 use crate::keep::keep;
 use crate::table::{Rows, Table, load_row};
+use crate::trash::Trash;
 
 /// Deliberate bugs, for the tests of the checkers.
 #[cfg(feature = "faults")]
@@ -42,6 +43,16 @@ wire_struct! {
         /// The lowest token that is good.
         pub floor: u64,
     }
+}
+
+/// The refusal of a write under a token below the floor.
+#[must_use]
+pub fn stale(fence: &Fence, floor: u64) -> Reply {
+    let (lock, token) = (fence.lock.escape_ascii(), fence.token);
+    let text = format!(
+        "{floor} is the lowest token of lock {lock} that is good, {token} is not; take the lock again"
+    );
+    Reply::error(Code::Fenced, text)
 }
 
 /// See the top of the file.
@@ -96,6 +107,11 @@ impl Fences {
         }
     }
 
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.floors.discard(trash, |_| 0);
+    }
+
     fn ended(&self) -> u64 {
         *self.ended.get(&0).expect("the row exists from the beginning")
     }
@@ -111,14 +127,7 @@ impl Fences {
             row = Some(self.raise(&fence.lock, watch.number, watch.floor));
         }
         match row {
-            Some(row) if fence.token < row.floor => {
-                let lock = fence.lock.escape_ascii();
-                let text = format!(
-                    "{} is the lowest token of lock {lock} that is good, {} is not; somebody else has been granted it",
-                    row.floor, fence.token
-                );
-                Err(Reply::error(Code::Fenced, text))
-            }
+            Some(row) if fence.token < row.floor => Err(stale(fence, row.floor)),
             Some(_) => Ok(()),
             None => {
                 let text =

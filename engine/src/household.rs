@@ -29,6 +29,8 @@ const RENEW_EVERY: u64 = 2_000_000;
 const COUNTED_LEASE: u64 = SESSION_LEASE * 1000 / 100 * 99;
 /// How long to wait before an errand that was refused is run again; microseconds.
 const AGAIN: u64 = 200_000;
+/// Watches that are asked for at a time.
+const WATCHING_MAX: usize = 1024;
 /// How long to wait before a target that had no room for an item is asked again; microseconds. Each time costs it an entry.
 const FULL_AGAIN: u64 = 5_000_000;
 
@@ -187,7 +189,8 @@ impl Household {
             return;
         }
         for fenced in gateway.take_unwatched() {
-            if self.watching.insert(fenced.clone()) {
+            // Whoever is left out asks again once some are answered.
+            if self.watching.len() < WATCHING_MAX && self.watching.insert(fenced.clone()) {
                 gateway.run_errand(now, GroupId::SYSTEM, Work::Watch(fenced.clone()), Errand::Watch(fenced));
             }
         }

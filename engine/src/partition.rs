@@ -134,6 +134,7 @@ impl Partition {
         self.store.discard(trash);
         self.queues.discard(trash);
         self.memory.discard(trash);
+        self.fences.discard(trash);
         self.outbox.discard(trash);
     }
 

@@ -54,6 +54,8 @@ wire_struct! {
     }
 }
 
+/// Places in the outbox of each partition that floors of locks leave free.
+const KEPT_FOR_ENDS: usize = 2 * (CLIENTS_MAX + NODES_MAX);
 /// What the end of a client session costs of a portion: all that was kept for it goes, and all partitions are told.
 const CLIENT_COST: usize = 128;
 
@@ -390,14 +392,13 @@ impl System {
         }
     }
 
-    /// Gives what partitions have to hear of locks a place in the outbox. The ends of all sessions always find room.
+    /// Gives what partitions have to hear of locks a place in the outbox, as far as there is room beside the ends of all sessions
+    /// that there can be, twice.
     fn post_floors(&mut self) {
         let targets: Vec<GroupId> = self.locks.fencing.owes().collect();
         for target in targets {
-            let live = self.nodes.iter().filter(|(_, row)| row.session != SessionId(0)).count();
-            let kept = self.clients.len() + live + NODES_MAX;
             while let Some(item) = self.locks.fencing.next_due(target) {
-                if self.outbox.room(target) <= kept || !self.outbox.has_room(target, &item) {
+                if self.outbox.room(target) <= KEPT_FOR_ENDS || !self.outbox.has_room(target, &item) {
                     break;
                 }
                 self.locks.fencing.posted(target, &item);

@@ -152,9 +152,10 @@ impl Bug {
                 plan.lossy = true;
                 plan.fault_every = plan.fault_every.min(100_000);
             }
-            Self::PushMissed | Self::KeptUnseen | Self::NewsMissed => plan.read_much(),
-            Self::MissedInvalidation | Self::KeptLine => plan.read_much(),
-            Self::OwnLineKept | Self::LeftOpen => plan.read_much(),
+            Self::PushMissed | Self::KeptUnseen | Self::NewsMissed | Self::MissedInvalidation => {
+                plan.read_much()
+            }
+            Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => plan.read_much(),
             Self::LateFill => {
                 plan.read_much();
                 plan.lossy = true;

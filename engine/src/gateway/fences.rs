@@ -1,62 +1,98 @@
 //! Fenced writes on their way: none leaves without a watch of its lock in its partition, so that a partition which compares the lock's
 //! tokens for the first time knows which are good.
 //!
-//! Invariant: a watch goes along for half as long as the system group keeps it at the least, counted from before it was asked
-//! for. Then it is asked for again, so a partition always knows of a watch that is in use.
+//! Invariants:
+//! - A watch goes along for half as long as the system group keeps it at the least, counted from before it was asked for.
+//!   Then it is asked for again, so a partition always knows of a watch that is in use.
+//! - What was stale when nobody held the lock is stale for ever; so that is answered here.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use quorate_protocol::id::GroupId;
 use quorate_protocol::limits::FENCES_KNOWN_MAX;
-use quorate_protocol::op::Watch;
+use quorate_protocol::op::{Fence, Watch};
 use quorate_protocol::peer::Work;
 use quorate_protocol::reply::Reply;
 
 use super::Gateway;
 use super::slot::{Part, Slot};
+use crate::fence::stale;
 use crate::keep::keep;
 
 /// How long fenced writes are refused after the system group has refused a watch; microseconds.
 const REFUSED_FOR: u64 = 1_000_000;
+/// How long it is remembered that nobody held a lock; microseconds.
+const FREE_FOR: u64 = 60_000_000;
 
 /// A lock, and a partition that compares its tokens.
 pub type Fenced = (Bytes, GroupId);
 
+/// What the system group has said of a lock.
+#[derive(Debug)]
+enum Known {
+    /// The partition hears of its grants.
+    Watched(Watch),
+    /// Nobody held it: tokens below this one are stale.
+    Free(u64),
+    /// There is no watch to be had.
+    Refused(Reply),
+}
+
 /// What is known of locks in partitions.
 #[derive(Debug, Default)]
 pub(super) struct Fences {
-    /// Until when it counts; in place of the watch, why there is none.
-    known: BTreeMap<Fenced, (u64, Result<Watch, Reply>)>,
+    /// With the time until when it counts.
+    known: BTreeMap<Fenced, (u64, Known)>,
     /// Of what a watch is wanted.
     wanted: BTreeSet<Fenced>,
 }
 
 impl Fences {
-    fn get(&self, now: u64, fenced: &Fenced) -> Option<&Result<Watch, Reply>> {
-        self.known.get(fenced).filter(|(until, _)| now < *until).map(|(_, known)| known)
+    fn get(&self, now: u64, fence: &Fence, group: GroupId) -> Option<&Known> {
+        let known = self.known.get(&(fence.lock.clone(), group)).filter(|(until, _)| now < *until)?;
+        Some(&known.1)
+    }
+
+    fn learn(&mut self, fenced: Fenced, until: u64, known: Known) {
+        if self.known.len() >= FENCES_KNOWN_MAX {
+            // All at once: a request that needs several must come to have them together.
+            self.known.clear();
+        }
+        self.known.insert((keep(fenced.0), fenced.1), (until, known));
     }
 }
 
-/// The locks whose tokens a part of a request is compared with.
-fn locks(part: &Part) -> impl Iterator<Item = Fenced> {
+/// The fences of a part of a request.
+fn fences(part: &Part) -> impl Iterator<Item = &Fence> {
     let op = if let Work::Op(op) = &part.work { Some(op) } else { None };
-    op.into_iter().flat_map(|op| op.fences()).map(|fence| (fence.lock.clone(), part.group))
+    op.into_iter().flat_map(|op| op.fences())
 }
 
 impl Gateway {
-    /// Why a fenced write cannot be sent, if the system group has said so.
+    /// The refusal of a fenced write that need not be sent, or cannot be.
     pub(super) fn fence_refusal(&self, now: u64, slot: &Slot) -> Option<Reply> {
-        let refusal = |fenced: Fenced| self.fences.get(now, &fenced)?.as_ref().err().cloned();
         // What may have been executed already is not refused.
-        slot.parts.iter().filter(|part| !part.maybe).flat_map(locks).find_map(refusal)
+        let parts = slot.parts.iter().filter(|part| !part.maybe);
+        let mut all = parts.flat_map(|part| fences(part).map(|fence| (fence, part.group)));
+        all.find_map(|(fence, group)| match self.fences.get(now, fence, group)? {
+            Known::Refused(why) => Some(why.clone()),
+            Known::Free(floor) if fence.token < *floor => Some(stale(fence, *floor)),
+            Known::Free(_) | Known::Watched(_) => None,
+        })
     }
 
     /// Whether all watches that a part needs are known; asks for those that are not.
     pub(super) fn has_watches(&mut self, now: u64, part: &Part) -> bool {
         let mut has_all = true;
-        for fenced in locks(part) {
-            if self.fences.get(now, &fenced).is_none() {
-                self.fences.wanted.insert(fenced);
+        for fence in fences(part) {
+            let known = match self.fences.get(now, fence, part.group) {
+                Some(Known::Watched(_) | Known::Refused(_)) => true,
+                // It has been granted since, or will be; a stale one that may have been executed goes to hear what became of it.
+                Some(Known::Free(floor)) => fence.token < *floor,
+                None => false,
+            };
+            if !known {
+                self.fences.wanted.insert((keep(fence.lock.clone()), part.group));
                 has_all = false;
             }
         }
@@ -69,7 +105,10 @@ impl Gateway {
         let Work::Op(op) = &mut part.work else { return };
         for fence in op.fences_mut() {
             let known = self.fences.known.get(&(fence.lock.clone(), group));
-            fence.watch = known.and_then(|(_, known)| known.as_ref().ok().copied());
+            fence.watch = match known {
+                Some((_, Known::Watched(watch))) => Some(*watch),
+                _ => None,
+            };
         }
     }
 
@@ -78,25 +117,21 @@ impl Gateway {
         core::mem::take(&mut self.fences.wanted)
     }
 
-    /// The system group has answered who asked for a watch at `asked`: with one that it keeps for so many milliseconds.
+    /// The system group has answered who asked at `asked`: with a watch that it keeps for so many milliseconds, or, if for none,
+    /// that nobody holds the lock.
     pub fn set_watch(&mut self, asked: u64, fenced: Fenced, watch: Watch, lease: u64) {
-        self.learn(asked, fenced, asked.saturating_add(lease.saturating_mul(500)), Ok(watch));
+        if lease == 0 {
+            self.fences.learn(fenced, asked.saturating_add(FREE_FOR), Known::Free(watch.floor));
+        } else {
+            let until = asked.saturating_add(lease.saturating_mul(500));
+            self.fences.learn(fenced, until, Known::Watched(watch));
+        }
+        self.wake = true;
     }
 
     /// The system group has refused a watch.
     pub fn refuse_watch(&mut self, now: u64, fenced: Fenced, why: Reply) {
-        self.learn(now, fenced, now + REFUSED_FOR, Err(why));
-    }
-
-    fn learn(&mut self, now: u64, fenced: Fenced, until: u64, watch: Result<Watch, Reply>) {
-        let known = &mut self.fences.known;
-        if known.len() >= FENCES_KNOWN_MAX {
-            known.retain(|_, (until, _)| now < *until);
-        }
-        if known.len() >= FENCES_KNOWN_MAX {
-            known.pop_first();
-        }
-        known.insert((keep(fenced.0), fenced.1), (until, watch));
+        self.fences.learn(fenced, now + REFUSED_FOR, Known::Refused(why));
         self.wake = true;
     }
 }

@@ -33,6 +33,12 @@ impl Group {
             Work::Take(parcel) => parcel.source != GroupId::SYSTEM,
             _ => false,
         };
+        if let (Work::Watch(_), Some(why)) = (&ask.work, self.no_room) {
+            // By itself: what else the node needs of this group goes on.
+            let text = format!("the system group takes no writes: {why}");
+            let verdict = Verdict::Reply(Reply::error(Code::Busy, text));
+            return self.refuse(conn, ask.request, ask.sending, verdict);
+        }
         // What an owner brings is waited for by what fills the bounds, and has bounds of its own.
         let of_owner = ask.work.flushes().is_some();
         let checked = if of_owner { Ok(()) } else { self.check(&asker, run, is_read, of_client) };

@@ -7,6 +7,7 @@
 //! Invariants:
 //! - An era's token is taken from the counter when it begins, and the request that it is for is granted with it once the partition
 //!   of every watch that stood then has confirmed the floor; not before.
+//! - A watch begins only while somebody holds the lock, or is about to: else all its tokens are stale, and stay so.
 //! - Who begins a watch is told the floor of the newest era, also of one that nobody has been granted yet. So a watch
 //!   that comes later need not be waited for.
 //! - A watch ends at a group time well behind the last time that a node sends anything under it (`WATCH_LEASE`, and
@@ -32,6 +33,7 @@ use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
 use crate::portion::Portion;
 use crate::table::{Rows, Table, load_row, take_row};
+use crate::trash::Trash;
 
 wire_enum! {
     /// How it stands with a watch.
@@ -134,6 +136,14 @@ impl Fencing {
             _ => return Err(Malformed("unknown table")),
         }
         Ok(())
+    }
+
+    /// Gives all rows away, to be dropped bit by bit.
+    pub fn discard(self, trash: &mut Trash) {
+        self.watches.discard(trash, |_| 0);
+        self.eras.discard(trash, |_| 0);
+        trash.throw(self.ends.into_iter().map(|_| 0));
+        trash.throw(self.due.into_values().flatten().map(|_| 0));
     }
 
     fn owe(&mut self, target: GroupId, lock: &Bytes, end: bool) {
@@ -285,6 +295,11 @@ impl Locks {
     /// A partition is to compare tokens of a lock: it is told before the lock is granted anew.
     pub fn watch(&mut self, ctx: &Ctx, asker: &Asker, (lock, target): (Bytes, GroupId), out: &mut Outcomes) {
         let watch = (keep(lock), target);
+        let floor = self.floor(&watch.0);
+        if self.line(&watch.0).holds == 0 && !self.fencing.eras.contains(&watch.0) {
+            // All tokens that were given are stale, for ever: there is nothing to be told of.
+            return answer(out, *asker, Reply::Array([0, floor, 0].map(Reply::int).into()));
+        }
         let full = self.fencing.watches.len() >= WATCHES_MAX;
         if full && !self.fencing.watches.contains(&watch) {
             let text = format!(
@@ -292,7 +307,6 @@ impl Locks {
             );
             return answer(out, *asker, Reply::error(Code::Err, text));
         }
-        let floor = self.floor(&watch.0);
         let number = self.fencing.number.change(&0, |number| {
             *number += 1;
             *number
@@ -339,9 +353,11 @@ impl Locks {
         None
     }
 
-    /// A request is made anew at its place in the queue: its grant gets a token of its own.
-    pub(super) fn begin_anew(&mut self, name: &Bytes) {
-        self.fencing.drop_era(name);
+    /// A request is made anew, or given up, at its place in the queue: the next grant there gets a token of its own.
+    pub(super) fn begin_anew(&mut self, name: &Bytes, place: u64) {
+        if self.fencing.eras.get(name).is_some_and(|era| era.place == place) {
+            self.fencing.drop_era(name);
+        }
     }
 
     /// A partition has the floor of a lock.

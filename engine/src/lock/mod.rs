@@ -47,7 +47,7 @@ use crate::trash::Trash;
 const REFUSED_MAX: usize = 4096;
 /// Tokens that a restored cluster leaves out: those that the old one may have given after the cut.
 const TOKENS_LEFT_OUT: u64 = 1 << 40;
-/// How long a try waits at least when all that it waits for is that partitions hear of its grant; milliseconds.
+/// How long a try waits when all that it waits for is that partitions hear of its grant; milliseconds.
 const FLOORS_WAIT: u64 = 1000;
 /// Places in a queue from here on are ordinary; those below are upgrades.
 const ORDINARY: u64 = 1 << 63;
@@ -229,7 +229,7 @@ impl Locks {
                 return answer(out, *asker, Reply::int(token));
             }
             // Nobody else has it: it is only that partitions have to hear of the grant first.
-            op.wait = op.wait.max(FLOORS_WAIT);
+            op.wait = if op.wait == 0 { FLOORS_WAIT } else { op.wait };
         }
         if op.wait == 0 {
             self.remember_refused(&op.name, owner);
@@ -241,6 +241,7 @@ impl Locks {
     /// Queues a request, unless it could never be granted.
     fn wait(&mut self, ctx: &Ctx, asker: &Asker, owner: Owner, op: &Lock, place: u64, out: &mut Outcomes) {
         if self.line(&op.name).waits >= LOCK_WAITERS_MAX {
+            self.begin_anew(&op.name, place);
             // Not -BUSY: that code promises that the command was never proposed, and it was.
             let text = format!("{LOCK_WAITERS_MAX} requests wait for this lock already; try again later");
             return answer(out, *asker, Reply::error(Code::Err, text));
@@ -263,7 +264,7 @@ impl Locks {
             return answer(out, *asker, Reply::Nil);
         }
         let old = self.remove_wait(key);
-        self.begin_anew(&key.0);
+        self.begin_anew(&key.0, key.1);
         let text = "a newer request of the same owner has taken this one's place in the queue";
         answer(out, old.asker, Reply::error(Code::InDoubt, text));
         self.wait(ctx, asker, old.owner, op, key.1, out);
@@ -514,6 +515,7 @@ impl Locks {
         self.holds.discard(trash, |_| 0);
         self.waits.discard(trash, |_| 0);
         self.index.discard(trash);
+        self.fencing.discard(trash);
     }
 
     /// The index as the rows say it is.

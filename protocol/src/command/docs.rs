@@ -144,8 +144,9 @@ same partition, as in Redis Cluster.
   its own success as nil: read to learn.
 - A deadline takes effect at one log position: the key vanishes on all nodes alike. Absolute times (EXAT, EXPIREAT) are those of the
   wall clock of the partition's leader when it logs the command; if that clock is set later, deadlines stay where they are.
-- `SET key value FENCE lock token` takes effect only while nobody has been granted the lock anew since the holder of this token;
-  otherwise -FENCED and the lowest token that is good. So a holder that stood still while its lease ran out overwrites nothing of its successor,
+- `SET key value FENCE lock token` takes effect only while nobody has been granted the lock anew since the holder of this token (shared
+  holders that follow each other without a gap count as one); otherwise -FENCED and the lowest token that is good. It may be refused as soon as the
+  lease of this token has run out. So a holder that stood still while its lease ran out overwrites nothing of its successor,
   on whatever node. The partitions that compare a lock's tokens (those that were asked to in the last ten minutes) learn of its next
   grant before it is answered: while one of them has no majority that lock is not granted. A try (WAIT 0) waits a second for them at the most.
   In a transaction one stale token refuses the whole.

@@ -65,6 +65,15 @@ pub fn check(history: &History) -> Verdict {
         let (Op::Get(key), Some(Reply::Bulk(value))) = (&read.op, read.reply()) else { continue };
         let Some(writes) = written.get(key) else { continue };
         let Some((shown, _)) = writes.iter().find(|(write, _)| write.set.value == *value) else { continue };
+        let told = successor(&grants, &shown.fence.lock, shown.fence.token).map(|grant| grant.told);
+        let before = |earlier: &&Record| {
+            let of_key = matches!(&earlier.op, Op::Get(other) if other == key);
+            let in_time = told.is_some_and(|told| told < earlier.invoked) && earlier.ended < read.invoked;
+            of_key && in_time && earlier.reply().is_some_and(|reply| reply != &Reply::Bulk(value.clone()))
+        };
+        if let Some(earlier) = history.records().iter().find(before) {
+            return Err(format!("{} came behind {}, when it was stale", read.story(), earlier.story()));
+        }
         let alone = |write: &FencedSet| {
             let of_lock = grants.get(&write.fence.lock);
             of_lock.and_then(|grants| grants.get(&write.fence.token)).is_some_and(|grant| grant.exclusive)

@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::{format, vec};
 use quorate_protocol::id::NodeId;
+use quorate_protocol::op::Lock;
 
 use super::*;
 use crate::outcome::Outcome;
@@ -22,6 +23,15 @@ impl Town {
         self.script.say(conn, line)
     }
 
+    /// A partition compares tokens of a lock that nobody holds; token 1 is gone.
+    fn watched(partition: u16) -> Self {
+        let mut town = Self::new();
+        assert_eq!(town.say(90, "LOCK db"), "1");
+        assert_eq!(town.watch(partition), (1, 1));
+        assert_eq!(town.say(90, "UNLOCK db"), "1");
+        town
+    }
+
     /// A partition asks for a watch: the number and the floor.
     fn watch(&mut self, partition: u16) -> (i64, i64) {
         let asker = Asker { conn: conn(99), request: 1, client: None };
@@ -32,6 +42,7 @@ impl Town {
         match &told[..] {
             [Outcome::Reply { reply: Reply::Array(values), .. }] => match values[..] {
                 [Reply::Int(number), Reply::Int(floor), Reply::Int(600_000)] => (number, floor),
+                [Reply::Int(0), Reply::Int(floor), Reply::Int(0)] => (0, floor),
                 _ => panic!("{values:?}"),
             },
             _ => panic!("{told:?}"),
@@ -77,29 +88,35 @@ fn nobody_compares_then_nobody_waits() {
     let mut town = Town::new();
     assert_eq!(town.say(1, "LOCK db"), "1");
     assert_eq!(town.say(1, "UNLOCK db"), "1");
-    assert_eq!(town.watch(3), (1, 2), "nobody holds it: the next token is the lowest that is good");
-    assert_eq!(town.say(1, "LOCK other"), "2");
+    assert_eq!(
+        town.watch(3),
+        (0, 2),
+        "nobody holds it: all tokens so far are stale, and nobody need be told of more"
+    );
+    assert_eq!(town.say(1, "LOCK db"), "2");
+    assert_eq!(town.say(1, "LOCK other"), "3");
 }
 
 #[test]
 fn a_try_waits_a_second_for_partitions_and_no_longer() {
-    let mut town = Town::new();
-    town.watch(3);
+    let mut town = Town::watched(3);
     assert_eq!(town.say(1, "LOCK db"), "", "it waits for the partition");
     assert_eq!(town.say(2, "LOCK db"), "(nil)", "somebody is before it");
     town.script.pass(1000);
     assert_eq!(town.script.heard(), ["1: (nil)"]);
-    assert_eq!(town.hear(3), (1, 1));
+    assert_eq!(town.hear(3), (1, 2));
     assert_eq!(town.script.heard(), [""; 0], "nobody is there to be granted it");
+    assert_eq!(town.say(2, "LOCK db WAIT 50"), "");
+    town.script.pass(50);
+    assert_eq!(town.script.heard(), ["2: (nil)"], "whoever says how long waits that long");
     assert_eq!(town.say(2, "LOCK db"), "");
-    assert_eq!(town.hear(3), (1, 2), "with a token of its own");
-    assert_eq!(town.script.heard(), ["2: 2"]);
+    assert_eq!(town.hear(3), (1, 4), "with a token of its own");
+    assert_eq!(town.script.heard(), ["2: 4"]);
 }
 
 #[test]
 fn a_grant_that_was_withdrawn_is_not_confirmed_by_its_floor() {
-    let mut town = Town::new();
-    town.watch(3);
+    let mut town = Town::watched(3);
     assert_eq!(town.say(1, "LOCK db WAIT 2000"), "");
     let Some(Item::Floor(first)) = town.post(3) else { panic!("a floor is due") };
     assert_eq!(town.say(2, "LOCK db WAIT 9000"), "");
@@ -111,27 +128,26 @@ fn a_grant_that_was_withdrawn_is_not_confirmed_by_its_floor() {
         [""; 0],
         "the second one has a token that the partition has not heard of"
     );
-    assert_eq!(town.hear(3), (1, 2));
-    assert_eq!(town.script.heard(), ["2: 2"]);
+    assert_eq!(town.hear(3), (1, 3));
+    assert_eq!(town.script.heard(), ["2: 3"]);
 }
 
 #[test]
 fn who_joins_an_era_waits_for_nobody() {
-    let mut town = Town::new();
-    town.watch(3);
+    let mut town = Town::watched(3);
     assert_eq!(town.say(1, "LOCK db SHARED WAIT 9000"), "");
     assert_eq!(town.say(2, "LOCK db SHARED WAIT 9000"), "");
-    assert_eq!(town.hear(3), (1, 1));
-    assert_eq!(town.script.heard(), ["1: 1", "2: 2"]);
-    assert_eq!(town.say(3, "LOCK db SHARED"), "3");
+    assert_eq!(town.hear(3), (1, 2));
+    assert_eq!(town.script.heard(), ["1: 2", "2: 3"]);
+    assert_eq!(town.say(3, "LOCK db SHARED"), "4");
     assert_eq!(town.post(3), None);
-    assert_eq!(town.watch(5), (2, 1), "all of them are good");
+    assert_eq!(town.watch(5), (2, 2), "all of them are good");
     for conn in 1..=3 {
         assert_eq!(town.say(conn, "UNLOCK db"), "1");
     }
     assert_eq!(town.say(4, "LOCK db WAIT 9000"), "");
-    assert_eq!((town.hear(3), town.hear(5)), ((1, 4), (2, 4)));
-    assert_eq!(town.script.heard(), ["4: 4"]);
+    assert_eq!((town.hear(3), town.hear(5)), ((1, 5), (2, 5)));
+    assert_eq!(town.script.heard(), ["4: 5"]);
 }
 
 #[test]
@@ -146,35 +162,37 @@ fn an_upgrade_begins_an_era() {
 
 #[test]
 fn who_watches_during_an_era_need_not_be_waited_for() {
-    let mut town = Town::new();
-    town.watch(3);
+    let mut town = Town::watched(3);
     assert_eq!(town.say(1, "LOCK db WAIT 9000"), "");
-    assert_eq!(town.watch(5), (2, 1), "it is told of the grant to come");
-    assert_eq!(town.watch(3), (3, 1), "so is who asks again");
-    assert_eq!(town.hear(3), (3, 1));
-    assert_eq!(town.script.heard(), ["1: 1"]);
+    assert_eq!(town.watch(5), (2, 2), "it is told of the grant to come");
+    assert_eq!(town.watch(3), (3, 2), "so is who asks again");
+    assert_eq!(town.hear(3), (3, 2));
+    assert_eq!(town.script.heard(), ["1: 2"]);
 }
 
 #[test]
 fn a_request_made_anew_gets_a_token_of_its_own() {
-    let mut town = Town::new();
-    town.watch(3);
+    let mut town = Town::watched(3);
     assert_eq!(town.say(1, "LOCK db OWNER me WAIT 9000"), "");
-    assert_eq!(town.say(2, "LOCK other"), "2");
+    assert_eq!(town.say(2, "LOCK other"), "3");
     assert_eq!(town.say(3, "LOCK db OWNER me WAIT 9000"), "");
     assert!(town.script.heard()[0].starts_with("1: -INDOUBT"));
-    assert_eq!(town.hear(3), (1, 3));
-    assert_eq!(town.script.heard(), ["3: 3"]);
+    // Who stands behind holds nobody up by asking again.
+    for conn in 4..=5 {
+        assert_eq!(town.say(conn, "LOCK db OWNER you WAIT 9000"), "");
+    }
+    town.script.heard();
+    assert_eq!(town.hear(3), (1, 4));
+    assert_eq!(town.script.heard(), ["3: 4"]);
 }
 
 #[test]
 fn a_connection_that_ends_leaves_no_era() {
-    let mut town = Town::new();
-    town.watch(3);
+    let mut town = Town::watched(3);
     assert_eq!(town.say(1, "LOCK db WAIT 9000"), "");
-    town.script
-        .event(|locks, ctx, out| locks.end_session(ctx, NodeId(1), quorate_protocol::id::SessionId(1), out));
-    assert_eq!(town.hear(3), (1, 1));
+    let session = quorate_protocol::id::SessionId(1);
+    town.script.event(|locks, ctx, out| locks.end_session(ctx, NodeId(1), session, out));
+    assert_eq!(town.hear(3), (1, 2));
     assert!(town.script.subject.fencing.eras.is_empty());
     assert!(town.script.subject.is_empty());
 }
@@ -182,6 +200,7 @@ fn a_connection_that_ends_leaves_no_era() {
 #[test]
 fn a_watch_ends_when_nobody_has_asked_for_it_for_long() {
     let mut town = Town::new();
+    assert_eq!(town.say(90, "LOCK db TTL 2000000"), "1");
     town.watch(3);
     town.script.pass(300_000);
     town.watch(3);
@@ -192,24 +211,27 @@ fn a_watch_ends_when_nobody_has_asked_for_it_for_long() {
     let Some(Item::Unwatched(ended)) = town.post(3) else { panic!("it is over") };
     assert_eq!(ended, ("db".into(), 2));
     // Until the partition has heard that, it compares.
+    assert_eq!(town.say(90, "UNLOCK db"), "1");
     assert_eq!(town.say(1, "LOCK db WAIT 9000"), "");
-    assert_eq!(town.hear(3), (2, 1));
-    assert_eq!(town.script.heard(), ["1: 1"]);
+    assert_eq!(town.hear(3), (2, 2));
+    assert_eq!(town.script.heard(), ["1: 2"]);
     town.script.event(|locks, _, _| locks.fencing.forget(GroupId(3), ended.0, ended.1));
     assert_eq!(town.say(1, "UNLOCK db"), "1");
-    assert_eq!(town.say(2, "LOCK db"), "2");
+    assert_eq!(town.say(2, "LOCK db"), "3");
 }
 
 #[test]
 fn who_asks_again_meanwhile_keeps_its_watch() {
     let mut town = Town::new();
+    assert_eq!(town.say(90, "LOCK db TTL 2000000"), "1");
     town.watch(3);
     town.script.pass(600_000);
     let Some(Item::Unwatched(ended)) = town.post(3) else { panic!("it is over") };
     assert_eq!(town.watch(3), (2, 1));
     town.script.event(|locks, _, _| locks.fencing.forget(GroupId(3), ended.0, ended.1));
+    assert_eq!(town.say(90, "UNLOCK db"), "1");
     assert_eq!(town.say(1, "LOCK db WAIT 9000"), "");
-    assert_eq!(town.hear(3), (2, 1));
+    assert_eq!(town.hear(3), (2, 2));
 }
 
 #[test]
@@ -219,8 +241,11 @@ fn there_are_only_so_many_watches() {
     let ctx = Ctx { at: quorate_protocol::id::LogPos { index: 1, offset: 0 }, time: 0 };
     let mut out = vec![];
     for n in 0..=WATCHES_MAX {
+        let name: Bytes = format!("l{n}").into();
+        let lock = Lock { name: name.clone(), shared: false, owner: None, ttl: 1000, wait: 0 };
+        locks.lock(&ctx, &asker, lock, &mut out);
         out.clear();
-        locks.watch(&ctx, &asker, (format!("l{n}").into(), GroupId(1)), &mut out);
+        locks.watch(&ctx, &asker, (name, GroupId(1)), &mut out);
     }
     let [Outcome::Reply { reply, .. }] = &out[..] else { panic!("{out:?}") };
     assert!(reply.failure().is_some_and(|failure| failure.code == Code::Err));
@@ -232,7 +257,11 @@ fn there_are_only_so_many_watches() {
 #[test]
 fn what_is_left_to_tell_survives_a_snapshot() {
     let mut town = Town::new();
-    (town.watch(3), town.watch(5), town.watch(7));
+    assert_eq!(town.say(90, "LOCK db"), "1");
+    for partition in [3, 5, 7] {
+        town.watch(partition);
+    }
+    assert_eq!(town.say(90, "UNLOCK db"), "1");
     assert_eq!(town.say(1, "LOCK db WAIT 9000"), "");
     town.post(3);
     let mut loaded = Locks::new();
