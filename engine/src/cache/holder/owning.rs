@@ -58,8 +58,8 @@ impl Own {
 }
 
 impl Holder {
-    /// Takes a write of a key on, if this node owns the line; then it may be answered.
-    pub fn absorb(&mut self, now: u64, group: GroupId, key: &Bytes, value: &Bytes) -> bool {
+    /// Takes a connection's write of a key on, if this node owns the line; then it may be answered.
+    pub fn absorb(&mut self, now: u64, conn: u64, group: GroupId, key: &Bytes, value: &Bytes) -> bool {
         let home = &mut self.homes[group.slot()];
         let Some(lease) = home.lease.filter(|lease| now < lease.until && !self.leaving) else { return false };
         let Some((number, own)) = home.lines.get(key).and_then(|line| Some((line.number, line.own?))) else {
@@ -81,7 +81,8 @@ impl Holder {
             self.effects.push(Effect::Log(Level::Debug, line));
         }
         if self.tracked > Tracked::Nothing {
-            // Clients that keep the value themselves are told by that.
+            // Clients that keep the value themselves are told by that; the one that writes, only if it wants to be.
+            self.writing(conn, core::slice::from_ref(&key));
             self.effect(CacheEffect::Purge { group, keys: [key.clone()].into() });
         }
         let generation = lease.generation;

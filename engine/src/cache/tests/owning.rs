@@ -5,6 +5,7 @@ use quorate_protocol::op::Flush;
 use quorate_protocol::reply::{Code, Reply};
 
 use super::*;
+use crate::cache::{TrackEffect, Tracked};
 
 const WINDOW: u64 = DIRTY_WINDOW * 1000;
 
@@ -28,7 +29,7 @@ impl Trio {
 
     fn absorb(&mut self, node: u64, name: &str, value: &'static str) -> bool {
         let (now, node) = self.node(NodeId(node));
-        node.holder.absorb(now, GROUP, &key(name), &Bytes::from_static(value.as_bytes()))
+        node.holder.absorb(now, 5, GROUP, &key(name), &Bytes::from_static(value.as_bytes()))
     }
 
     /// What a node brings now.
@@ -90,7 +91,7 @@ fn what_is_large_is_written_through() {
     let mut trio = Trio::new();
     trio.own(2, "k", 5);
     let (now, two) = trio.node(NodeId(2));
-    let mut absorb = |length: usize| two.holder.absorb(now, GROUP, &key("k"), &vec![b'x'; length].into());
+    let mut absorb = |length: usize| two.holder.absorb(now, 5, GROUP, &key("k"), &vec![b'x'; length].into());
     assert!(absorb(256) && !absorb(257), "the store has taken less than half of it");
     assert!(!absorb(DIRTY_VALUE_MAX + 1));
 }
@@ -355,4 +356,26 @@ fn a_node_that_is_about_to_stop_brings_everything_and_takes_nothing_on() {
     let flush = trio.the_flush(2);
     trio.flushed(2, flush, Reply::Int(6));
     assert!(trio.is_clean(2));
+}
+
+#[test]
+fn a_client_that_writes_what_its_node_owns_is_named_before_the_value_changes() {
+    let mut trio = Trio::new();
+    trio.own(2, "k", 5);
+    trio.two.holder.track(trio.now, Tracked::Lines);
+    trio.two.look();
+    let told = |trio: &mut Trio| {
+        let mut effects = Effects::new();
+        trio.two.holder.take_effects(&mut effects);
+        effects.into_iter().filter(|effect| !matches!(effect, Effect::Log(..))).collect::<Vec<_>>()
+    };
+    assert!(trio.absorb(2, "k", "a"));
+    let effects = told(&mut trio);
+    let writes = Effect::Track(TrackEffect::Writes { conn: 5, keys: vec![key("k")] });
+    let purge = Effect::Cache(CacheEffect::Purge { group: GROUP, keys: vec![key("k")] });
+    assert_eq!(effects[..2], [writes, purge]);
+    assert!(matches!(&effects[2..], [Effect::Cache(CacheEffect::Fill { .. })]), "{effects:?}");
+    let (now, two) = trio.node(NodeId(2));
+    assert!(!two.holder.absorb(now, 5, GROUP, &key("k"), &vec![b'x'; 257].into()));
+    assert_eq!(told(&mut trio), [], "what is written through is named when it is sent");
 }
