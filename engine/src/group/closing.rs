@@ -334,8 +334,6 @@ impl Group {
             directory.grant_written(now, owner, key)
         };
         if let Some(grant) = grant {
-            // Whoever evicts an owned key asks for its line first.
-            let left = left.filter(|_| !grant.owned);
             self.closing.written = Some((*asker, Grant { version, left, ..grant }));
         }
     }

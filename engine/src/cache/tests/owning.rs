@@ -12,6 +12,11 @@ const WINDOW: u64 = DIRTY_WINDOW * 1000;
 impl Trio {
     /// A node's SET WRITEBACK is applied, with this version.
     fn own(&mut self, node: u64, name: &str, version: u64) {
+        self.own_of(node, name, version, &b"first"[..], None);
+    }
+
+    /// A node's SET WRITEBACK of this value is applied; its line is granted for so long.
+    fn own_of(&mut self, node: u64, name: &str, version: u64, value: impl Into<Bytes>, left: Option<u64>) {
         let open = self.write(node, name);
         self.home.wants_to_own(NodeId(node), &key(name));
         if !open {
@@ -22,8 +27,8 @@ impl Trio {
         let grant = self.home.grant_owned(self.now, NodeId(node), &key(name)).expect("the key is open");
         assert!(grant.owned && grant.exclusive);
         let (now, node) = self.node(NodeId(node));
-        let grant = Grant { version, ..grant };
-        let (key, value) = (key(name), Some(Bytes::from_static(b"first")));
+        let grant = Grant { version, left, ..grant };
+        let (key, value) = (key(name), Some(value.into()));
         assert!(node.holder.fill(now, Fill { key, value, grant, asked: now, written: true }));
     }
 
@@ -94,6 +99,29 @@ fn what_is_large_is_written_through() {
     let mut absorb = |length: usize| two.holder.absorb(now, 5, GROUP, &key("k"), &vec![b'x'; length].into());
     assert!(absorb(256) && !absorb(257), "the store has taken less than half of it");
     assert!(!absorb(DIRTY_VALUE_MAX + 1));
+}
+
+#[test]
+fn an_owned_line_is_shown_for_as_long_as_it_was_granted_and_after_each_write() {
+    let mut trio = Trio::new();
+    let until = |trio: &mut Trio| {
+        let mut effects = Effects::new();
+        trio.two.holder.take_effects(&mut effects);
+        effects.into_iter().rev().find_map(|effect| match effect {
+            Effect::Cache(CacheEffect::Fill { until, .. }) => Some(until),
+            _ => None,
+        })
+    };
+    trio.own_of(2, "k", 5, &b"first"[..], Some(3 * TICK));
+    let granted = trio.now;
+    assert_eq!(until(&mut trio), Some(granted + 3 * TICK));
+    trio.now += 2 * TICK;
+    assert!(trio.absorb(2, "k", "a"));
+    let written = trio.now;
+    assert_eq!(until(&mut trio), Some(written + 3 * TICK));
+    trio.own(2, "l", 5);
+    assert!(trio.absorb(2, "l", "a"));
+    assert_eq!(until(&mut trio), Some(u64::MAX), "for as long as the lease lasts");
 }
 
 #[test]
