@@ -152,3 +152,26 @@ fn an_owner_asks_the_home_for_what_it_reads_from_time_to_time() {
         assert!(until.abs_diff(expected) <= 2 * TICK, "{until}, written at {written}");
     }
 }
+
+#[test]
+fn room_is_made_once_also_of_a_key_whose_owner_is_being_asked() {
+    let mut town = town(true);
+    let (owner, _, home) = others_and_home(&town);
+    own(&mut town, owner, &key(1), &"v".repeat(500));
+    // Nobody looks at it for so long that it is the first to go.
+    town.run(20_000_000 / TICK);
+    let small = (SHARE - 700) / 211;
+    for n in 2..2 + small {
+        assert_eq!(ask(&mut town, home, set(&key(n), &"v".repeat(100))), Reply::OK);
+    }
+    let before = town.engine(home).counts();
+    assert_eq!((before.evicted, before.store_keys), (0, 1 + small as u64));
+    town.cut_off.insert(NodeId(owner));
+    let read = town.ask_next(home, vec![get(&key(1))]);
+    town.run(1);
+    assert_eq!(town.answer(home, read), None, "its owner is asked");
+    let other = 6 - owner - home;
+    assert_eq!(ask(&mut town, other, set(&key(1000), &"w".repeat(300))), Reply::OK);
+    town.run(20);
+    assert_eq!(town.engine(home).counts().evicted, 1, "one key is large enough");
+}

@@ -5,7 +5,7 @@ mod town;
 use bytes::Bytes;
 use quorate_engine::effect::Input;
 use quorate_protocol::id::NodeId;
-use quorate_protocol::limits::DIRTY_WINDOW;
+use quorate_protocol::limits::{DIRTY_WINDOW, IN_FLIGHT_MAX};
 use quorate_protocol::op::{Append, Commands, Multi, Op, SetBack, partition_of};
 use quorate_protocol::reply::Reply;
 use town::{Town, get, set};
@@ -248,4 +248,24 @@ fn a_write_that_was_taken_on_breaks_a_watch() {
         let expected = if writes { Reply::Nil } else { Reply::Array(vec![Reply::OK]) };
         assert_eq!(answer, expected, "watched on node {watcher}");
     }
+}
+
+#[test]
+fn what_an_owner_brings_is_taken_by_a_home_that_can_take_no_more() {
+    let mut town = Town::new(3);
+    let (owner, home) = town.owner_and_home();
+    town.own(owner);
+    // Nothing is committed any more, and the home's bound is filled.
+    town.silent.extend((1..=3).map(NodeId));
+    town.ask_next(home, (0..=IN_FLIGHT_MAX).map(|n| set(BESIDE, &format!("{n}"))).collect());
+    town.run(1);
+    let full = town.engine(home).counts().refused_busy;
+    assert!(full > 0, "it is full");
+    let id = town.ask_next(owner, vec![back("last")]);
+    town.run(4);
+    assert_eq!(town.answer(owner, id), Some(Reply::OK), "the owner takes it on");
+    assert_eq!(town.engine(home).counts().refused_busy, full, "what it brings is not sent away");
+    town.unsilence();
+    town.run_until("it is brought", |town| town.engine(owner).write_backs().dirty == 0);
+    assert_eq!(town.told(6 - owner - home, get(KEY)), bulk("last"));
 }

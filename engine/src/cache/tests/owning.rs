@@ -102,6 +102,15 @@ fn what_is_large_is_written_through() {
 }
 
 #[test]
+fn a_value_does_not_grow_beyond_what_the_store_has_taken() {
+    let mut trio = Trio::new();
+    trio.own_of(2, "k", 5, vec![b'x'; 1000], None);
+    let (now, two) = trio.node(NodeId(2));
+    let mut absorb = |length: usize| two.holder.absorb(now, 5, GROUP, &key("k"), &vec![b'x'; length].into());
+    assert!(absorb(1000) && !absorb(1001));
+}
+
+#[test]
 fn an_owned_line_is_shown_for_as_long_as_it_was_granted_and_after_each_write() {
     let mut trio = Trio::new();
     let until = |trio: &mut Trio| {
@@ -122,6 +131,29 @@ fn an_owned_line_is_shown_for_as_long_as_it_was_granted_and_after_each_write() {
     trio.own(2, "l", 5);
     assert!(trio.absorb(2, "l", "a"));
     assert_eq!(until(&mut trio), Some(u64::MAX), "for as long as the lease lasts");
+}
+
+#[test]
+fn a_value_that_was_sent_again_and_came_too_late_is_brought_anew() {
+    let mut trio = Trio::new();
+    trio.own(2, "k", 5);
+    assert!(trio.absorb(2, "k", "a"));
+    trio.tick(2, 2 * TICK);
+    let first = trio.the_flush(2);
+    // Its link is cut, and what was sent has arrived.
+    trio.flushed(2, first, Reply::error(Code::TryAgain, "no answer came"));
+    assert!(trio.absorb(2, "k", "b"));
+    trio.tick(2, 2 * TICK);
+    let again = trio.the_flush(2);
+    assert_eq!((&again.1.value[..], again.1.base), (&b"b"[..], 5));
+    trio.flushed(2, again, Reply::Int(-6));
+    assert!(!trio.is_clean(2), "the home has a, not b");
+    trio.tick(2, 0);
+    let third = trio.the_flush(2);
+    assert_eq!((&third.1.value[..], third.1.base), (&b"b"[..], 6));
+    trio.flushed(2, third, Reply::Int(7));
+    assert!(trio.is_clean(2));
+    assert_eq!(trio.two.holder.write_backs().lost, 0);
 }
 
 #[test]
