@@ -234,6 +234,13 @@ fn figures_move_with_what_is_done() {
         (moved && all(&cluster, "quorate_store_keys") == 3).then_some(())
     });
     assert_eq!(all(&cluster, "quorate_store_bytes"), 3 * (104 + 1 + 3));
+    poll("SETs are answered by the node, and brought", || {
+        assert_eq!(talks[0].ask("SET back v WRITEBACK"), "OK");
+        let absorbed = figure(&cluster, 1, "quorate_cache_absorbed_total");
+        (absorbed > 0 && figure(&cluster, 1, "quorate_cache_write_backs_total") > 0).then_some(())
+    });
+    poll("nothing is left to bring", || (all(&cluster, "quorate_cache_dirty_lines") == 0).then_some(()));
+    assert_eq!(all(&cluster, "quorate_cache_write_backs_lost_total"), 0);
     assert!(figure(&cluster, 1, "quorate_connections") >= 1);
     let text = metrics(&cluster, 1);
     assert!(text.contains("# HELP quorate_cache_hits Reads answered from the node's own lines"), "{text}");
