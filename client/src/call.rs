@@ -120,7 +120,8 @@ async fn ask_patiently(shared: &Shared, request: &Arc<Request>) -> Result<Reply,
         let in_doubt = failure.code == Code::InDoubt;
         past.maybe |= in_doubt;
         let patience = until.get_or_insert_with(|| Box::pin(sleep(shared.options.retry)));
-        if request.again == Again::Never || patience.is_elapsed() || shared.options.retry.is_zero() {
+        let once = request.again == Again::Never || (request.again == Again::IfRefused && past.maybe);
+        if once || patience.is_elapsed() || shared.options.retry.is_zero() {
             return Err(verdict(request, past, failure));
         }
         if in_doubt && request.again == Again::InSession {

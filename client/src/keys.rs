@@ -32,6 +32,7 @@ enum Expiry {
 pub struct Set {
     when: When,
     expiry: Expiry,
+    back: bool,
 }
 
 impl Set {
@@ -70,6 +71,24 @@ impl Set {
         self
     }
 
+    /// WRITEBACK: the client's node may answer from its own memory, and write later, once for many: fast where one client writes a key
+    /// often. **A crash, pause or partition of the node may undo up to the last 100 ms of such writes.** When the connection breaks
+    /// under it the outcome is [`Error::InDoubt`], as it is outside the session. With a deadline it is written as without
+    /// WRITEBACK; the server refuses it with a condition.
+    #[must_use]
+    pub fn write_back(mut self) -> Self {
+        self.back = true;
+        self
+    }
+
+    /// In the session a write takes effect once, which only the key's home can see to: no node would answer it by itself.
+    fn again(self) -> Again {
+        match self {
+            Self { when: When::Always, expiry: Expiry::Never, back: true } => Again::IfRefused,
+            _ => Again::InSession,
+        }
+    }
+
     fn args(self, key: Bytes, value: Bytes) -> Vec<Bytes> {
         let mut args = vec![key, value];
         match self.when {
@@ -83,6 +102,7 @@ impl Set {
             Expiry::Keep => flag(&mut args, "KEEPTTL", true),
             Expiry::After(time) => option(&mut args, "PX", Some(millis(time))),
         }
+        flag(&mut args, "WRITEBACK", self.back);
         args
     }
 }
@@ -150,13 +170,13 @@ impl Client {
         }
     }
 
-    /// SET: true when it is written, durable on a majority; false when the condition does not hold.
+    /// SET: true when it is written, durable on a majority unless it is [`Set::write_back`]; false when the condition does not hold.
     ///
     /// # Errors
     /// As every call.
     pub async fn set(&self, key: impl Into<Bytes>, value: impl Into<Bytes>, how: Set) -> Result<bool, Error> {
         let args = how.args(key.into(), value.into());
-        match self.ask("SET", args, Again::InSession).await? {
+        match self.ask("SET", args, how.again()).await? {
             Reply::Nil => Ok(false),
             reply if reply == Reply::OK => Ok(true),
             other => Err(unexpected(other)),

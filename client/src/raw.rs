@@ -55,6 +55,8 @@ fn again(op: &Op) -> Again {
         Op::Unlock(unlock) => &unlock.owner,
         Op::Renew(renew) => &renew.owner,
         Op::Fetch(_) => return Again::Repeatable,
+        // Its node would not answer it by itself in the session.
+        Op::SetBack(_) => return Again::IfRefused,
         // A plain id means the delivery on this connection.
         Op::Nack(nack) if nack.receipt.attempt.is_none() => return Again::Never,
         op if op.is_read() => return Again::Read,

@@ -40,6 +40,8 @@ pub(crate) enum Again {
     Repeatable,
     /// In the client session: it takes effect once.
     InSession,
+    /// Only behind a refusal that promises that nothing happened.
+    IfRefused,
     /// Not at all: what it asks for belongs to the connection.
     Never,
 }
@@ -191,12 +193,14 @@ impl Unanswered {
             let sending = self.sendings.get_mut(&correlation).expect("it was just seen");
             sending.maybe |= sending.sent;
             let was_sent = core::mem::take(&mut sending.sent);
-            if was_sent && (sending.request.again == Again::Never || sending.sendings >= SENDINGS_MAX) {
+            let once = matches!(sending.request.again, Again::Never | Again::IfRefused);
+            if was_sent && (once || sending.sendings >= SENDINGS_MAX) {
                 let sending = self.sendings.remove(&correlation).expect("it was just seen");
                 let lost = match sending.request.again {
                     Again::InSession => {
                         Error::InDoubt(format!("{SENDINGS_MAX} connections broke under it; {why}"))
                     }
+                    Again::IfRefused => Error::InDoubt(why.to_owned()),
                     _ => Error::Lost(why.to_owned()),
                 };
                 sending.end(Err(lost));
@@ -267,7 +271,8 @@ impl Unanswered {
         self.parked.clear();
         for (_, sending) in core::mem::take(&mut self.sendings) {
             let left = sending.sent || sending.maybe;
-            let in_doubt = left && matches!(sending.request.again, Again::InSession | Again::Repeatable);
+            let changes = |again| matches!(again, Again::InSession | Again::Repeatable | Again::IfRefused);
+            let in_doubt = left && changes(sending.request.again);
             sending.end(Err(if in_doubt {
                 Error::InDoubt("the client was closed before the answer came".to_owned())
             } else {

@@ -303,7 +303,7 @@ impl Engine {
             Input::LinkDown { peer, side: Side::Opener } => self.gateway.link_down(mono, peer),
             Input::LinkUp { peer, side: Side::Reached } | Input::LinkDown { peer, side: Side::Reached } => {
                 self.answers.remove(&peer);
-                self.groups.values_mut().for_each(|group| group.forget_node(peer));
+                self.groups.values_mut().for_each(|group| group.forget_node(mono, peer));
             }
             Input::Link { peer, side, frame } => self.link(mono, peer, side, frame),
         }

@@ -3,7 +3,9 @@
 mod town;
 
 use bytes::Bytes;
-use quorate_protocol::op::{Append, GetRange, Incr, Op};
+use quorate_engine::effect::TICK;
+use quorate_protocol::id::NodeId;
+use quorate_protocol::op::{Append, GetRange, Incr, Op, SetBack, partition_of};
 use quorate_protocol::reply::{Code, Reply};
 use town::{Town, get, set};
 
@@ -112,4 +114,64 @@ fn who_needs_much_room_waits_until_it_is_made() {
     let answers: Vec<_> = (first..first + 4).filter_map(|id| town.answer(1, id)).collect();
     let expected = [Reply::OK, Reply::text("w".repeat(large)), Reply::OK, Reply::text("x")];
     assert_eq!(answers, expected);
+}
+
+/// Writes a key back through a node until that owns it.
+fn own(town: &mut Town, owner: u64, key: &str, value: &str) {
+    for n in 0..50 {
+        let back =
+            SetBack { key: Bytes::copy_from_slice(key.as_bytes()), value: format!("{value}{n:02}").into() };
+        let before = town.engine(owner).write_backs().absorbed;
+        assert_eq!(ask(town, owner, Op::SetBack(back)), Reply::OK);
+        if town.engine(owner).write_backs().absorbed > before {
+            return;
+        }
+        town.run(5);
+    }
+    panic!("node {owner} takes nothing on");
+}
+
+/// Two nodes that do not lead the partition, and the one that does.
+fn others_and_home(town: &Town) -> (u64, u64, u64) {
+    let group = partition_of(key(0).as_bytes(), 16);
+    let report = town.engine(1).report();
+    let home = report.iter().find(|report| report.group == group).and_then(|report| report.leader);
+    let home = home.expect("it has one").0;
+    (home % 3 + 1, 6 - home - (home % 3 + 1), home)
+}
+
+#[test]
+fn an_owner_asks_the_home_for_what_it_reads_from_time_to_time() {
+    for (evicts, life) in [(true, Some(5_000_000)), (false, None)] {
+        let mut town = town(evicts);
+        let (owner, ..) = others_and_home(&town);
+        own(&mut town, owner, &key(1), "v");
+        let until = town.shown[&(NodeId(owner), Bytes::from(key(1)))];
+        let written = town.now.mono;
+        let expected = life.map_or(u64::MAX, |life| written + life);
+        assert!(until.abs_diff(expected) <= 2 * TICK, "{until}, written at {written}");
+    }
+}
+
+#[test]
+fn room_is_made_once_also_of_a_key_whose_owner_is_being_asked() {
+    let mut town = town(true);
+    let (owner, _, home) = others_and_home(&town);
+    own(&mut town, owner, &key(1), &"v".repeat(500));
+    // Nobody looks at it for so long that it is the first to go.
+    town.run(20_000_000 / TICK);
+    let small = (SHARE - 700) / 211;
+    for n in 2..2 + small {
+        assert_eq!(ask(&mut town, home, set(&key(n), &"v".repeat(100))), Reply::OK);
+    }
+    let before = town.engine(home).counts();
+    assert_eq!((before.evicted, before.store_keys), (0, 1 + small as u64));
+    town.cut_off.insert(NodeId(owner));
+    let read = town.ask_next(home, vec![get(&key(1))]);
+    town.run(1);
+    assert_eq!(town.answer(home, read), None, "its owner is asked");
+    let other = 6 - owner - home;
+    assert_eq!(ask(&mut town, other, set(&key(1000), &"w".repeat(300))), Reply::OK);
+    town.run(20);
+    assert_eq!(town.engine(home).counts().evicted, 1, "one key is large enough");
 }

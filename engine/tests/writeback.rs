@@ -5,7 +5,7 @@ mod town;
 use bytes::Bytes;
 use quorate_engine::effect::Input;
 use quorate_protocol::id::NodeId;
-use quorate_protocol::limits::DIRTY_WINDOW;
+use quorate_protocol::limits::{DIRTY_WINDOW, IN_FLIGHT_MAX};
 use quorate_protocol::op::{Append, Commands, Multi, Op, SetBack, partition_of};
 use quorate_protocol::reply::Reply;
 use town::{Town, get, set};
@@ -178,4 +178,94 @@ fn an_owner_that_is_told_to_stop_is_not_done_before_it_has_brought_everything() 
     town.run_until("it has nothing left to tell", |town| town.engine(owner).is_idle());
     town.cut_off.insert(NodeId(owner));
     assert_eq!(town.told(home, get(KEY)), bulk("last"));
+}
+
+const BESIDE: &str = "{k}beside";
+
+/// Has a node hold the line of the key beside, and cuts it off: a write of that waits until the node's lease is over.
+fn cut_off_a_reader_of_the_key_beside(town: &mut Town, home: u64, reader: u64) {
+    assert_eq!(town.told(home, set(BESIDE, "before")), Reply::OK);
+    let holds = |town: &Town| town.engine(reader).counts().lines.iter().sum::<usize>() > 0;
+    for _ in 0..50 {
+        assert_eq!(town.told(reader, get(BESIDE)), bulk("before"));
+        if holds(town) {
+            break;
+        }
+        town.run(1);
+    }
+    assert!(holds(town), "node {reader} keeps nothing");
+    town.cut_off.insert(NodeId(reader));
+}
+
+#[test]
+fn a_transaction_sees_every_write_that_was_acknowledged_before_it_took_effect() {
+    let mut town = Town::new(3);
+    let (owner, home) = town.owner_and_home();
+    let reader = 6 - owner - home;
+    town.own(owner);
+    cut_off_a_reader_of_the_key_beside(&mut town, home, reader);
+    let commands = Commands(vec![get(KEY), set(BESIDE, "after")]);
+    let exec = town.ask_next(home, vec![Op::Multi(Multi { watched: Vec::new(), commands }.into())]);
+    let mut acknowledged = String::new();
+    for n in 0.. {
+        let value = format!("during {n}");
+        let id = town.ask_next(owner, vec![back(&value)]);
+        town.run(1);
+        if town.answer(home, exec).is_some() {
+            break;
+        }
+        if town.answer(owner, id) == Some(Reply::OK) {
+            acknowledged = value;
+        }
+    }
+    let Some(Reply::Array(answers)) = town.answer(home, exec) else { panic!("it is answered") };
+    let Reply::Bulk(seen) = &answers[0] else { panic!("{answers:?}") };
+    let number = |value: &str| value.trim_start_matches("during ").parse::<u32>().expect("it was written so");
+    let seen = core::str::from_utf8(seen).expect("it is text");
+    assert!(number(&acknowledged) > 3, "many were written while it waited: {acknowledged}");
+    assert!(number(seen) >= number(&acknowledged), "{seen} is older than {acknowledged}");
+    town.cut_off.clear();
+    town.own(owner);
+}
+
+#[test]
+fn a_write_that_was_taken_on_breaks_a_watch() {
+    let mut town = Town::new(3);
+    let (owner, home) = town.owner_and_home();
+    let key = Bytes::from_static(KEY.as_bytes());
+    for (watcher, writes) in [(home, true), (owner, true), (home, false)] {
+        town.own(owner);
+        let Reply::Array(versions) = town.told(watcher, Op::Versions(vec![key.clone()])) else {
+            panic!("versions are a list")
+        };
+        let Reply::Int(version) = versions[0] else { panic!("{versions:?}") };
+        if writes {
+            town.own(owner);
+        }
+        let watched = vec![(key.clone(), version.unsigned_abs())];
+        let multi = Multi { watched, commands: Commands(vec![set(BESIDE, "after")]) };
+        let answer = town.told(watcher, Op::Multi(multi.into()));
+        let expected = if writes { Reply::Nil } else { Reply::Array(vec![Reply::OK]) };
+        assert_eq!(answer, expected, "watched on node {watcher}");
+    }
+}
+
+#[test]
+fn what_an_owner_brings_is_taken_by_a_home_that_can_take_no_more() {
+    let mut town = Town::new(3);
+    let (owner, home) = town.owner_and_home();
+    town.own(owner);
+    // Nothing is committed any more, and the home's bound is filled.
+    town.silent.extend((1..=3).map(NodeId));
+    town.ask_next(home, (0..=IN_FLIGHT_MAX).map(|n| set(BESIDE, &format!("{n}"))).collect());
+    town.run(1);
+    let full = town.engine(home).counts().refused_busy;
+    assert!(full > 0, "it is full");
+    let id = town.ask_next(owner, vec![back("last")]);
+    town.run(4);
+    assert_eq!(town.answer(owner, id), Some(Reply::OK), "the owner takes it on");
+    assert_eq!(town.engine(home).counts().refused_busy, full, "what it brings is not sent away");
+    town.unsilence();
+    town.run_until("it is brought", |town| town.engine(owner).write_backs().dirty == 0);
+    assert_eq!(town.told(6 - owner - home, get(KEY)), bulk("last"));
 }

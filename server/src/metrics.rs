@@ -91,8 +91,15 @@ fn figures(shared: &Shared, desk: &Desk) -> Vec<(&'static str, &'static str, Fig
             Counter(counts.invalidations_heard),
         ),
     ];
+    let backs = counts.write_backs;
+    let of_write_backs = vec![
+        ("cache_absorbed", "SETs with WRITEBACK that this node answered by itself", Counter(backs.absorbed)),
+        ("cache_write_backs", "Values of such keys brought to their homes", Counter(backs.flushed)),
+        ("cache_write_backs_lost", "Times that such SETs of a key were lost", Counter(backs.lost)),
+        ("cache_dirty_lines", "Keys with such SETs still to be brought", Gauge(size(backs.dirty))),
+    ];
     let clients = ("connections", "Clients that are connected", Gauge(size(desk.len())));
-    [vec![clients], of_engine, of_keys, of_cache].into_iter().flatten().collect()
+    [vec![clients], of_engine, of_keys, of_cache, of_write_backs].into_iter().flatten().collect()
 }
 
 /// What is told at one moment.

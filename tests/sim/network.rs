@@ -184,6 +184,9 @@ impl World {
                 format!("link to {} down ({:?})", peer.0, side_of(end))
             });
             self.post(me, Input::LinkDown { peer, side: side_of(end) });
+            if end == 1 {
+                self.checks.link_cut(self.nodes[opener].conns.values(), self.time);
+            }
             if end == 0 {
                 self.dial_later(opener, reached);
             }
@@ -256,6 +259,7 @@ impl World {
         }
         let peer = self.nodes[from].id;
         self.post(to, Input::LinkUp { peer, side: Side::Reached });
+        self.checks.link_cut(self.nodes[from].conns.values(), self.time);
         self.schedule(due, Event::LinkOpened { link: id, life });
     }
 

@@ -145,7 +145,13 @@ impl World {
         let own = self.client_rng.chance(800);
         let number = if own { at as u64 % BACKS } else { self.client_rng.below(BACKS) };
         let (key, value) = (name("w", number), name("v", id));
-        match self.client_rng.below(20) {
+        match self.client_rng.below(21) {
+            20 => {
+                let beside = format!("{{{}}}beside", String::from_utf8_lossy(&key)).into();
+                let append = Append { key: beside, value: format!("+{id}").into() };
+                let commands = Commands(vec![Op::Get(key), Op::Append(append)]);
+                Op::Multi(Multi { watched: Vec::new(), commands }.into())
+            }
             0..=12 if own => Op::SetBack(SetBack { key, value }),
             0..=2 => Op::SetBack(SetBack { key, value }),
             13 => Op::Set(Set { key, value, when: When::Always, expiry: Expiry::Never, get: false }),

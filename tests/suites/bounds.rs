@@ -182,6 +182,26 @@ async fn who_leads_and_goes_is_followed_by_the_next() {
 }
 
 #[test]
+fn who_leads_on_a_node_that_dies_is_followed_by_the_next() {
+    let mut cluster = Cluster::start(3);
+    let mut asker = cluster.client(1);
+    let home = poll("a home", || {
+        let info = asker.ask_all("CACHEINFO key");
+        info.lines().find_map(|line| line.trim().strip_prefix("home: ")?.parse::<usize>().ok())
+    });
+    let (dies, lives) = (home % 3 + 1, (home + 1) % 3 + 1);
+    let mut first = cluster.client(dies);
+    first.say("GETV key FILL 600000");
+    poll("it is known", || (figure(&cluster, home, "quorate_fill_leads") == 1).then_some(()));
+    let mut next = cluster.client(lives);
+    next.say("GETV key FILL 600000");
+    poll("it waits", || (figure(&cluster, home, "quorate_fill_waiters") == 1).then_some(()));
+    cluster.kill(dies);
+    let answer = (0..3).map(|_| next.line()).collect::<Vec<_>>().join(" ");
+    assert_eq!(answer, "1) (nil) 2) 0 3) 1", "it waits no longer than for the link to break");
+}
+
+#[test]
 fn figures_move_with_what_is_done() {
     let cluster = Cluster::start(3);
     let mut talks: Vec<Talk> = (1..=3).map(|node| cluster.client(node)).collect();
@@ -214,6 +234,13 @@ fn figures_move_with_what_is_done() {
         (moved && all(&cluster, "quorate_store_keys") == 3).then_some(())
     });
     assert_eq!(all(&cluster, "quorate_store_bytes"), 3 * (104 + 1 + 3));
+    poll("SETs are answered by the node, and brought", || {
+        assert_eq!(talks[0].ask("SET back v WRITEBACK"), "OK");
+        let absorbed = figure(&cluster, 1, "quorate_cache_absorbed_total");
+        (absorbed > 0 && figure(&cluster, 1, "quorate_cache_write_backs_total") > 0).then_some(())
+    });
+    poll("nothing is left to bring", || (all(&cluster, "quorate_cache_dirty_lines") == 0).then_some(()));
+    assert_eq!(all(&cluster, "quorate_cache_write_backs_lost_total"), 0);
     assert!(figure(&cluster, 1, "quorate_connections") >= 1);
     let text = metrics(&cluster, 1);
     assert!(text.contains("# HELP quorate_cache_hits Reads answered from the node's own lines"), "{text}");

@@ -63,6 +63,38 @@ async fn keys_and_the_cluster_in_types() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_back_is_answered_by_the_clients_node_and_read_everywhere() {
+    let cluster = Cluster::start(3);
+    let (one, two) = (patient(&cluster, 1).await, patient(&cluster, 2).await);
+    let absorbed = |text: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("absorbed: ").map(str::to_owned));
+        line.and_then(|figure| figure.parse::<u64>().ok()).expect("STATUS has it")
+    };
+    let mut status = cluster.client(1);
+    let mut value = 0;
+    for typed in [true, false] {
+        let before = absorbed(&status.ask_all("STATUS"));
+        while absorbed(&status.ask_all("STATUS")) < before + 10 {
+            value += 1;
+            assert!(value < 10_000, "the node answers nothing by itself");
+            let text = value.to_string();
+            if typed {
+                assert_eq!(one.set("k", text, Set::default().write_back()).await, Ok(true));
+            } else {
+                let words = ["SET", "k", &text, "WRITEBACK"].map(str::to_owned);
+                assert_eq!(one.call(words).await, Ok(Reply::OK));
+            }
+        }
+        assert_eq!(two.get("k").await, Ok(Some(value.to_string().into())));
+    }
+    let minute = Duration::from_secs(60);
+    assert_eq!(one.set("t", "v", Set::default().write_back().expires_in(minute)).await, Ok(true));
+    assert!(matches!(two.ttl("t").await, Ok(Ttl::Left(_))));
+    let both = one.set("k", "v", Set::default().write_back().if_version(1)).await;
+    assert!(matches!(both, Err(Error::Refused(failure)) if failure.text.contains("IFVER")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locks_wait_in_line_and_hold_nobody_up() {
     let cluster = Cluster::start(3);
     let one = patient(&cluster, 1).await;

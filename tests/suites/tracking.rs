@@ -254,6 +254,20 @@ fn own_writes_and_what_is_not_opted_for_are_not_told() {
     quiet.keeps("k");
     other.ask("SET k other");
     quiet.waits_for(&drops(&["k"]));
+    // Likewise of what its node takes on, and everybody else is told.
+    let mut loud = Keeper::tracking(cluster.port(1), "");
+    for n in 0..20 {
+        poll("the node owns the line", || {
+            assert_eq!(quiet.ask("SET w 0 WRITEBACK"), "OK");
+            quiet.ask("CACHEINFO w").contains("owned 1").then_some(())
+        });
+        quiet.pushed();
+        quiet.keeps("w");
+        loud.keeps("w");
+        assert_eq!(quiet.ask_and_hear(&format!("SET w {n}own WRITEBACK")), ("OK".to_owned(), vec![]));
+        assert_eq!(quiet.pushed(), []);
+        loud.waits_for(&drops(&["w"]));
+    }
 
     let mut opted = Keeper::tracking(cluster.port(1), "OPTIN");
     quiet.keeps("k");

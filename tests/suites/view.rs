@@ -174,6 +174,40 @@ fn whoever_keeps_a_value_is_told_when_its_line_ends() {
     explore(|| kept_and_told(|| CacheEffect::Lease { group: GROUP, generation: 2, until: 200 }));
 }
 
+/// The first client with tracking begins, and is answered a value, while something ends the line.
+fn begun_and_told(end: fn() -> CacheEffect) {
+    let view = with_a_line::<View>(100);
+    let tracking = Arc::new(Tracking::new(1, 10));
+    let client = {
+        let (view, tracking) = (Arc::clone(&view), Arc::clone(&tracking));
+        thread::spawn(move || {
+            let (key, value) = (Bytes::from_static(KEY), Bytes::from_static(b"old"));
+            tracking.begin(7, Tracks::default(), drop);
+            tracking.keep(&view, 7, &key, Some(&value), 5, &mut Pushes::new())
+        })
+    };
+    let mut pushes = Pushes::new();
+    tracking.apply(&view, end(), &mut Vec::new(), &mut pushes);
+    let kept = client.join().expect("it has asked");
+    assert_eq!(
+        kept,
+        !pushes.is_empty(),
+        "who begins while a line ends is told, if it has kept a value of it"
+    );
+}
+
+#[test]
+fn whoever_begins_to_keep_values_while_a_line_ends_is_told() {
+    explore(|| begun_and_told(|| CacheEffect::Purge { group: GROUP, keys: vec![Bytes::from_static(KEY)] }));
+    explore(|| begun_and_told(|| CacheEffect::Lease { group: GROUP, generation: 0, until: 0 }));
+    explore(|| {
+        begun_and_told(|| {
+            let (key, value) = (Bytes::from_static(KEY), Some(Bytes::from_static(b"new")));
+            CacheEffect::Fill { group: GROUP, generation: 1, key, value, until: u64::MAX }
+        });
+    });
+}
+
 #[test]
 fn mistakes_are_seen() {
     fn made<V: Sight>(what: &str) {

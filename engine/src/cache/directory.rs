@@ -30,7 +30,7 @@ use quorate_protocol::limits::DIRECTORY_LINES_MAX;
 use super::line::{Event, State};
 use super::watch::Watchers;
 use crate::effect::TICK;
-use owned::Owner;
+use owned::{LookedAt, Owner};
 
 /// How long an invalidation may be unanswered before it is said again; microseconds.
 const SAY_AGAIN: u64 = 2 * TICK;
@@ -93,6 +93,7 @@ pub struct Directory {
     lines: BTreeMap<Bytes, Vec<Copy>>,
     /// Lines that their holder may write by itself.
     owned: BTreeMap<Bytes, Owner>,
+    looked_at: LookedAt,
     /// Key → writes of it that are on their way.
     closed: BTreeMap<Bytes, Closed>,
     /// Writes of all keys that are on their way.

@@ -441,7 +441,7 @@ impl Holder {
         let state = before.after(event).expect("every line can be read and written");
         let line = format!("{}: State {} -> {}", shown(&key), before.letter(), state.letter());
         self.effects.push(Effect::Log(Level::Debug, line));
-        let own = grant.owned.then(|| Own::new(grant.version, value.as_ref().map_or(0, Bytes::len)));
+        let own = grant.owned.then(|| Own::new(&grant, value.as_ref().map_or(0, Bytes::len)));
         if own.is_some() {
             self.dirty.supersede(&key);
         }

@@ -6,7 +6,7 @@ use quorate_protocol::id::GroupId;
 use quorate_protocol::limits::STORE_MAX;
 
 use super::Engine;
-use crate::cache::line::State;
+use crate::cache::{self, line::State};
 
 /// See the top of the file. Counts that rise do so from 0 at the node's start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct Counts {
     pub fills: [usize; 2],
     /// Keys of its groups whose lines are known to be held somewhere.
     pub directory: usize,
+    /// What it has answered by itself of keys that are written back.
+    pub write_backs: cache::Counts,
 }
 
 impl Engine {
@@ -60,6 +62,7 @@ impl Engine {
             asked: self.asked,
             store_max: self.bound.max.min(STORE_MAX) * u64::from(self.meta.partitions),
             invalidations_heard: holder.invalidations(),
+            write_backs: holder.write_backs(),
             lines: [State::Modified, State::Exclusive, State::Shared].map(|state| holder.lines_in(state)),
             ..Counts::default()
         };

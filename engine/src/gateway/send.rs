@@ -88,7 +88,7 @@ impl Gateway {
             conn.slots.get_mut(&id).expect("it is pending").ready = Some(reply);
             return Sent::Answered;
         }
-        if let Some(reply) = self.done_here(now, conn, &conn.slots[&id]) {
+        if let Some(reply) = self.done_here(now, counter, conn, &conn.slots[&id]) {
             conn.slots.get_mut(&id).expect("it is pending").ready = Some(reply);
             return Sent::Answered;
         }
@@ -127,7 +127,7 @@ impl Gateway {
 
     /// What this node answers by itself because it owns the line: writes that ask for that, and reads of what it has
     /// written so. A client session's request takes effect once, which only its group can see to.
-    fn done_here(&mut self, now: u64, conn: &Conn, slot: &Slot) -> Option<Reply> {
+    fn done_here(&mut self, now: u64, counter: u64, conn: &Conn, slot: &Slot) -> Option<Reply> {
         let [part] = &slot.parts[..] else { return None };
         let Work::Op(op @ (Op::SetBack(_) | Op::Get(_))) = &part.work else { return None };
         let idle = |lane: &Lane| lane.reads + lane.writes == 0;
@@ -137,7 +137,7 @@ impl Gateway {
         }
         match op {
             Op::SetBack(set) => {
-                self.holder.absorb(now, part.group, &set.key, &set.value).then_some(Reply::OK)
+                self.holder.absorb(now, counter, part.group, &set.key, &set.value).then_some(Reply::OK)
             }
             Op::Get(key) => self.holder.absorbed(now, part.group, key).map(Reply::Bulk),
             _ => None,

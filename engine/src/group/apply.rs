@@ -50,6 +50,9 @@ impl Group {
                 // What it asked before it went may have been looked at since.
                 self.close_fills(now, (gone.node, gone.counter));
             }
+            if own {
+                self.has_looked(&logged.work);
+            }
             let all = own && logged.work.writes_all();
             let flushed = logged.work.flushes().cloned();
             let wants = matches!(&logged.work, Work::Op(Op::SetBack(_)));

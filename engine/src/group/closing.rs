@@ -8,6 +8,8 @@
 //!   here was never proposed.
 //! - Whatever depends on a key whose line is owned waits until the owner has brought what it acknowledged, also what comes
 //!   from the owner's own node. What the owner brings waits for nothing.
+//! - What looks at several keys says so to the directory before anything else, and that it is done when it is applied, answered
+//!   or refused.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
@@ -40,6 +42,22 @@ pub(super) enum Job {
         /// See `Ask::line`.
         gave_up: u64,
     },
+}
+
+/// The keys that work looks at together with others, and does not change.
+fn looks_at(work: &Work) -> Vec<&Bytes> {
+    let Work::Op(op) = work else { return Vec::new() };
+    if op.key().is_some() {
+        return Vec::new();
+    }
+    let mut keys = op.keys();
+    if keys.len() < 2 {
+        return Vec::new();
+    }
+    let writes = op.writes();
+    let writes: BTreeSet<&Bytes> = writes.iter().collect();
+    keys.retain(|key| !writes.contains(key));
+    keys
 }
 
 impl Job {
@@ -129,11 +147,12 @@ impl Group {
     }
 
     fn admit(&mut self, now: u64, conn: Conn, job: Job) {
+        let work = match &job {
+            Job::Read(read) => &read.work,
+            Job::Write { logged, .. } => &logged.work,
+        };
+        self.closing.directory.looks(&looks_at(work));
         if self.closing.directory.has_owners() {
-            let work = match &job {
-                Job::Read(read) => &read.work,
-                Job::Write { logged, .. } => &logged.work,
-            };
             // What it changes is asked back as it is closed.
             let writes = work.writes();
             let writes: BTreeSet<&Bytes> = writes.iter().collect();
@@ -158,8 +177,19 @@ impl Group {
                 self.room.waits(conn);
                 self.wait_first(conn, Job::Write { sending, logged, gave_up });
             }
-            Fits::No => self.refuse_for_room(&logged.asker, sending),
+            Fits::No => self.refuse_let_in(&logged, sending),
         }
+    }
+
+    /// What looks at several keys together is over, or will never be done.
+    pub(super) fn has_looked(&mut self, work: &Work) {
+        self.closing.directory.looked(&looks_at(work));
+    }
+
+    /// There is no room for a write that was let in.
+    fn refuse_let_in(&mut self, logged: &Logged, sending: u32) {
+        self.has_looked(&logged.work);
+        self.refuse_for_room(&logged.asker, sending);
     }
 
     /// Has a read wait for everything that is in the log: what an owner has brought may be, and its lease has run out
@@ -236,9 +266,7 @@ impl Group {
             (Job::Write { sending, logged, gave_up }, GoOn::HasRoom) => {
                 self.close_keys(now, conn, sending, logged, gave_up);
             }
-            (Job::Write { sending, logged, .. }, GoOn::HasNone) => {
-                self.refuse_for_room(&logged.asker, sending)
-            }
+            (Job::Write { sending, logged, .. }, GoOn::HasNone) => self.refuse_let_in(&logged, sending),
             (Job::Write { sending, logged, gave_up }, GoOn::IsRecalled) => {
                 self.take_in(now, conn, sending, logged, gave_up);
             }
@@ -306,8 +334,6 @@ impl Group {
             directory.grant_written(now, owner, key)
         };
         if let Some(grant) = grant {
-            // Whoever evicts an owned key asks for its line first.
-            let left = left.filter(|_| !grant.owned);
             self.closing.written = Some((*asker, Grant { version, left, ..grant }));
         }
     }

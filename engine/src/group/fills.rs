@@ -7,17 +7,20 @@
 //!            miss                     written                 ┌──────────── all who wait get the value, lead 0
 //!   no entry ────▶ somebody leads ────────────▶ no entry ─────┘
 //!                    │      ▲ lead 1
-//!                    └──────┘ its time is over, or its connection: the first who waits leads
+//!                    └──────┘ its time is over, or its connection, or its node: the first who waits leads
 //! ```
 //!
 //! Invariants:
 //! - Of a key one caller leads at a time. The next one does only when the time is over that the one before it had asked
-//!   for, or its connection.
-//! - Who asks again under the same number (its link was cut) is who it was before.
+//!   for, or its connection, or the link to its node.
+//! - Who asks again under the same number is who it was before, unless its link was cut.
 //! - At its bounds it refuses with -BUSY: a lead more, or a nil to go on with, would let the herd through that this is to
 //!   hold back.
 //!
-//! Subtlety: a value that is handed to waiters was written while they waited, so they read it then, whoever leads by now.
+//! Subtlety: a link that is cut may stand again in a moment, and who led goes on filling then, beside the next. A node that is dead
+//! looks just the same from here, and would have everybody wait for as long as its client had asked for.
+//!
+//! A value that is handed to waiters was written while they waited, so they read it then, whoever leads by now.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -81,6 +84,9 @@ pub(super) struct Fills {
     /// Connection → keys that it fills or waits for.
     conns: BTreeMap<Conn, BTreeSet<Bytes>>,
     waiting: usize,
+    /// Callers that were looked at to find those who are gone.
+    #[cfg(test)]
+    looked_at: usize,
 }
 
 impl Fills {
@@ -151,29 +157,37 @@ impl Fills {
     /// Takes a connection out; the keys that it was to fill.
     fn close(&mut self, conn: Conn) -> Vec<Bytes> {
         let keys = self.conns.remove(&conn).unwrap_or_default();
+        self.take_out(keys, |other| other == conn)
+    }
+
+    /// Takes all connections of a node out: who waits there asks again, if somebody is left. The keys that were to be filled from
+    /// there.
+    fn close_node(&mut self, node: NodeId) -> Vec<Bytes> {
+        let of_node = (node, 0)..=(node, u64::MAX);
+        let conns: Vec<Conn> = self.conns.range(of_node).map(|(conn, _)| *conn).collect();
+        // Each key once, however many wait for it there.
+        let keys: BTreeSet<Bytes> =
+            conns.iter().filter_map(|conn| self.conns.remove(conn)).flatten().collect();
+        self.take_out(keys, |conn| conn.0 == node)
+    }
+
+    /// Takes those out of some keys who are gone; the keys of which one of them leads.
+    fn take_out(&mut self, keys: BTreeSet<Bytes>, is_gone: impl Fn(Conn) -> bool) -> Vec<Bytes> {
         let mut led = Vec::new();
         for key in keys {
             let Some(fill) = self.keys.get_mut(&key) else { continue };
             let before = fill.waiters.len();
-            fill.waiters.retain(|waiter| waiter.conn() != conn);
+            #[cfg(test)]
+            {
+                self.looked_at += before;
+            }
+            fill.waiters.retain(|waiter| !is_gone(waiter.conn()));
             self.waiting -= before - fill.waiters.len();
-            if fill.lead.conn() == conn {
+            if is_gone(fill.lead.conn()) {
                 led.push(key);
             }
         }
         led
-    }
-
-    /// The link to a node is cut: who waited there asks again. Who fills a key goes on with it.
-    pub(super) fn forget_waiters(&mut self, node: NodeId) {
-        let conns: Vec<Conn> =
-            self.conns.range((node, 0)..=(node, u64::MAX)).map(|(conn, _)| *conn).collect();
-        for conn in conns {
-            let led = self.close(conn);
-            if !led.is_empty() {
-                self.conns.insert(conn, led.into_iter().collect());
-            }
-        }
     }
 }
 
@@ -241,6 +255,13 @@ impl Group {
         }
     }
 
+    /// The link to a node is cut.
+    pub(super) fn close_fills_of(&mut self, now: u64, node: NodeId) {
+        for key in self.fills.close_node(node) {
+            self.pass_on(now, &key);
+        }
+    }
+
     /// Lets time pass. Nobody leads by the word of a home that may be none any more.
     pub(super) fn tick_fills(&mut self, now: u64) {
         for _ in 0..PASSED_ON_AT_ONCE {
@@ -291,19 +312,29 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_cut_off_waits_no_more_and_still_leads() {
+    fn a_node_that_is_cut_off_neither_waits_nor_leads() {
         let (mut fills, key, other) = (Fills::default(), Bytes::from_static(b"k"), Bytes::from_static(b"l"));
         fills.ask(10, &key, caller(1, 1));
         fills.ask(10, &key, caller(3, 1));
         fills.ask(10, &key, caller(2, 1));
         fills.ask(10, &other, caller(2, 2));
         fills.ask(10, &other, caller(1, 2));
-        fills.forget_waiters(NodeId(2));
+        assert_eq!(fills.close_node(NodeId(2)), core::slice::from_ref(&key));
         assert_eq!(fills.waiting, 1, "of node 1");
-        assert_eq!(fills.ask(11, &key, caller(1, 1)), Place::Leads);
+        assert!(fills.pass_on(20, &key).is_some_and(|next| next.is(&caller(2, 1))), "it leads now");
+        assert_eq!(fills.ask(21, &key, caller(1, 1)), Place::Waits, "it is back, and somebody else leads");
         assert_eq!(fills.end(&key).len(), 1);
         assert!(fills.end(&other).is_empty());
         assert!(fills.conns.is_empty() && fills.ends.is_empty() && fills.waiting == 0, "{fills:?}");
+    }
+
+    #[test]
+    fn a_node_with_very_many_that_wait_is_cut_off_in_one_go() {
+        let (mut fills, key) = (Fills::default(), Bytes::from_static(b"k"));
+        assert_eq!(fills.ask(10, &key, caller(0, 1)), Place::Leads);
+        (1..=FILL_WAITERS_MAX as u64).for_each(|n| _ = fills.ask(10, &key, caller(2 * n + 1, 1)));
+        assert!(fills.close_node(NodeId(2)).is_empty());
+        assert_eq!((fills.waiting, fills.looked_at), (0, FILL_WAITERS_MAX), "each once");
     }
 
     #[test]

@@ -99,9 +99,9 @@ impl Group {
         IN_FLIGHT_MAX
     }
 
-    /// Forgets what was refused to connections of a node whose link is gone.
-    pub fn forget_node(&mut self, node: NodeId) {
+    /// Forgets what was refused to connections of a node whose link is gone, and whom of them others wait for.
+    pub fn forget_node(&mut self, now: u64, node: NodeId) {
         self.refused.retain(|(of, _), _| *of != node);
-        self.fills.forget_waiters(node);
+        self.close_fills_of(now, node);
     }
 }

@@ -82,6 +82,7 @@ impl Group {
                 if read.recalled {
                     self.recalled_answered((read.asker.conn.node, read.asker.conn.counter));
                 }
+                self.has_looked(&read.work);
                 let Some(read) = self.wait_for_fill(now, read) else { continue };
                 let reply = match &read.work {
                     Work::SeeIndex => Reply::int(self.applied),

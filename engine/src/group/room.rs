@@ -12,7 +12,8 @@
 //!   chosen is on the disk.
 //!
 //! Subtlety: reads that nodes answer from lines of their own are not seen here. So while keys may be evicted, lines are
-//! granted for `LINE_LIFE` only, and a key that somebody holds counts as looked at up to that much after its grant.
+//! granted for `LINE_LIFE` only, and a key that somebody holds counts as looked at up to that much after its grant. An owner shows
+//! its line as long after each of its writes, which come here, too.
 
 use alloc::collections::VecDeque;
 use alloc::format;

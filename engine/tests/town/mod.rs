@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use quorate_engine::cache::CacheEffect;
 use quorate_engine::effect::{Effect, Input, NodeAsk, Now, Request, Side, TICK, Want};
 use quorate_engine::engine::{Config, Engine};
 use quorate_engine::journal::{Entry, File, Io, Meta, RESET, Recovered, Row};
@@ -143,6 +144,8 @@ pub(crate) struct Town {
     /// Whether a node takes all that waits for it in one turn, as a server does.
     pub(crate) gathers: bool,
     pub(crate) watch: Option<Watch>,
+    /// Until when a node's view would show a key, as it was told last.
+    pub(crate) shown: BTreeMap<(NodeId, Bytes), u64>,
 }
 
 pub(crate) fn meta(node: u64, founders: &[(NodeId, String)]) -> Meta {
@@ -187,6 +190,7 @@ impl Town {
             sent: BTreeMap::new(),
             gathers: false,
             watch: None,
+            shown: BTreeMap::new(),
         };
         (1..=n).for_each(|id| this.start(id));
         this
@@ -302,6 +306,9 @@ impl Town {
                 self.send(node, peer, Input::Link { peer: node, side: other, frame });
             }
             Effect::Reply { conn, request, reply } => self.replies.push((node, conn, request, reply)),
+            Effect::Cache(CacheEffect::Fill { key, until, .. }) => {
+                self.shown.insert((node, key), until);
+            }
             Effect::Push { .. }
             | Effect::Close { .. }
             | Effect::Members(_)

@@ -1,5 +1,5 @@
 //! Property: of those who miss a key (GETV FILL), one is to fill it at a time; another one only when the time is over that
-//! the first had asked for, or its connection, or the key was written meanwhile (commands.md, Cache).
+//! the first had asked for, or its connection, or a link of its node, or the key was written meanwhile (commands.md, Cache).
 //!
 //! Subtlety: when somebody was told to fill a key is known to lie between question and answer. What is judged are pairs
 //! that were told so within the time for certain, while nobody else came to lead the group: a new home knows of nobody.
@@ -14,10 +14,25 @@ use quorate_protocol::reply::Reply;
 use super::Verdict;
 use crate::sim::history::{History, Record};
 
+/// What ends a connection's lead.
+pub struct Ends<'a> {
+    /// Connection → when it ended.
+    pub conns: &'a BTreeMap<u64, u64>,
+    /// Connection → when a link of its node was cut.
+    pub cuts: &'a BTreeMap<u64, Vec<u64>>,
+}
+
+impl Ends<'_> {
+    fn has(&self, record: &Record, within: impl Fn(&u64) -> bool) -> bool {
+        self.conns.get(&record.conn).is_some_and(&within)
+            || self.cuts.get(&record.conn).is_some_and(|times| times.iter().any(within))
+    }
+}
+
 /// Looks at every key that somebody was told to fill.
 pub fn check(
     history: &History,
-    conn_ends: &BTreeMap<u64, u64>,
+    ends: &Ends<'_>,
     changes: &BTreeMap<GroupId, Vec<u64>>,
     home: impl Fn(&Record) -> Option<GroupId>,
 ) -> Verdict {
@@ -42,7 +57,7 @@ pub fn check(
                 }
                 let within = |moment: &u64| (from..=to).contains(moment);
                 let excused = writes.get(key).is_some_and(|times| times.iter().any(within))
-                    || [first, second].iter().any(|record| conn_ends.get(&record.conn).is_some_and(within))
+                    || [first, second].iter().any(|record| ends.has(record, within))
                     || home(first).is_none_or(|group| {
                         changes.get(&group).is_some_and(|times| times.iter().any(within))
                     });

@@ -52,6 +52,8 @@ pub struct Checks {
     pub deliveries: Vec<queues::Pushed>,
     /// Connection → when it ended, at either end.
     pub conn_ends: BTreeMap<u64, u64>,
+    /// Connection → when its node's link to another one was cut, as that one has it.
+    cuts: BTreeMap<u64, Vec<u64>>,
     /// Reads that a node answered from its own memory.
     pub hits: u64,
     leaders: leaders::Leaders,
@@ -72,6 +74,7 @@ impl Checks {
             violation: None,
             deliveries: Vec::new(),
             conn_ends: BTreeMap::new(),
+            cuts: BTreeMap::new(),
             hits: 0,
             leaders: leaders::Leaders::default(),
             leases: leases::Leases::default(),
@@ -123,6 +126,11 @@ impl Checks {
     /// A connection has ended at one of its ends.
     pub fn conn_ended(&mut self, conn: u64, time: u64) {
         self.conn_ends.entry(conn).or_insert(time);
+    }
+
+    /// A link of the node of these connections was cut, as the other node has it.
+    pub fn link_cut<'a>(&mut self, conns: impl Iterator<Item = &'a u64>, time: u64) {
+        conns.for_each(|conn| self.cuts.entry(*conn).or_default().push(time));
     }
 
     /// A node has an empty disk.
@@ -178,12 +186,13 @@ impl Checks {
         };
         let history = &self.history;
         let holds = locks::holds(history, &self.conn_ends);
+        let ends = fills::Ends { conns: &self.conn_ends, cuts: &self.cuts };
         let verdicts = [
             ("outcome", outcome::check(history)),
             ("connection order", order::check(history, home)),
             ("linearizable registers", registers::check(history, calm)),
             ("bounded loss of what is written back", writeback::check(history)),
-            ("one fills at a time", fills::check(history, &self.conn_ends, &self.leaders.changes, home)),
+            ("one fills at a time", fills::check(history, &ends, &self.leaders.changes, home)),
             ("expiry", expiry::check(history, auditor)),
             ("lock exclusion", locks::exclusion(&holds)),
             ("rising tokens", locks::tokens(history)),

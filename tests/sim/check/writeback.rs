@@ -60,9 +60,16 @@ pub fn check(history: &History) -> Verdict {
     }
     // A key that made room for others has vanished.
     let evicted = history.short_of_room()[0] > 0;
-    for read in history.records().iter().filter(|read| !evicted || read.reply() != Some(&Reply::Nil)) {
-        let Op::Get(key) = &read.op else { continue };
-        if let (Some(writes), Some(reply)) = (keys.get(key), read.reply()) {
+    for read in history.records() {
+        let (key, reply) = match (&read.op, read.reply()) {
+            (Op::Get(key), Some(reply)) => (key, reply),
+            (Op::Multi(multi), Some(Reply::Array(answers))) => match (&multi.commands.0[..], &answers[..]) {
+                ([Op::Get(key), _], [reply, _]) => (key, reply),
+                _ => continue,
+            },
+            _ => continue,
+        };
+        if let Some(writes) = keys.get(key).filter(|_| !evicted || *reply != Reply::Nil) {
             judge(read, reply, writes)?;
         }
     }

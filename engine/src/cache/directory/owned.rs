@@ -9,6 +9,8 @@
 //!   or an eviction, or its lease is over. Before it answers, it has brought what it acknowledged.
 //! - What an owner brings (`Op::Flush`) does not wait for writes of the key that wait for that very owner. What comes
 //!   of somebody who is no owner any more waits like every write.
+//! - What looks at several keys together sees all of them as they are at one moment. From before it has them asked back until it
+//!   is done nobody becomes the owner of one: an owner could go on writing one key, while others are seen as they become.
 //!
 //! Subtlety: owners are kept apart from the lines, since a write of all keys forgets those at once, while what owners
 //! bring has still to pass.
@@ -19,6 +21,7 @@ use bytes::Bytes;
 use quorate_protocol::cache::Grant;
 use quorate_protocol::id::NodeId;
 use quorate_protocol::limits::OWNED_LINES_MAX;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Directory, WriteId};
 
@@ -38,7 +41,35 @@ pub(super) struct Owner {
     flushes: u32,
 }
 
+/// What is on its way that looks at several keys together: hash of a key → how many. Another key of the same hash gets no owner
+/// meanwhile, and nothing worse.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LookedAt(pub(super) BTreeMap<u64, u32>);
+
 impl Directory {
+    /// Something begins that looks at these keys together. What it changes itself is closed, and need not be named.
+    pub fn looks(&mut self, keys: &[&Bytes]) {
+        for key in keys {
+            *self.looked_at.0.entry(xxh3_64(key)).or_default() += 1;
+        }
+    }
+
+    /// It is done.
+    pub fn looked(&mut self, keys: &[&Bytes]) {
+        for key in keys {
+            let hash = xxh3_64(key);
+            let count = self.looked_at.0.get_mut(&hash).expect("what is done has begun");
+            *count -= 1;
+            if *count == 0 {
+                self.looked_at.0.remove(&hash);
+            }
+        }
+    }
+
+    fn is_looked_at(&self, key: &Bytes) -> bool {
+        !self.looked_at.0.is_empty() && self.looked_at.0.contains_key(&xxh3_64(key))
+    }
+
     /// Whether there may be owners at all.
     #[must_use]
     pub fn has_owners(&self) -> bool {
@@ -70,7 +101,7 @@ impl Directory {
     /// Grants the line of a key to the node that has written it, as its own if that may be.
     pub fn grant_owned(&mut self, now: u64, node: NodeId, key: &Bytes) -> Option<Grant> {
         let grant = self.grant_written(now, node, key)?;
-        if !grant.exclusive || self.owned.len() >= OWNED_LINES_MAX {
+        if !grant.exclusive || self.is_looked_at(key) || self.owned.len() >= OWNED_LINES_MAX {
             return Some(grant);
         }
         let (epoch, number) = (grant.lease.epoch, grant.number);

@@ -23,6 +23,7 @@ impl Directory {
             leases,
             lines,
             owned,
+            looked_at,
             closed,
             all_closed,
             // It is only taken apart.
@@ -39,6 +40,7 @@ impl Directory {
         } = self;
         assert!(ready.is_empty() && words.is_empty(), "the model takes them at once");
         assert!(owned.is_empty(), "the model has no lines that are written back");
+        assert!(looked_at.0.is_empty(), "the model has nothing that looks at several keys");
         assert!(watchers.is_empty(), "the model has no clients that keep values themselves");
         walk.plain(*term);
         walk.plain(*all_closed);

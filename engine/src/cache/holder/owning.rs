@@ -16,7 +16,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::cache::{CacheWord, LeaseName};
+use quorate_protocol::cache::{CacheWord, Grant, LeaseName};
 use quorate_protocol::id::{GroupId, NodeId};
 use quorate_protocol::limits::DIRTY_VALUE_MAX;
 use quorate_protocol::op::Flush;
@@ -49,17 +49,20 @@ pub(in crate::cache) struct Own {
     /// How long a value may be: what owners bring the store takes unasked, so it must be no more than it has taken before,
     /// but for small ones.
     most: usize,
+    /// For how long the line is shown after a write; none: for as long as the lease lasts. Then its home is to see that it is read.
+    life: Option<u64>,
 }
 
 impl Own {
-    pub(super) fn new(version: u64, length: usize) -> Self {
-        Self { base: version, most: SMALL.max(length).min(DIRTY_VALUE_MAX) }
+    pub(super) fn new(grant: &Grant, length: usize) -> Self {
+        let most = SMALL.max(length).min(DIRTY_VALUE_MAX);
+        Self { base: grant.version, most, life: grant.left }
     }
 }
 
 impl Holder {
-    /// Takes a write of a key on, if this node owns the line; then it may be answered.
-    pub fn absorb(&mut self, now: u64, group: GroupId, key: &Bytes, value: &Bytes) -> bool {
+    /// Takes a connection's write of a key on, if this node owns the line; then it may be answered.
+    pub fn absorb(&mut self, now: u64, conn: u64, group: GroupId, key: &Bytes, value: &Bytes) -> bool {
         let home = &mut self.homes[group.slot()];
         let Some(lease) = home.lease.filter(|lease| now < lease.until && !self.leaving) else { return false };
         let Some((number, own)) = home.lines.get(key).and_then(|line| Some((line.number, line.own?))) else {
@@ -81,11 +84,13 @@ impl Holder {
             self.effects.push(Effect::Log(Level::Debug, line));
         }
         if self.tracked > Tracked::Nothing {
-            // Clients that keep the value themselves are told by that.
+            // Clients that keep the value themselves are told by that; the one that writes, only if it wants to be.
+            self.writing(conn, core::slice::from_ref(&key));
             self.effect(CacheEffect::Purge { group, keys: [key.clone()].into() });
         }
         let generation = lease.generation;
-        self.effect(CacheEffect::Fill { group, generation, key, value: Some(value), until: u64::MAX });
+        let until = own.life.map_or(u64::MAX, |life| now.saturating_add(life));
+        self.effect(CacheEffect::Fill { group, generation, key, value: Some(value), until });
         true
     }
 

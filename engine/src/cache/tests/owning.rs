@@ -5,12 +5,18 @@ use quorate_protocol::op::Flush;
 use quorate_protocol::reply::{Code, Reply};
 
 use super::*;
+use crate::cache::{TrackEffect, Tracked};
 
 const WINDOW: u64 = DIRTY_WINDOW * 1000;
 
 impl Trio {
     /// A node's SET WRITEBACK is applied, with this version.
     fn own(&mut self, node: u64, name: &str, version: u64) {
+        self.own_of(node, name, version, &b"first"[..], None);
+    }
+
+    /// A node's SET WRITEBACK of this value is applied; its line is granted for so long.
+    fn own_of(&mut self, node: u64, name: &str, version: u64, value: impl Into<Bytes>, left: Option<u64>) {
         let open = self.write(node, name);
         self.home.wants_to_own(NodeId(node), &key(name));
         if !open {
@@ -21,14 +27,14 @@ impl Trio {
         let grant = self.home.grant_owned(self.now, NodeId(node), &key(name)).expect("the key is open");
         assert!(grant.owned && grant.exclusive);
         let (now, node) = self.node(NodeId(node));
-        let grant = Grant { version, ..grant };
-        let (key, value) = (key(name), Some(Bytes::from_static(b"first")));
+        let grant = Grant { version, left, ..grant };
+        let (key, value) = (key(name), Some(value.into()));
         assert!(node.holder.fill(now, Fill { key, value, grant, asked: now, written: true }));
     }
 
     fn absorb(&mut self, node: u64, name: &str, value: &'static str) -> bool {
         let (now, node) = self.node(NodeId(node));
-        node.holder.absorb(now, GROUP, &key(name), &Bytes::from_static(value.as_bytes()))
+        node.holder.absorb(now, 5, GROUP, &key(name), &Bytes::from_static(value.as_bytes()))
     }
 
     /// What a node brings now.
@@ -90,9 +96,64 @@ fn what_is_large_is_written_through() {
     let mut trio = Trio::new();
     trio.own(2, "k", 5);
     let (now, two) = trio.node(NodeId(2));
-    let mut absorb = |length: usize| two.holder.absorb(now, GROUP, &key("k"), &vec![b'x'; length].into());
+    let mut absorb = |length: usize| two.holder.absorb(now, 5, GROUP, &key("k"), &vec![b'x'; length].into());
     assert!(absorb(256) && !absorb(257), "the store has taken less than half of it");
     assert!(!absorb(DIRTY_VALUE_MAX + 1));
+}
+
+#[test]
+fn a_value_does_not_grow_beyond_what_the_store_has_taken() {
+    let mut trio = Trio::new();
+    trio.own_of(2, "k", 5, vec![b'x'; 1000], None);
+    let (now, two) = trio.node(NodeId(2));
+    let mut absorb = |length: usize| two.holder.absorb(now, 5, GROUP, &key("k"), &vec![b'x'; length].into());
+    assert!(absorb(1000) && !absorb(1001));
+}
+
+#[test]
+fn an_owned_line_is_shown_for_as_long_as_it_was_granted_and_after_each_write() {
+    let mut trio = Trio::new();
+    let until = |trio: &mut Trio| {
+        let mut effects = Effects::new();
+        trio.two.holder.take_effects(&mut effects);
+        effects.into_iter().rev().find_map(|effect| match effect {
+            Effect::Cache(CacheEffect::Fill { until, .. }) => Some(until),
+            _ => None,
+        })
+    };
+    trio.own_of(2, "k", 5, &b"first"[..], Some(3 * TICK));
+    let granted = trio.now;
+    assert_eq!(until(&mut trio), Some(granted + 3 * TICK));
+    trio.now += 2 * TICK;
+    assert!(trio.absorb(2, "k", "a"));
+    let written = trio.now;
+    assert_eq!(until(&mut trio), Some(written + 3 * TICK));
+    trio.own(2, "l", 5);
+    assert!(trio.absorb(2, "l", "a"));
+    assert_eq!(until(&mut trio), Some(u64::MAX), "for as long as the lease lasts");
+}
+
+#[test]
+fn a_value_that_was_sent_again_and_came_too_late_is_brought_anew() {
+    let mut trio = Trio::new();
+    trio.own(2, "k", 5);
+    assert!(trio.absorb(2, "k", "a"));
+    trio.tick(2, 2 * TICK);
+    let first = trio.the_flush(2);
+    // Its link is cut, and what was sent has arrived.
+    trio.flushed(2, first, Reply::error(Code::TryAgain, "no answer came"));
+    assert!(trio.absorb(2, "k", "b"));
+    trio.tick(2, 2 * TICK);
+    let again = trio.the_flush(2);
+    assert_eq!((&again.1.value[..], again.1.base), (&b"b"[..], 5));
+    trio.flushed(2, again, Reply::Int(-6));
+    assert!(!trio.is_clean(2), "the home has a, not b");
+    trio.tick(2, 0);
+    let third = trio.the_flush(2);
+    assert_eq!((&third.1.value[..], third.1.base), (&b"b"[..], 6));
+    trio.flushed(2, third, Reply::Int(7));
+    assert!(trio.is_clean(2));
+    assert_eq!(trio.two.holder.write_backs().lost, 0);
 }
 
 #[test]
@@ -355,4 +416,26 @@ fn a_node_that_is_about_to_stop_brings_everything_and_takes_nothing_on() {
     let flush = trio.the_flush(2);
     trio.flushed(2, flush, Reply::Int(6));
     assert!(trio.is_clean(2));
+}
+
+#[test]
+fn a_client_that_writes_what_its_node_owns_is_named_before_the_value_changes() {
+    let mut trio = Trio::new();
+    trio.own(2, "k", 5);
+    trio.two.holder.track(trio.now, Tracked::Lines);
+    trio.two.look();
+    let told = |trio: &mut Trio| {
+        let mut effects = Effects::new();
+        trio.two.holder.take_effects(&mut effects);
+        effects.into_iter().filter(|effect| !matches!(effect, Effect::Log(..))).collect::<Vec<_>>()
+    };
+    assert!(trio.absorb(2, "k", "a"));
+    let effects = told(&mut trio);
+    let writes = Effect::Track(TrackEffect::Writes { conn: 5, keys: vec![key("k")] });
+    let purge = Effect::Cache(CacheEffect::Purge { group: GROUP, keys: vec![key("k")] });
+    assert_eq!(effects[..2], [writes, purge]);
+    assert!(matches!(&effects[2..], [Effect::Cache(CacheEffect::Fill { .. })]), "{effects:?}");
+    let (now, two) = trio.node(NodeId(2));
+    assert!(!two.holder.absorb(now, 5, GROUP, &key("k"), &vec![b'x'; 257].into()));
+    assert_eq!(told(&mut trio), [], "what is written through is named when it is sent");
 }
