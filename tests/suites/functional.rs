@@ -1,6 +1,7 @@
 //! The replaced system's functional script, against three real processes.
 
-use quorate_tests::process::{Cluster, poll};
+use quorate_tests::figures::figure;
+use quorate_tests::process::{Client, Cluster, millis, poll};
 
 /// Contention on a lock, and its release when the holder's lease has run out: node logs say so.
 #[test]
@@ -80,6 +81,31 @@ fn a_write_elsewhere_invalidates_a_copy_and_the_log_says_so() {
     for client in [&mut one, &mut two, &mut three] {
         assert_eq!(client.ask("GET user:7"), format!("Bob-{round}"));
     }
+}
+
+/// A node keeps what it has read once, also if nobody asks for it for seconds; and one that nobody asks at all lets it go.
+#[test]
+fn what_was_read_once_is_still_there_seconds_later_and_goes_when_nobody_reads() {
+    let cluster = Cluster::start(3);
+    let (mut one, mut two) = (cluster.client(1), cluster.client(2));
+    assert_eq!(one.ask("SET user:7 Alice"), "OK");
+    let hits = || figure(&cluster, 2, "quorate_cache_hits_total");
+    let holds = |one: &mut Client| one.ask_all("CACHEINFO user:7").contains("node: 2\n");
+    // A machine that stands still for a lease's length loses it: then it begins again.
+    poll("a hit after three seconds", || {
+        assert_eq!(two.ask("GET user:7"), "Alice");
+        let read = millis();
+        let kept = poll("three seconds", || {
+            let kept = holds(&mut one);
+            (!kept || millis() > read + 3000).then_some(kept)
+        });
+        let before = hits();
+        assert_eq!(two.ask("GET user:7"), "Alice");
+        (kept && hits() == before + 1).then_some(())
+    });
+    let read = millis();
+    poll("the end of the lease", || (!holds(&mut one)).then_some(()));
+    assert!(millis() < read + 15_000, "nobody has read for ten seconds");
 }
 
 /// The probe that finds the leader: every node names the same one, and its address.

@@ -22,7 +22,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{
-    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
+    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged, WISH,
 };
 use quorate_protocol::id::{Boot, ConnId, GroupId, NodeId, Term};
 use quorate_protocol::limits::DIRECTORY_LINES_MAX;
@@ -164,7 +164,9 @@ impl Directory {
     /// Takes a node's word. `home_until`: the end of the home's own lease; 0 is none.
     pub fn hear(&mut self, now: u64, home_until: u64, from: NodeId, word: CacheWord) {
         match word {
-            CacheWord::Want(want) if self.is_mine(want.lease) => self.wanted(now, home_until, from, want),
+            CacheWord::Want(want) if self.is_mine(want.lease) => {
+                self.wanted(now, home_until, from, want, true);
+            }
             CacheWord::Purged(purged) if self.is_mine(purged.lease) => self.purged(from, purged),
             CacheWord::Returned(lease) if self.is_mine(lease) => self.returned(from, lease.epoch),
             CacheWord::Evicted(evicted) if self.is_mine(evicted.lease) => self.evicted(from, evicted),
@@ -177,7 +179,31 @@ impl Directory {
         (lease.group, lease.term) == (self.group, self.term)
     }
 
-    fn wanted(&mut self, now: u64, home_until: u64, from: NodeId, want: LeaseWanted) {
+    /// The epoch under which a read's node would keep the line; if the read wishes for a lease (`line`), the node gets one
+    /// first. As `hear`.
+    pub fn epoch_for(
+        &mut self,
+        now: u64,
+        home_until: u64,
+        (node, boot): (NodeId, Boot),
+        line: u64,
+    ) -> Option<u64> {
+        if line & WISH == 0 {
+            return Some(line);
+        }
+        let want = LeaseWanted { lease: self.name(0), boot, sent: line & !WISH, watch: false };
+        self.wanted(now, home_until, node, want, false)
+    }
+
+    /// A node wants a lease; its epoch if it gets it. `says`: it says whether it wants to watch, too.
+    fn wanted(
+        &mut self,
+        now: u64,
+        home_until: u64,
+        from: NodeId,
+        want: LeaseWanted,
+        says: bool,
+    ) -> Option<u64> {
         self.lapse(now);
         #[cfg(feature = "faults")]
         let home_until = if self.faults.beyond_home { home_until + 10 * TICK } else { home_until };
@@ -186,18 +212,18 @@ impl Directory {
                 || self.watchers.owes(from, now);
         // Before it has given its lease back it must not get the same one again: grants that are late would fit.
         if self.recalling || self.is_recalled_from(from) || owes || home_until < now + SHORTEST {
-            return;
+            return None;
         }
         let known = self.leases.get(&from).filter(|lease| lease.boot == want.boot);
         let epoch = match known {
             Some(lease) if lease.epoch == want.lease.epoch => lease.epoch,
             // It has not heard of the lease that it was given, or has dropped it.
             Some(lease) if want.lease.epoch == 0 => lease.epoch,
-            Some(_) => return,
-            None if self.leases.contains_key(&from) => return,
+            Some(_) => return None,
+            None if self.leases.contains_key(&from) => return None,
             #[cfg(feature = "faults")]
             None if self.faults.lapsed_renewed && want.lease.epoch > 0 => want.lease.epoch,
-            None if want.lease.epoch > 0 => return,
+            None if want.lease.epoch > 0 => return None,
             None => {
                 self.next_epoch += 1;
                 self.next_epoch
@@ -206,9 +232,14 @@ impl Directory {
         self.leases.insert(from, Lease { boot: want.boot, epoch, until: home_until });
         let length = (home_until - now) / 100 * 99;
         let LeaseWanted { boot, sent, .. } = want;
-        let watch = self.watchers.wish(from, boot, epoch, sent, want.watch);
+        let watch = if says {
+            self.watchers.wish(from, boot, epoch, sent, want.watch)
+        } else {
+            self.watchers.hears(from, epoch)
+        };
         let granted = LeaseGranted { lease: self.name(epoch), boot, sent, length, watch };
         self.words.push((from, CacheWord::Lease(granted)));
+        Some(epoch)
     }
 
     /// Forgets leases that are over, and lets the writes go on that waited for them.

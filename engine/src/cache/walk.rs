@@ -8,6 +8,8 @@
 //! that a new one does not compile until it is thought of here.
 
 use alloc::vec::Vec;
+
+use bytes::Bytes;
 use quorate_protocol::cache::{CacheWord, LeaseName};
 use quorate_protocol::id::NodeId;
 
@@ -131,6 +133,12 @@ impl Walk<'_> {
                 self.lease(place, lease);
             }
         }
+    }
+
+    /// A value of the model's: a number.
+    pub fn value(&mut self, value: Option<&Bytes>) {
+        let number = value.and_then(|value| value[..].try_into().ok()).map_or(0, u64::from_le_bytes);
+        self.one(Kind::Value, number);
     }
 
     /// A short key.

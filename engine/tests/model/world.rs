@@ -16,7 +16,7 @@ use quorate_engine::cache::holder::{Fill, Holder};
 use quorate_engine::cache::walk::{Kind, Walk};
 use quorate_engine::cache::{CacheEffect, Faults};
 use quorate_engine::effect::{Effect, Effects, TICK};
-use quorate_protocol::cache::{CacheWord, Grant, LeaseName};
+use quorate_protocol::cache::{CacheWord, Grant, LeaseName, WISH};
 use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 
 const GROUP: GroupId = GroupId(1);
@@ -67,7 +67,7 @@ impl Bounds {
 #[derive(Debug, Clone)]
 pub(crate) enum Flying {
     Word { from: usize, to: usize, word: CacheWord },
-    Read { node: usize, key: usize, epoch: u64, term: Term },
+    Read { node: usize, key: usize, line: u64, term: Term },
     Write { node: usize, key: usize, gave_up: u64, term: Term },
     Filled { node: usize, key: usize, value: u64, grant: Grant, written: bool },
 }
@@ -92,12 +92,16 @@ impl Flying {
                 walk.plain(place);
                 walk.word(place, word, LEASE);
             }
-            Self::Read { node, key, epoch, term } => {
+            Self::Read { node, key, line, term } => {
                 let place = place(walk, *node);
                 [1, u64::from(place), 1, *key as u64, *term]
                     .into_iter()
                     .for_each(|number| walk.plain(number));
-                walk.one(Kind::Epoch(place), *epoch);
+                if *line & WISH == 0 {
+                    walk.one(Kind::Epoch(place), *line);
+                } else {
+                    walk.passed(*line & !WISH, LEASE);
+                }
             }
             Self::Write { node, key, gave_up, term } => {
                 let place = place(walk, *node);
@@ -333,8 +337,8 @@ impl Model {
             return false;
         }
         let node = &mut self.nodes[at];
-        let (epoch, term) = (node.holder.epoch(self.now, GROUP), node.term);
-        self.flying.push(Flying::Read { node: at, key, epoch, term });
+        let (line, term) = (node.holder.wish(self.now, GROUP), node.term);
+        self.flying.push(Flying::Read { node: at, key, line, term });
         true
     }
 
@@ -374,9 +378,12 @@ impl Model {
                 }
             }
             Flying::Word { from, to, word } => self.nodes[to].holder.hear(self.now, id(from), word),
-            Flying::Read { node, key, epoch, term } => {
-                if term == self.term && self.now < self.home_until && epoch > 0 {
-                    let grant = self.directory.grant(self.now, id(node), epoch, &name(key), false);
+            Flying::Read { node, key, line, term } => {
+                if term == self.term && self.now < self.home_until {
+                    let (now, reader) = (self.now, (id(node), Boot(1)));
+                    let epoch = self.directory.epoch_for(now, self.home_until, reader, line);
+                    let grant =
+                        epoch.and_then(|epoch| self.directory.grant(now, id(node), epoch, &name(key), false));
                     self.answer(node, key, self.applied[key], grant, false);
                 }
             }
@@ -399,7 +406,7 @@ impl Model {
     }
 
     /// An answer without a line changes nothing.
-    fn answer(&mut self, node: usize, key: usize, value: u64, grant: Option<Grant>, written: bool) {
+    pub(crate) fn answer(&mut self, node: usize, key: usize, value: u64, grant: Option<Grant>, written: bool) {
         self.flying.extend(grant.map(|grant| Flying::Filled { node, key, value, grant, written }));
     }
 
@@ -514,8 +521,9 @@ impl Model {
                 }
                 _ => true,
             },
-            Flying::Read { node, epoch, term, .. } => {
-                *term == self.term && self.directory.has_lease(id(*node), *epoch)
+            Flying::Read { node, line, term, .. } => {
+                let wishes = line & WISH > 0 && self.now < (line & !WISH) + LEASE;
+                *term == self.term && (wishes || self.directory.has_lease(id(*node), *line))
             }
             Flying::Write { term, .. } => *term == self.term,
             Flying::Filled { node, key, grant, .. } => {

@@ -22,7 +22,7 @@ use quorate_protocol::limits::DIRTY_VALUE_MAX;
 use quorate_protocol::op::Flush;
 use quorate_protocol::reply::Reply;
 
-use super::{Holder, shown};
+use super::{Holder, as_text};
 use crate::cache::dirty::{Brought, Counts, Entry, Owned};
 use crate::cache::{CacheEffect, Tracked};
 use crate::effect::{Effect, Level};
@@ -75,9 +75,9 @@ impl Holder {
         if !self.dirty.take_on(now, &key, &value, owned) {
             return false;
         }
-        home.wanted = true;
+        home.read = now;
         if was_clean {
-            let line = format!("{}: State M -> M, to be written back", shown(&key));
+            let line = format!("{}: State M -> M, to be written back", as_text(&key));
             self.effects.push(Effect::Log(Level::Debug, line));
         }
         if self.tracked > Tracked::Nothing {
@@ -154,13 +154,13 @@ impl Holder {
         if brought == Brought::Overwritten {
             let line = format!(
                 "{}: writes of up to the last 100 ms that were acknowledged here are lost: the key was written elsewhere after this node's lease had ended",
-                shown(key)
+                as_text(key)
             );
             self.effects.push(Effect::Log(Level::Warn, line));
         }
         let Some(entry) = done else { return };
         if brought != Brought::Overwritten {
-            let line = format!("{}: State M -> M, written back", shown(key));
+            let line = format!("{}: State M -> M, written back", as_text(key));
             self.effects.push(Effect::Log(Level::Debug, line));
         }
         self.brought(key, &entry);

@@ -5,7 +5,8 @@ use quorate_protocol::cache::{Grant, Invalidation, LeaseGranted, LeaseName};
 
 use super::super::Tracked;
 use super::super::walk::{Kind, Walk};
-use super::{Holder, Home, Lease, Line, SAY_AGAIN, bucket};
+use super::early::PATIENCE;
+use super::{Fill, Holder, Home, KEPT, KEPT_EMPTY, Lease, Line, SAY_AGAIN, bucket};
 
 impl Holder {
     /// Adds what the holder of the node at this place is to the row. Of the age of what it asked for no more than `enough`
@@ -20,6 +21,7 @@ impl Holder {
             evicted,
             // It is only taken apart.
             void: _,
+            early,
             // It is only shown.
             invalidations: _,
             dirty,
@@ -37,11 +39,13 @@ impl Holder {
         assert!(words.is_empty() && effects.is_empty(), "the model takes them at once");
         walk.plain(boot.0);
         let mut newest = 0;
-        for Home { leader, term, lease, lines, wanted, asked, since, watched } in homes {
+        for Home { leader, term, lease, lines, read, asked, since, watched } in homes {
             newest = newest.max(*term);
             walk.node(*leader);
             walk.plain(*term);
-            walk.plain(*wanted);
+            // That nobody reads any more is as if what is asked for were lost, so how long it is ago tells nothing more.
+            walk.plain(*read > 0 && walk.now <= read + KEPT);
+            walk.plain(*read > 0 && walk.now <= read + KEPT_EMPTY);
             walk.plain(*watched);
             walk.plain(lease.is_some());
             if let Some(Lease { epoch, generation, until }) = lease {
@@ -65,6 +69,16 @@ impl Holder {
             walk.plain(*bucket);
             walk.plain(*term);
             walk.one(Kind::Number(place), *number);
+        }
+        walk.count(early.iter().count());
+        for (since, Fill { key, value, grant, asked: _, written }) in early.iter() {
+            walk.passed(*since, PATIENCE);
+            walk.bytes(key);
+            walk.lease(place, &grant.lease);
+            walk.one(Kind::Number(place), grant.number);
+            walk.value(value.as_ref());
+            walk.plain(grant.exclusive);
+            walk.plain(*written);
         }
         walk.count(evicted.len());
         for ((leader, lease), lines) in evicted {
