@@ -28,6 +28,10 @@ pub enum Kind {
     Write,
     /// Values of keys, the newer the higher.
     Value,
+    /// Versions of keys.
+    Version,
+    /// What one node brings of its lines, numbered by it.
+    Flush(u8),
 }
 
 /// See the top of the file.

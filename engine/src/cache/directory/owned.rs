@@ -21,6 +21,8 @@ use quorate_protocol::id::NodeId;
 use quorate_protocol::limits::OWNED_LINES_MAX;
 
 use super::{Directory, WriteId};
+#[cfg(feature = "faults")]
+use crate::cache::walk::{Kind, Walk};
 
 /// Keys whose lines are called back at once from a home that can write no more.
 const DISOWNED_AT_ONCE: usize = 1024;
@@ -36,6 +38,20 @@ pub(super) struct Owner {
     pub(super) recalled: u64,
     /// What it has brought and is on its way through the log.
     flushes: u32,
+}
+
+#[cfg(feature = "faults")]
+impl Owner {
+    /// Adds it to a row of numbers. See `cache/walk.rs`.
+    pub(super) fn walk(self, walk: &mut Walk<'_>) {
+        let Self { node, epoch, number, recalled, flushes } = self;
+        let place = walk.place(Some(node));
+        walk.plain(place);
+        walk.one(Kind::Epoch(place), epoch);
+        walk.one(Kind::Number(place), number);
+        walk.one(Kind::Number(place), recalled);
+        walk.plain(flushes);
+    }
 }
 
 impl Directory {

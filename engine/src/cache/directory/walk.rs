@@ -38,7 +38,6 @@ impl Directory {
             faults: _,
         } = self;
         assert!(ready.is_empty() && words.is_empty(), "the model takes them at once");
-        assert!(owned.is_empty(), "the model has no lines that are written back");
         assert!(watchers.is_empty(), "the model has no clients that keep values themselves");
         walk.plain(*term);
         walk.plain(*all_closed);
@@ -52,6 +51,11 @@ impl Directory {
             }
         }
         walk_copies(lines, walk);
+        walk.count(owned.len());
+        for (key, owner) in owned {
+            walk.bytes(key);
+            owner.walk(walk);
+        }
         walk.count(closed.len());
         for (key, Closed { writes, owner }) in closed {
             walk.bytes(key);
@@ -93,7 +97,10 @@ impl Directory {
                 let held = |number: u64| move |copy: &Copy| (copy.node, copy.number) == (from, number);
                 let known =
                     |key, number| self.lines.get(key).is_some_and(|copies| copies.iter().any(held(number)));
-                evicted.lines.iter().any(|(key, number)| known(key, *number))
+                let owns = |key, number| {
+                    self.owned.get(key).is_some_and(|owner| (owner.node, owner.number) == (from, number))
+                };
+                evicted.lines.iter().any(|(key, number)| known(key, *number) || owns(key, *number))
             }
             _ => true,
         }

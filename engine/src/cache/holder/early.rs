@@ -15,6 +15,8 @@ use bytes::Bytes;
 use quorate_protocol::id::GroupId;
 
 use super::Fill;
+#[cfg(feature = "faults")]
+use crate::cache::walk::{Kind, Walk};
 use crate::effect::TICK;
 
 /// Lines that wait on a node.
@@ -22,7 +24,7 @@ const MOST: usize = 256;
 /// What they may take; bytes.
 const MOST_BYTES: usize = 4 << 20;
 /// How long one waits at the most; microseconds. A lease that is still on its way then is nearly over.
-pub(super) const PATIENCE: u64 = 6 * TICK;
+const PATIENCE: u64 = 6 * TICK;
 
 /// See the top of the file.
 #[derive(Debug, Clone, Default)]
@@ -69,9 +71,21 @@ impl Early {
         }
     }
 
-    /// What waits, and since when.
+    /// Adds what the node at this place has waiting to a row of numbers. See `cache/walk.rs`.
     #[cfg(feature = "faults")]
-    pub(super) fn iter(&self) -> impl Iterator<Item = &(u64, Fill)> {
-        self.fills.iter()
+    pub(super) fn walk(&self, walk: &mut Walk<'_>, place: u8) {
+        let Self { fills, bytes: _ } = self;
+        walk.count(fills.len());
+        for (since, Fill { key, value, grant, asked: _, written }) in fills {
+            walk.passed(*since, PATIENCE);
+            walk.bytes(key);
+            walk.lease(place, &grant.lease);
+            walk.one(Kind::Number(place), grant.number);
+            walk.value(value.as_ref());
+            walk.one(Kind::Version, grant.version);
+            walk.plain(grant.exclusive);
+            walk.plain(grant.owned);
+            walk.plain(*written);
+        }
     }
 }

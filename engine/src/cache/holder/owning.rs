@@ -24,6 +24,8 @@ use quorate_protocol::reply::Reply;
 
 use super::{Holder, as_text};
 use crate::cache::dirty::{Brought, Counts, Entry, Owned};
+#[cfg(feature = "faults")]
+use crate::cache::walk::{Kind, Walk};
 use crate::cache::{CacheEffect, Tracked};
 use crate::effect::{Effect, Level};
 use crate::keep::keep;
@@ -54,6 +56,29 @@ pub(in crate::cache) struct Own {
 impl Own {
     pub(super) fn new(version: u64, length: usize) -> Self {
         Self { base: version, most: SMALL.max(length).min(DIRTY_VALUE_MAX) }
+    }
+}
+
+#[cfg(feature = "faults")]
+impl Own {
+    /// Adds it to a row of numbers. See `cache/walk.rs`.
+    pub(super) fn walk(self, walk: &mut Walk<'_>) {
+        let Self { base, most } = self;
+        walk.one(Kind::Version, base);
+        walk.count(most);
+    }
+}
+
+#[cfg(feature = "faults")]
+impl Owed {
+    /// Adds what the node at this place owes to a row of numbers. See `cache/walk.rs`.
+    pub(super) fn walk(&self, walk: &mut Walk<'_>, place: u8) {
+        let Self { to, word, lease, keys } = self;
+        walk.node(Some(*to));
+        walk.word(place, word, 0);
+        walk.lease(place, lease);
+        walk.count(keys.len());
+        keys.iter().for_each(|key| walk.bytes(key));
     }
 }
 

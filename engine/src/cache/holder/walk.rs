@@ -5,8 +5,7 @@ use quorate_protocol::cache::{Grant, Invalidation, LeaseGranted, LeaseName};
 
 use super::super::Tracked;
 use super::super::walk::{Kind, Walk};
-use super::early::PATIENCE;
-use super::{Fill, Holder, Home, KEPT, KEPT_EMPTY, Lease, Line, SAY_AGAIN, bucket};
+use super::{Holder, Home, KEPT, KEPT_EMPTY, Lease, Line, SAY_AGAIN, bucket};
 
 impl Holder {
     /// Adds what the holder of the node at this place is to the row. Of the age of what it asked for no more than `enough`
@@ -34,8 +33,7 @@ impl Holder {
             faults: _,
         } = self;
         assert!(*tracked == Tracked::Nothing, "the model has no clients that keep values themselves");
-        let clean = dirty.is_empty() && owed.is_empty() && !leaving;
-        assert!(clean, "the model has no lines that are written back");
+        assert!(!leaving, "no node of the model is told to stop");
         assert!(words.is_empty() && effects.is_empty(), "the model takes them at once");
         walk.plain(boot.0);
         let mut newest = 0;
@@ -57,12 +55,17 @@ impl Holder {
             walk.plain(*since > 0);
             walk.passed(*since, enough);
             walk.count(lines.len());
-            for (key, Line { number, state, own: _ }) in lines.iter() {
+            for (key, Line { number, state, own }) in lines.iter() {
                 walk.bytes(key);
                 walk.one(Kind::Number(place), *number);
                 walk.plain(*state as u8);
+                walk.plain(own.is_some());
+                own.inspect(|own| own.walk(walk));
             }
         }
+        dirty.walk(walk, place);
+        walk.count(owed.len());
+        owed.iter().for_each(|owed| owed.walk(walk, place));
         // What a former home has invalidated can never be granted again.
         walk.count(floors.values().filter(|(term, _)| *term >= newest).count());
         for (bucket, (term, number)) in floors.iter().filter(|(_, (term, _))| *term >= newest) {
@@ -70,16 +73,7 @@ impl Holder {
             walk.plain(*term);
             walk.one(Kind::Number(place), *number);
         }
-        walk.count(early.iter().count());
-        for (since, Fill { key, value, grant, asked: _, written }) in early.iter() {
-            walk.passed(*since, PATIENCE);
-            walk.bytes(key);
-            walk.lease(place, &grant.lease);
-            walk.one(Kind::Number(place), grant.number);
-            walk.value(value.as_ref());
-            walk.plain(grant.exclusive);
-            walk.plain(*written);
-        }
+        early.walk(walk, place);
         walk.count(evicted.len());
         for ((leader, lease), lines) in evicted {
             walk.node(Some(*leader));
