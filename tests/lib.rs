@@ -1,6 +1,7 @@
-//! What can go wrong: real clusters (`process`), on networks that fail (`netns`) and small disks (`small`), with spoilt files (`damages`), the read view in every interleaving (`interleaved`), simulated ones (`sim`), and the tools that the suites share.
+//! What can go wrong: real clusters (`process`), on networks that fail (`netns`) and small disks (`small`), with spoilt files (`damages`), the read view in every interleaving (`interleaved`), what a node counts (`figures`), simulated ones (`sim`), and the tools that the suites share.
 
 pub mod damages;
+pub mod figures;
 #[cfg(not(test))]
 pub mod interleaved;
 pub mod netns;

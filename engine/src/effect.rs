@@ -123,6 +123,8 @@ pub enum Input {
     },
     /// The read view has dropped lines to make room. Comes before anything that happens behind the effect that filled it.
     Evicted(Vec<(GroupId, Bytes)>),
+    /// The read view has shown lines of these groups since it was said last.
+    Shown(Vec<GroupId>),
     /// What the node needs for its clients that keep values themselves (CLIENT TRACKING).
     Track(Tracked),
     /// A client has gone.

@@ -290,6 +290,7 @@ impl Engine {
                 self.gateway.holder.leave();
             }
             Input::Evicted(lines) => self.gateway.holder.evicted(lines),
+            Input::Shown(groups) => self.gateway.holder.shown(mono, &groups),
             Input::Track(tracked) => self.gateway.holder.track(mono, tracked),
             Input::Snapshot { from, frame } => self.snapshot_frame(mono, from, frame, fx),
             Input::Connected { conn, ordered } => self.gateway.connected(conn, ordered),

@@ -22,6 +22,10 @@ wire_struct! {
     }
 }
 
+/// Above all epochs: a read whose `Ask::line` has this bit comes from a node without a lease, and asks for one. The rest is when it
+/// asks, by its own clock in microseconds: the lease is counted from there.
+pub const WISH: u64 = 1 << 63;
+
 wire_struct! {
     /// A node wants a lease, or wants it to go on.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -408,8 +408,9 @@ wire_struct! {
         pub principal: Principal,
         /// A read that follows unanswered writes of its connection: it must see them.
         pub behind: bool,
-        /// Of a read of one key: the epoch of the lease under which the node would keep the line. Of a write of one
-        /// key: the number of the grant that the node has given up for it. 0 is none.
+        /// Of a read of one key: the epoch of the lease under which the node would keep the line, or, without one, a
+        /// wish for it (`cache::WISH`). Of a write of one key: the number of the grant that the node has given up for
+        /// it. 0 is none.
         pub line: u64,
         /// What to do.
         pub work: Work,

@@ -131,6 +131,7 @@ pub fn run(mut engine: Engine, shared: &Shared, disk: SyncThread) {
             shared.tracking.tick(now.mono, &mut pushes);
             *shared.counts.lock() = engine.counts();
             next_tick = (next_tick + TICK).max(now.mono);
+            engine.step(now, Input::Shown(shared.view.take_shown()), &mut fx);
             engine.step(now, Input::Tick, &mut fx);
         }
         engine.step(now, Input::EndOfTurn, &mut fx);

@@ -69,6 +69,8 @@ struct Shard {
     hits: u64,
     misses: u64,
     evictions: u64,
+    /// Group → a line of it was shown since that was taken last.
+    shown: Vec<bool>,
 }
 
 /// How often lookups found something.
@@ -105,9 +107,11 @@ impl View {
     #[must_use]
     pub fn new(partitions: u16, max: usize) -> Self {
         let lines = || LruCache::unbounded_with_hasher(BuildHasherDefault::default());
-        let shard = || Shard { lines: lines(), bytes: 0, hits: 0, misses: 0, evictions: 0 };
+        let groups = usize::from(partitions) + 1;
+        let shown = || vec![false; groups];
+        let shard = || Shard { lines: lines(), bytes: 0, hits: 0, misses: 0, evictions: 0, shown: shown() };
         Self {
-            leases: (0..=partitions).map(|_| Lease::default()).collect(),
+            leases: (0..groups).map(|_| Lease::default()).collect(),
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
             shard_max: max / SHARDS,
         }
@@ -174,7 +178,11 @@ impl View {
 
     fn look<'a>(&self, shard: &'a mut Shard, key: &[u8], now: u64) -> Option<&'a Option<Bytes>> {
         let line = shard.lines.get(key)?;
-        self.is_valid(line, now).then_some(&line.value)
+        if !self.is_valid(line, now) {
+            return None;
+        }
+        shard.shown[line.group.slot()] = true;
+        Some(&line.value)
     }
 
     /// Does what the engine wants done. What made room for others is added to `evicted`.
@@ -217,6 +225,17 @@ impl View {
             shard.evictions += 1;
             evicted.push((old.group, key));
         }
+    }
+
+    /// Groups of which lines were shown since it was asked last: their leases are worth being kept.
+    pub fn take_shown(&self) -> Vec<GroupId> {
+        let mut all = vec![false; self.leases.len()];
+        for shard in &self.shards {
+            for (all, shown) in all.iter_mut().zip(&mut shard.lock().shown) {
+                *all |= std::mem::take(shown);
+            }
+        }
+        (0..).zip(all).filter_map(|(slot, shown)| shown.then_some(GroupId(slot))).collect()
     }
 
     /// Of what was evicted, what has not come back since.

@@ -206,6 +206,7 @@ impl World {
         if now.mono >= node.next_tick {
             node.tracking.tick(now.mono, &mut pushes);
             node.next_tick = (node.next_tick + TICK).max(now.mono);
+            inputs.push(Input::Shown(node.view.take_shown()));
             inputs.push(Input::Tick);
         }
         inputs.push(Input::EndOfTurn);

@@ -1,6 +1,10 @@
 //! The replaced system's functional script, against three real processes.
 
-use quorate_tests::process::{Cluster, poll};
+use std::collections::BTreeSet;
+
+use quorate_protocol::op::partition_of;
+use quorate_tests::figures::figure;
+use quorate_tests::process::{Client, Cluster, millis, poll};
 
 /// Contention on a lock, and its release when the holder's lease has run out: node logs say so.
 #[test]
@@ -80,6 +84,36 @@ fn a_write_elsewhere_invalidates_a_copy_and_the_log_says_so() {
     for client in [&mut one, &mut two, &mut three] {
         assert_eq!(client.ask("GET user:7"), format!("Bob-{round}"));
     }
+}
+
+/// A node keeps what it has read once, also if nobody asks for it for seconds; and one that nobody asks at all lets it go.
+#[test]
+fn what_was_read_once_is_still_there_seconds_later_and_goes_when_nobody_reads() {
+    let cluster = Cluster::start(3);
+    let (mut one, mut two) = (cluster.client(1), cluster.client(2));
+    let hits = || figure(&cluster, 2, "quorate_cache_hits_total");
+    let holds = |one: &mut Client, key: &str| one.ask_all(&format!("CACHEINFO {key}")).contains("node: 2\n");
+    // Whether a single read brings a line that is there three seconds later. Each key is the first of its partition.
+    let mut is_kept = |key: &str| {
+        assert_eq!(one.ask(&format!("SET {key} Alice")), "OK");
+        assert_eq!(two.ask(&format!("GET {key}")), "Alice");
+        let read = millis();
+        let kept = poll("three seconds", || {
+            let kept = holds(&mut one, key);
+            (!kept || millis() > read + 3000).then_some(kept)
+        });
+        let before = hits();
+        assert_eq!(two.ask(&format!("GET {key}")), "Alice");
+        kept && hits() == before + 1
+    };
+    let mut partitions = BTreeSet::new();
+    let first_ones =
+        (0..).map(|n| format!("user:{n}")).filter(|key| partitions.insert(partition_of(key.as_bytes(), 16)));
+    // A machine that stands still for a lease's length loses it: some more tries.
+    let kept = first_ones.take(5).find(|key| is_kept(key)).expect("a key that is kept");
+    let read = millis();
+    poll("the end of the lease", || (!holds(&mut one, &kept)).then_some(()));
+    assert!(millis() < read + 15_000, "nobody has read for ten seconds");
 }
 
 /// The probe that finds the leader: every node names the same one, and its address.

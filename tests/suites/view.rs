@@ -1,22 +1,24 @@
 //! Every interleaving of readers with what the engine does to the read view, and every order in which memory may show it
-//! (loom): nobody is shown what was purged and acknowledged, or what another lease left.
+//! (loom): nobody is shown what was purged and acknowledged, or what another lease left, and no client keeps a value that has gone.
 //!
 //! Up to three threads, each pre-empted twice at the most where it does not have to wait.
 
 use bytes::Bytes;
-use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 use quorate_engine::cache::CacheEffect;
-use quorate_protocol::command::Tracks;
 use quorate_protocol::id::GroupId;
-use quorate_tests::interleaved::tracking::{Pushes, Tracking};
-use quorate_tests::interleaved::{Sight, end_first, generation_first, unordered_end, view::View};
+use quorate_tests::interleaved::tracking::Tracking;
+use quorate_tests::interleaved::{Sight, Table, looked_before, table_first};
+use quorate_tests::interleaved::{end_first, generation_first, unordered_end, view::View};
 use xxhash_rust::xxh3::xxh3_64;
 
 const GROUP: GroupId = GroupId(1);
 const KEY: &[u8] = b"k";
 const ROOM: usize = 1 << 20;
+/// A connection.
+const CONN: u64 = 7;
 
 fn explore(story: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
@@ -148,30 +150,102 @@ fn what_made_room_is_reported_once() {
     explore(evicted_once::<View>);
 }
 
+fn purge_effect() -> CacheEffect {
+    CacheEffect::Purge { group: GROUP, keys: vec![Bytes::from_static(KEY)] }
+}
+
 /// A connection has been answered a value, and asks whether its client may keep it, while something ends the line.
-fn kept_and_told(end: fn() -> CacheEffect) {
+fn kept_and_told<T: Table>(end: fn() -> CacheEffect) {
     let view = with_a_line::<View>(100);
-    let tracking = Tracking::new(1, 10);
-    tracking.begin(7, Tracks::default(), drop);
-    let tracking = Arc::new(tracking);
+    let table = Arc::new(T::with(CONN));
     let client = {
-        let (view, tracking) = (Arc::clone(&view), Arc::clone(&tracking));
+        let (view, table) = (Arc::clone(&view), Arc::clone(&table));
+        thread::spawn(move || table.keep(&view, CONN, &Bytes::from_static(KEY), &Bytes::from_static(b"old")))
+    };
+    let told = table.apply(&view, end()) > 0;
+    let kept = client.join().expect("it has asked");
+    assert_eq!(kept, told, "who keeps a value is told, and who is told has kept it");
+}
+
+/// What a client reads on its connection, in this order.
+enum Said {
+    Answer(Bytes),
+    Drop,
+}
+
+/// A connection reads a key, once or twice, and writes answers, and what the engine has pushed, to its client (`connection.rs`), while the key
+/// is written. `answers_first`: it asks behind the answer whether that may be kept, not before it.
+fn answered_and_pushed<T: Table>(reads: usize, answers_first: bool) {
+    let view = with_a_line::<View>(100);
+    let table = Arc::new(T::with(CONN));
+    let outlet = Arc::new(Mutex::new(0));
+    let connection = {
+        let (view, table, outlet) = (Arc::clone(&view), Arc::clone(&table), Arc::clone(&outlet));
         thread::spawn(move || {
-            let (key, value) = (Bytes::from_static(KEY), Bytes::from_static(b"old"));
-            tracking.keep(&view, 7, &key, Some(&value), 5, &mut Pushes::new())
+            let mut said = Vec::new();
+            let pushed = |said: &mut Vec<Said>| {
+                let pushes = std::mem::take(&mut *outlet.lock().expect("nobody panics with it"));
+                said.extend((0..pushes).map(|_| Said::Drop));
+            };
+            for _ in 0..reads {
+                if let Some(Some(value)) = view.get(KEY, 5) {
+                    let keep = || table.keep(&view, CONN, &Bytes::from_static(KEY), &value);
+                    let early = (!answers_first).then(keep);
+                    if early.is_some() {
+                        pushed(&mut said);
+                    }
+                    said.push(Said::Answer(value.clone()));
+                    if !early.unwrap_or_else(keep) {
+                        said.push(Said::Drop);
+                    }
+                }
+                pushed(&mut said);
+            }
+            said
         })
     };
-    let mut pushes = Pushes::new();
-    tracking.apply(&view, end(), &mut Vec::new(), &mut pushes);
-    let kept = client.join().expect("it has asked");
-    assert_eq!(kept, !pushes.is_empty(), "who keeps a value is told, and who is told has kept it");
+    let value = Some(Bytes::from_static(b"new"));
+    let key = Bytes::from_static(KEY);
+    for effect in [purge_effect(), CacheEffect::Fill { group: GROUP, generation: 1, key, value, until: 90 }] {
+        let pushes = table.apply(&view, effect);
+        *outlet.lock().expect("nobody panics with it") += pushes;
+    }
+    let mut said = connection.join().expect("it has answered");
+    said.extend((0..*outlet.lock().expect("nobody panics with it")).map(|_| Said::Drop));
+    let kept = said.into_iter().fold(None, |_, said| match said {
+        Said::Answer(value) => Some(value),
+        Said::Drop => None,
+    });
+    let there = view.get(KEY, 5).flatten();
+    assert!(kept.is_none() || kept == there, "{kept:?} is kept for ever, {there:?} is there");
 }
 
 #[test]
 fn whoever_keeps_a_value_is_told_when_its_line_ends() {
-    explore(|| kept_and_told(|| CacheEffect::Purge { group: GROUP, keys: vec![Bytes::from_static(KEY)] }));
-    explore(|| kept_and_told(|| CacheEffect::Lease { group: GROUP, generation: 0, until: 0 }));
-    explore(|| kept_and_told(|| CacheEffect::Lease { group: GROUP, generation: 2, until: 200 }));
+    explore(|| kept_and_told::<Tracking>(purge_effect));
+    explore(|| kept_and_told::<Tracking>(|| CacheEffect::Lease { group: GROUP, generation: 0, until: 0 }));
+    explore(|| kept_and_told::<Tracking>(|| CacheEffect::Lease { group: GROUP, generation: 2, until: 200 }));
+}
+
+#[test]
+fn no_push_comes_before_the_answer_that_it_is_about() {
+    explore(|| answered_and_pushed::<Tracking>(1, true));
+    explore(|| answered_and_pushed::<Tracking>(2, true));
+}
+
+#[test]
+fn mistakes_about_what_clients_keep_are_seen() {
+    fn made<T: Table>(what: &str) {
+        assert!(T::MADE, "{what}: the words that tests/build.rs replaces are not in the table any more");
+        assert!(goes_wrong(|| kept_and_told::<T>(purge_effect)), "{what} is not seen");
+        assert!(goes_wrong(|| answered_and_pushed::<T>(1, true)), "{what} leaves nothing old behind");
+    }
+    made::<table_first::Tracking>("the table before the view");
+    made::<looked_before::Tracking>("the line looked for outside the lock");
+    assert!(
+        goes_wrong(|| answered_and_pushed::<Tracking>(1, false)),
+        "an answer behind what was pushed about it is not seen"
+    );
 }
 
 /// The first client with tracking begins, and is answered a value, while something ends the line.

@@ -10,20 +10,21 @@
 //!   asked like any other.
 //! - A node that owes an answer to an invalidation gets no more time, so no write waits longer than a lease lasts.
 //!
-//! Lines that their holder writes by itself are the business of `owned`.
+//! The nodes' leases are the business of `leases`, lines that their holder writes by itself that of `owned`.
 //!
 //! Subtlety: there may be more copies in here than there are (an eviction that was lost), never fewer.
 
+mod leases;
 mod owned;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "faults")]
 mod walk;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::cache::{
-    CacheWord, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Purged,
-};
+use quorate_protocol::cache::{CacheWord, Evicted, Grant, Invalidation, LeaseName, Purged};
 use quorate_protocol::id::{Boot, ConnId, GroupId, NodeId, Term};
 use quorate_protocol::limits::DIRECTORY_LINES_MAX;
 
@@ -36,8 +37,6 @@ use owned::{LookedAt, Owner};
 const SAY_AGAIN: u64 = 2 * TICK;
 /// Void lines that a tick takes apart.
 const SWEPT_AT_ONCE: usize = 4096;
-/// A lease that would be shorter is not granted; microseconds.
-const SHORTEST: u64 = TICK;
 
 /// A node's lease.
 #[derive(Debug, Clone)]
@@ -156,16 +155,12 @@ impl Directory {
         !self.ready.is_empty()
     }
 
-    /// Until when somebody may rely on a lease that was granted here.
-    #[must_use]
-    pub fn relied_on_until(&self) -> u64 {
-        self.leases.values().map(|lease| lease.until).max().unwrap_or(0)
-    }
-
     /// Takes a node's word. `home_until`: the end of the home's own lease; 0 is none.
     pub fn hear(&mut self, now: u64, home_until: u64, from: NodeId, word: CacheWord) {
         match word {
-            CacheWord::Want(want) if self.is_mine(want.lease) => self.wanted(now, home_until, from, want),
+            CacheWord::Want(want) if self.is_mine(want.lease) => {
+                self.wanted(now, home_until, from, want, true);
+            }
             CacheWord::Purged(purged) if self.is_mine(purged.lease) => self.purged(from, purged),
             CacheWord::Returned(lease) if self.is_mine(lease) => self.returned(from, lease.epoch),
             CacheWord::Evicted(evicted) if self.is_mine(evicted.lease) => self.evicted(from, evicted),
@@ -176,66 +171,6 @@ impl Directory {
 
     fn is_mine(&self, lease: LeaseName) -> bool {
         (lease.group, lease.term) == (self.group, self.term)
-    }
-
-    fn wanted(&mut self, now: u64, home_until: u64, from: NodeId, want: LeaseWanted) {
-        self.lapse(now);
-        #[cfg(feature = "faults")]
-        let home_until = if self.faults.beyond_home { home_until + 10 * TICK } else { home_until };
-        let owes =
-            self.unanswered.values().any(|open| open.node == from && now > open.said && !self.is_at_it(open))
-                || self.watchers.owes(from, now);
-        // Before it has given its lease back it must not get the same one again: grants that are late would fit.
-        if self.recalling || self.is_recalled_from(from) || owes || home_until < now + SHORTEST {
-            return;
-        }
-        let known = self.leases.get(&from).filter(|lease| lease.boot == want.boot);
-        let epoch = match known {
-            Some(lease) if lease.epoch == want.lease.epoch => lease.epoch,
-            // It has not heard of the lease that it was given, or has dropped it.
-            Some(lease) if want.lease.epoch == 0 => lease.epoch,
-            Some(_) => return,
-            None if self.leases.contains_key(&from) => return,
-            #[cfg(feature = "faults")]
-            None if self.faults.lapsed_renewed && want.lease.epoch > 0 => want.lease.epoch,
-            None if want.lease.epoch > 0 => return,
-            None => {
-                self.next_epoch += 1;
-                self.next_epoch
-            }
-        };
-        self.leases.insert(from, Lease { boot: want.boot, epoch, until: home_until });
-        let length = (home_until - now) / 100 * 99;
-        let LeaseWanted { boot, sent, .. } = want;
-        let watch = self.watchers.wish(from, boot, epoch, sent, want.watch);
-        let granted = LeaseGranted { lease: self.name(epoch), boot, sent, length, watch };
-        self.words.push((from, CacheWord::Lease(granted)));
-    }
-
-    /// Forgets leases that are over, and lets the writes go on that waited for them.
-    fn lapse(&mut self, now: u64) {
-        let over: Vec<NodeId> =
-            self.leases.iter().filter(|(_, lease)| lease.until <= now).map(|(node, _)| *node).collect();
-        for node in over {
-            self.end(node);
-        }
-    }
-
-    /// Whether a node would have answered already if the log here were faster.
-    fn is_at_it(&self, open: &Unanswered) -> bool {
-        matches!(&open.word, CacheWord::Invalid(word) if self.is_brought(&word.keys))
-    }
-
-    /// A node's lease is over: what it holds is void.
-    fn end(&mut self, node: NodeId) {
-        self.leases.remove(&node);
-        self.forget_owner(node);
-        self.watchers.end(node);
-        let numbers: Vec<u64> =
-            self.unanswered.iter().filter(|(_, open)| open.node == node).map(|(number, _)| *number).collect();
-        for number in numbers {
-            self.answered(number);
-        }
     }
 
     fn answered(&mut self, number: u64) {
@@ -263,19 +198,6 @@ impl Directory {
         }
     }
 
-    fn returned(&mut self, from: NodeId, epoch: u64) {
-        if (self.recalling || self.is_recalled_from(from))
-            && self.leases.get(&from).is_some_and(|lease| lease.epoch == epoch)
-        {
-            self.end(from);
-        }
-    }
-
-    /// Whether a node is to give its lease back because of a write of all keys.
-    fn is_recalled_from(&self, node: NodeId) -> bool {
-        self.unanswered.values().any(|open| open.node == node && is_recall(&open.word))
-    }
-
     fn evicted(&mut self, from: NodeId, evicted: Evicted) {
         for (key, number) in evicted.lines {
             self.given_up(from, &key, number);
@@ -285,10 +207,6 @@ impl Directory {
                 self.lines.remove(&key);
             }
         }
-    }
-
-    fn is_live(&self, copy: &Copy, now: u64) -> bool {
-        self.leases.get(&copy.node).is_some_and(|lease| lease.epoch == copy.epoch && lease.until > now)
     }
 
     /// Grants the line of a key to the node that has written it, if that may be.
@@ -467,32 +385,6 @@ impl Directory {
         owner
     }
 
-    /// All leases are to come back.
-    pub fn recall(&mut self, now: u64) {
-        self.recalling = true;
-        self.lapse(now);
-        self.say_recall();
-    }
-
-    fn say_recall(&mut self) {
-        for (&node, lease) in &self.leases {
-            let name = LeaseName { group: self.group, term: self.term, epoch: lease.epoch };
-            self.words.push((node, CacheWord::Recall(name)));
-        }
-    }
-
-    /// Whether nobody relies on a lease any more.
-    #[must_use]
-    pub fn is_recalled(&mut self, now: u64) -> bool {
-        self.lapse(now);
-        self.leases.is_empty()
-    }
-
-    /// Nothing comes of the recall: leases are granted again.
-    pub fn resume(&mut self) {
-        self.recalling = false;
-    }
-
     /// Lets time pass.
     pub fn tick(&mut self, now: u64) {
         self.lapse(now);
@@ -546,69 +438,6 @@ impl Directory {
     }
 }
 
-fn is_recall(word: &CacheWord) -> bool {
-    matches!(word, CacheWord::Recall(_) | CacheWord::Flush(_))
-}
-
 fn is_invalidation(word: &CacheWord, under: &LeaseName) -> bool {
     matches!(word, CacheWord::Invalid(word) if word.lease == *under)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FAR: u64 = 1000 * TICK;
-
-    /// A directory under which nodes 1 and 2 have leases, and node 1 the line of `k`.
-    fn with_a_line() -> Directory {
-        let mut directory = Directory::new(GroupId(1), 3);
-        (1..=2).for_each(|node| want(&mut directory, 10, NodeId(node)));
-        assert!(directory.grant(10, NodeId(1), 1, &"k".into(), false).is_some());
-        directory.take_words();
-        directory
-    }
-
-    fn want(directory: &mut Directory, now: u64, from: NodeId) {
-        let lease = LeaseName { group: GroupId(1), term: 3, epoch: 0 };
-        let want = CacheWord::Want(LeaseWanted { lease, boot: Boot(1), sent: now, watch: false });
-        directory.hear(now, FAR, from, want);
-    }
-
-    fn returned(directory: &mut Directory, node: u64, epoch: u64) {
-        let lease = LeaseName { group: GroupId(1), term: 3, epoch };
-        directory.hear(20, FAR, NodeId(node), CacheWord::Returned(lease));
-    }
-
-    #[test]
-    fn a_write_of_all_keys_waits_until_every_lease_has_come_back() {
-        let mut directory = with_a_line();
-        let write = directory.close_all(20).expect("a line is out there");
-        let words = directory.take_words();
-        assert!(words.iter().all(|(_, word)| matches!(word, CacheWord::Flush(_))) && words.len() == 2);
-        assert!(directory.grant(20, NodeId(2), 2, &"other".into(), false).is_none(), "everything is closed");
-        want(&mut directory, 20, NodeId(1));
-        assert!(directory.take_words().is_empty(), "whoever has not given its lease back gets none");
-        directory.tick(20 + SAY_AGAIN);
-        assert_eq!(directory.take_words().len(), 2, "it is said again");
-        returned(&mut directory, 1, 1);
-        let second = directory.close(20, &["k".into()], NodeId(2), 0).expect("node 2 may still show it");
-        assert!(!directory.has_ready());
-        returned(&mut directory, 2, 2);
-        assert_eq!(directory.take_ready(), [write, second]);
-        assert!(directory.holders(20, &"k".into()).is_empty());
-        want(&mut directory, 20, NodeId(1));
-        assert!(directory.grant(20, NodeId(1), 1, &"other".into(), false).is_none(), "that lease is over");
-        assert!(directory.grant(20, NodeId(1), 3, &"other".into(), false).is_none(), "it is not applied yet");
-        directory.open_all(20);
-        assert!(directory.grant(20, NodeId(1), 3, &"other".into(), false).is_some());
-    }
-
-    #[test]
-    fn a_write_of_all_keys_waits_no_longer_than_leases_last() {
-        let mut directory = with_a_line();
-        let write = directory.close_all(20).expect("a line is out there");
-        directory.tick(FAR);
-        assert_eq!(directory.take_ready(), [write]);
-    }
 }

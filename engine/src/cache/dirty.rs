@@ -8,6 +8,9 @@
 //! - Nothing is taken on while the oldest unbrought write of the key is `DIRTY_WINDOW` old, or beyond `DIRTY_BYTES_MAX`.
 //! - What is unbrought leaves here only when the home has answered: it has it, or something newer.
 
+#[cfg(feature = "faults")]
+mod walk;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use quorate_protocol::cache::LeaseName;

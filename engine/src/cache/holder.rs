@@ -12,9 +12,12 @@
 //!
 //! Lines that this node writes by itself are the business of `owning`.
 //!
+//! A lease goes on while its lines are read (`KEPT`). Reads from lines never come here: the view says which groups' it has shown.
+//!
 //! Subtlety: a lease that ends is a generation that ends: the view compares one number, and nobody visits the lines. What
 //! is left of them here is taken apart in portions.
 
+mod early;
 mod owning;
 #[cfg(feature = "faults")]
 mod walk;
@@ -27,6 +30,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{
     CacheWord, Changed, Evicted, Grant, Invalidation, LeaseGranted, LeaseName, LeaseWanted, Noted, Purged,
+    WISH,
 };
 use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 use xxhash_rust::xxh3::xxh3_64;
@@ -36,6 +40,7 @@ use super::line::{Event, State};
 use super::lines::{Line, Lines};
 use super::{CacheEffect, TrackEffect, Tracked};
 use crate::effect::{Effect, Effects, Level, TICK};
+use early::Early;
 use owning::Owed;
 pub(super) use owning::Own;
 
@@ -43,6 +48,11 @@ pub(super) use owning::Own;
 const RENEW_BELOW: u64 = 6 * TICK;
 /// A word that was not answered is said again after this; microseconds.
 const SAY_AGAIN: u64 = 2 * TICK;
+/// A lease goes on for so long after something was last read under it, if there are lines; microseconds. Whoever looks
+/// every few seconds finds the line there, and a node that nobody asks any more soon costs nothing.
+const KEPT: u64 = 10_000_000;
+/// The same without lines: what was asked for may still bring one.
+const KEPT_EMPTY: u64 = 3 * TICK;
 /// Floors of a node.
 const FLOORS: u64 = 1024;
 /// Entries of void lines that a tick takes apart.
@@ -63,8 +73,8 @@ struct Home {
     term: Term,
     lease: Option<Lease>,
     lines: Lines,
-    /// Somebody reads keys of the group here.
-    wanted: bool,
+    /// When somebody last read a key of the group here, from a line or not, or wrote a line that is owned; 0: not yet.
+    read: u64,
     /// When it last asked for the lease or its renewal, and when for the first time since it has had none; 0: not yet.
     asked: u64,
     since: u64,
@@ -98,6 +108,8 @@ pub struct Holder {
     /// Evictions that no home has heard of.
     evicted: BTreeMap<(NodeId, LeaseName), Vec<(Bytes, u64)>>,
     void: VecDeque<Lines>,
+    /// Lines that have come before their leases.
+    early: Early,
     /// What was acknowledged here and not brought to its home.
     dirty: Dirty,
     /// What homes are to hear when that has changed.
@@ -113,6 +125,13 @@ pub struct Holder {
     tracked_since: u64,
     #[cfg(feature = "faults")]
     faults: super::Faults,
+}
+
+impl Home {
+    /// Whether the lease is worth being renewed.
+    fn is_read(&self, now: u64) -> bool {
+        now <= self.read + if self.lines.is_empty() { KEPT_EMPTY } else { KEPT }
+    }
 }
 
 fn group_of(slot: usize) -> GroupId {
@@ -134,6 +153,7 @@ impl Holder {
             generation: 0,
             evicted: BTreeMap::new(),
             void: VecDeque::new(),
+            early: Early::default(),
             dirty: Dirty::default(),
             owed: Vec::new(),
             leaving: false,
@@ -183,6 +203,7 @@ impl Holder {
 
     /// The lease of a group is over, and with it all that was granted under it.
     fn end(&mut self, group: GroupId) {
+        drop(self.early.take(group));
         let home = &mut self.homes[group.slot()];
         let lines = core::mem::take(&mut home.lines);
         (home.asked, home.since, home.watched) = (0, 0, false);
@@ -203,12 +224,34 @@ impl Holder {
     /// The epoch under which a line of the group would be kept; 0 while there is no lease: one is asked for then.
     pub fn epoch(&mut self, now: u64, group: GroupId) -> u64 {
         let home = &mut self.homes[group.slot()];
-        home.wanted = true;
+        home.read = now;
         if let Some(lease) = home.lease.filter(|lease| now < lease.until) {
             return lease.epoch;
         }
         self.ask(now, group);
         0
+    }
+
+    /// What a read of one key of the group, which is about to leave, says of the line: the epoch, or without a lease a wish
+    /// for it.
+    pub fn wish(&mut self, now: u64, group: GroupId) -> u64 {
+        let home = &mut self.homes[group.slot()];
+        home.read = now;
+        if let Some(lease) = home.lease.filter(|lease| now < lease.until) {
+            return lease.epoch;
+        }
+        // What is granted is counted from here; a word of its own would say the same.
+        if home.since == 0 {
+            home.since = now;
+        }
+        WISH | now
+    }
+
+    /// Lines of these groups were read.
+    pub fn shown(&mut self, now: u64, groups: &[GroupId]) {
+        for group in groups {
+            self.homes[group.slot()].read = now;
+        }
     }
 
     fn ask(&mut self, now: u64, group: GroupId) {
@@ -339,6 +382,7 @@ impl Holder {
         }
         let Some(home) = self.homes.get(group.slot()) else { return };
         let since = home.since;
+        let early = self.early.take(group);
         if goes_on.is_none() {
             self.end(group);
             self.generation += 1;
@@ -349,6 +393,9 @@ impl Holder {
         home.lease = Some(Lease { epoch, generation, until });
         self.effect(CacheEffect::Lease { group, generation, until });
         self.watched(granted);
+        for fill in early {
+            self.fill(now, fill);
+        }
     }
 
     fn invalidated(&mut self, from: NodeId, invalidation: Invalidation) {
@@ -367,7 +414,7 @@ impl Holder {
             let line = home.lines.get(key).filter(|line| home.term == lease.term && line.number < number);
             if line.is_some() {
                 home.lines.remove(key);
-                let line = format!("Received INVAL for {}. State -> I", shown(key));
+                let line = format!("Received INVAL for {}. State -> I", as_text(key));
                 self.effects.push(Effect::Log(Level::Info, line));
                 purged.push(key.clone());
             }
@@ -422,6 +469,10 @@ impl Holder {
 
     /// A line has come with an answer. Whether it is kept.
     pub fn fill(&mut self, now: u64, fill: Fill) -> bool {
+        if self.is_early(now, &fill) {
+            self.early.wait(now, fill);
+            return false;
+        }
         let Fill { key, value, grant, asked, written } = fill;
         let LeaseName { group, term, epoch } = grant.lease;
         let Some(home) = self.homes.get_mut(group.slot()) else { return false };
@@ -439,7 +490,7 @@ impl Holder {
             (false, _) => Event::ReadShared,
         };
         let state = before.after(event).expect("every line can be read and written");
-        let line = format!("{}: State {} -> {}", shown(&key), before.letter(), state.letter());
+        let line = format!("{}: State {} -> {}", as_text(&key), before.letter(), state.letter());
         self.effects.push(Effect::Log(Level::Debug, line));
         let own = grant.owned.then(|| Own::new(&grant, value.as_ref().map_or(0, Bytes::len)));
         if own.is_some() {
@@ -448,6 +499,16 @@ impl Holder {
         home.lines.insert(key.clone(), Line { number: grant.number, state, own });
         self.effect(CacheEffect::Fill { group, generation: lease.generation, key, value, until });
         true
+    }
+
+    /// Whether a line has come before the lease under which it was granted: the two take different ways. A lease that comes under
+    /// another name is none for it.
+    fn is_early(&self, now: u64, fill: &Fill) -> bool {
+        let LeaseName { group, term, .. } = fill.grant.lease;
+        self.homes.get(group.slot()).is_some_and(|home| {
+            let has = home.lease.is_some_and(|lease| now < lease.until);
+            home.term == term && home.since > 0 && !has
+        })
     }
 
     /// The view has dropped lines to make room.
@@ -485,17 +546,14 @@ impl Holder {
                 #[cfg(feature = "faults")]
                 Some(0) if self.faults.lapsed_renewed => self.ask(now, group),
                 Some(0) => self.end(group),
-                // Nothing was read under it: it may end.
-                Some(left)
-                    if left < RENEW_BELOW
-                        && (home.wanted || tracked || !home.lines.is_empty() || self.owes(group)) =>
-                {
+                // Unless somebody needs it, it may end.
+                Some(left) if left < RENEW_BELOW && (home.is_read(now) || tracked || self.owes(group)) => {
                     self.ask(now, group);
                 }
                 _ => {}
             }
-            self.homes[slot].wanted = false;
         }
+        self.early.forget_late(now);
         self.dirty.bring_due(now);
         self.ask_for_tracked(now);
         self.sweep();
@@ -530,6 +588,6 @@ impl Holder {
 }
 
 /// A key as a log line shows it.
-fn shown(key: &[u8]) -> String {
+fn as_text(key: &[u8]) -> String {
     core::str::from_utf8(key).map_or_else(|_| format!("{:?}", key.escape_ascii()), ToOwned::to_owned)
 }

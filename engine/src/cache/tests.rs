@@ -1,5 +1,6 @@
 //! A home and two holders, with every word in the test's hands.
 
+mod keeping;
 mod owning;
 mod tracked;
 

@@ -8,6 +8,8 @@
 //! that a new one does not compile until it is thought of here.
 
 use alloc::vec::Vec;
+
+use bytes::Bytes;
 use quorate_protocol::cache::{CacheWord, LeaseName};
 use quorate_protocol::id::NodeId;
 
@@ -26,6 +28,10 @@ pub enum Kind {
     Write,
     /// Values of keys, the newer the higher.
     Value,
+    /// Versions of keys.
+    Version,
+    /// What one node brings of its lines, numbered by it.
+    Flush(u8),
 }
 
 /// See the top of the file.
@@ -131,6 +137,12 @@ impl Walk<'_> {
                 self.lease(place, lease);
             }
         }
+    }
+
+    /// A value of the model's: a number.
+    pub fn value(&mut self, value: Option<&Bytes>) {
+        let number = value.and_then(|value| value[..].try_into().ok()).map_or(0, u64::from_le_bytes);
+        self.one(Kind::Value, number);
     }
 
     /// A short key.

@@ -80,6 +80,11 @@ impl Watchers {
         watcher.watches && !watcher.given_up
     }
 
+    /// Whether a node that has this lease watches.
+    pub fn hears(&self, node: NodeId, epoch: u64) -> bool {
+        self.0.get(&node).is_some_and(|watcher| watcher.epoch == epoch && watcher.hears())
+    }
+
     /// Whether nobody watches.
     #[cfg(feature = "faults")]
     pub(super) fn is_empty(&self) -> bool {

@@ -210,7 +210,7 @@ impl Gateway {
                 self.holder.epoch(now, part.group);
             }
             let line = match part.work.line() {
-                Some(_) => self.holder.epoch(now, part.group),
+                Some(_) => self.holder.wish(now, part.group),
                 None if part.work.writes().is_empty() => 0,
                 None => {
                     self.holder.writing(counter, &part.work.writes());

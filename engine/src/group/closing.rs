@@ -408,7 +408,9 @@ impl Group {
         }
         let key = read.work.line()?;
         let (version, left) = self.time_left(now, key)?;
-        let grant = self.closing.directory.grant(now, read.asker.conn.node, read.line, key, false)?;
+        let (node, boot) = (read.asker.conn.node, read.asker.conn.boot());
+        let epoch = self.closing.directory.epoch_for(now, self.lease, (node, boot), read.line)?;
+        let grant = self.closing.directory.grant(now, node, epoch, key, false)?;
         Some(Grant { version, left, ..grant })
     }
 

@@ -12,7 +12,8 @@ use quorate_engine::cache::walk::{Kind, Walk};
 use quorate_protocol::id::NodeId;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::world::{Flying, LEASE, Model, id};
+use crate::flying::Flying;
+use crate::world::{LEASE, Model, id};
 
 type Row = Vec<(Kind, u64)>;
 
@@ -40,6 +41,7 @@ fn of(model: &Model, order: [usize; 3]) -> u128 {
             walk.plain(shown.is_some());
             shown.inspect(|value| walk.one(Kind::Value, *value));
         }
+        model.walk_taken_on(&mut walk, at);
         walk.left(node.view.until);
         walk.one(Kind::Generation(place), node.view.generation);
     }
@@ -52,6 +54,7 @@ fn of(model: &Model, order: [usize; 3]) -> u128 {
     for value in model.applied.iter().chain(&model.acknowledged) {
         walk.one(Kind::Value, *value);
     }
+    model.versions.iter().for_each(|version| walk.one(Kind::Version, *version));
     let mut flying: Vec<(u64, Row)> = Vec::with_capacity(model.flying.len());
     let state = std::mem::take(&mut walk.row);
     for (at, one) in (0..).zip(&model.flying) {

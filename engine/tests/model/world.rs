@@ -8,18 +8,18 @@
 //! Everything that is on its way can be lost at any time. More than `flying` are never on their way at a time: what is
 //! said above that makes one of them vanish, each in turn, and clients ask only when there is room.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use quorate_engine::cache::directory::{Directory, WriteId};
 use quorate_engine::cache::holder::{Fill, Holder};
-use quorate_engine::cache::walk::{Kind, Walk};
+use quorate_engine::cache::walk::Walk;
 use quorate_engine::cache::{CacheEffect, Faults};
 use quorate_engine::effect::{Effect, Effects, TICK};
-use quorate_protocol::cache::{CacheWord, Grant, LeaseName};
+use quorate_protocol::cache::{CacheWord, Grant, LeaseName, WISH};
 use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 
-const GROUP: GroupId = GroupId(1);
+use crate::flying::{Flying, Proposal, Story, What};
+
+pub(crate) const GROUP: GroupId = GroupId(1);
 /// Time moves by as much.
 const STEP: u64 = 3 * TICK;
 /// What a home's lease lasts.
@@ -34,6 +34,10 @@ pub(crate) struct Bounds {
     /// Reads that a node does not answer itself.
     pub(crate) reads: u8,
     pub(crate) writes: u8,
+    /// Writes that ask for the line as their node's own (SET WRITEBACK).
+    pub(crate) backs: u8,
+    /// Writes that an owner takes on.
+    pub(crate) absorbs: u8,
     /// Lines that make room for others.
     pub(crate) evictions: u8,
     /// Words that come twice.
@@ -48,7 +52,7 @@ pub(crate) struct Bounds {
 }
 
 /// Whether something may happen once more; counts it.
-fn once(left: &mut u8) -> bool {
+pub(crate) fn once(left: &mut u8) -> bool {
     let may = *left > 0;
     if may && *left != ENDLESS {
         *left -= 1;
@@ -58,63 +62,9 @@ fn once(left: &mut u8) -> bool {
 
 impl Bounds {
     pub(crate) fn walk(&self, walk: &mut Walk<'_>) {
-        for left in [self.reads, self.writes, self.evictions, self.doubles, self.failovers, self.steps] {
+        let Self { reads, writes, backs, absorbs, evictions, doubles, failovers, steps, .. } = *self;
+        for left in [reads, writes, backs, absorbs, evictions, doubles, failovers, steps] {
             walk.plain(left);
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Flying {
-    Word { from: usize, to: usize, word: CacheWord },
-    Read { node: usize, key: usize, epoch: u64, term: Term },
-    Write { node: usize, key: usize, gave_up: u64, term: Term },
-    Filled { node: usize, key: usize, value: u64, grant: Grant, written: bool },
-}
-
-impl Flying {
-    /// The link on which it travels: whose, and in which direction.
-    fn link(&self) -> Option<(usize, bool)> {
-        match self {
-            Self::Word { .. } => None,
-            Self::Read { node, .. } | Self::Write { node, .. } => Some((*node, true)),
-            Self::Filled { node, .. } => Some((*node, false)),
-        }
-    }
-
-    /// Adds it to the row; what is of one link begins with the same two numbers.
-    pub(crate) fn walk(&self, walk: &mut Walk<'_>) {
-        let place = |walk: &Walk<'_>, node: usize| walk.place(Some(id(node)));
-        match self {
-            Self::Word { from, to, word } => {
-                let place = place(walk, if word.is_for_home() { *from } else { *to });
-                walk.plain(3_u8);
-                walk.plain(place);
-                walk.word(place, word, LEASE);
-            }
-            Self::Read { node, key, epoch, term } => {
-                let place = place(walk, *node);
-                [1, u64::from(place), 1, *key as u64, *term]
-                    .into_iter()
-                    .for_each(|number| walk.plain(number));
-                walk.one(Kind::Epoch(place), *epoch);
-            }
-            Self::Write { node, key, gave_up, term } => {
-                let place = place(walk, *node);
-                [1, u64::from(place), 2, *key as u64, *term]
-                    .into_iter()
-                    .for_each(|number| walk.plain(number));
-                walk.one(Kind::Number(place), *gave_up);
-            }
-            Self::Filled { node, key, value, grant, written } => {
-                let place = place(walk, *node);
-                [2, u64::from(place), *key as u64].into_iter().for_each(|number| walk.plain(number));
-                walk.lease(place, &grant.lease);
-                walk.one(Kind::Number(place), grant.number);
-                walk.one(Kind::Value, *value);
-                walk.plain(grant.exclusive);
-                walk.plain(*written);
-            }
         }
     }
 }
@@ -134,45 +84,8 @@ pub(crate) struct Node {
     pub(crate) view: View,
     /// The newest term that it has heard of.
     pub(crate) term: Term,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Proposal {
-    node: usize,
-    key: usize,
-}
-
-impl Proposal {
-    pub(crate) fn walk(&self, walk: &mut Walk<'_>) {
-        walk.node(Some(id(self.node)));
-        walk.count(self.key);
-    }
-}
-
-/// What has happened, newest first; for whoever reads a failure.
-#[derive(Clone, Default)]
-pub(crate) struct Story(Option<Arc<Event>>);
-
-struct Event {
-    what: &'static str,
-    places: Vec<usize>,
-    flying: Option<Flying>,
-    before: Story,
-}
-
-impl Story {
-    fn add(&mut self, what: &'static str, places: &[usize], flying: Option<Flying>) {
-        let event = Event { what, places: places.to_vec(), flying, before: self.clone() };
-        *self = Self(Some(Arc::new(event)));
-    }
-}
-
-impl std::fmt::Debug for Story {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Some(last) = &self.0 else { return Ok(()) };
-        let Event { what, places, flying, before } = &**last;
-        write!(f, "{before:?}\n  {what} {places:?} {flying:?}")
-    }
+    /// Key → the newest value that it has acknowledged by itself, and the generation under which it did.
+    pub(crate) taken_on: Vec<Option<(u64, u64)>>,
 }
 
 #[derive(Debug, Clone)]
@@ -190,13 +103,18 @@ pub(crate) struct Model {
     /// Key → applied value, newest acknowledged value.
     pub(crate) applied: Vec<u64>,
     pub(crate) acknowledged: Vec<u64>,
-    last_value: u64,
+    /// Key → its version.
+    pub(crate) versions: Vec<u64>,
+    pub(crate) last_value: u64,
+    last_version: u64,
+    /// What was answered, or written, and must not be.
+    pub(crate) wrong: Option<String>,
     pub(crate) flying: Vec<Flying>,
     pub(crate) left: Bounds,
     story: Story,
 }
 
-fn name(key: usize) -> Bytes {
+pub(crate) fn name(key: usize) -> Bytes {
     Bytes::from_static([b"k0", b"k1"][key])
 }
 
@@ -214,7 +132,8 @@ impl Model {
             let mut holder = Holder::new(Boot(1), 1);
             holder.set_faults(faults);
             holder.set_route(GROUP, Some(NodeId(1)), 1);
-            Node { holder, view: View { lines: vec![None; bounds.keys], ..View::default() }, term: 1 }
+            let view = View { lines: vec![None; bounds.keys], ..View::default() };
+            Node { holder, view, term: 1, taken_on: vec![None; bounds.keys] }
         };
         let mut directory = Directory::new(GROUP, 1);
         directory.set_faults(faults);
@@ -231,7 +150,10 @@ impl Model {
             proposed: Vec::new(),
             applied: vec![0; bounds.keys],
             acknowledged: vec![0; bounds.keys],
+            versions: vec![0; bounds.keys],
             last_value: 0,
+            last_version: 0,
+            wrong: None,
             flying: Vec::new(),
             left: bounds,
             story: Story::default(),
@@ -248,9 +170,12 @@ impl Model {
     /// Every state that can follow, or what is wrong with this one.
     pub(crate) fn next(&self) -> Result<Vec<Self>, String> {
         let keys = || (0..self.nodes.len()).flat_map(|at| (0..self.left.keys).map(move |key| (at, key)));
+        if let Some(wrong) = &self.wrong {
+            return Err(format!("{wrong}, after{:?}", self.story));
+        }
         for (at, key) in keys() {
-            if let Some(value) = self.shown(at, key).filter(|value| *value < self.acknowledged[key]) {
-                let newest = self.acknowledged[key];
+            let newest = self.acknowledged[key].max(self.unbrought(key));
+            if let Some(value) = self.shown(at, key).filter(|value| *value < newest) {
                 return Err(format!(
                     "node {} shows {value} of key {key} behind {newest}, after{:?}",
                     at + 1,
@@ -258,7 +183,7 @@ impl Model {
                 ));
             }
         }
-        let mut all = self.each_flying("lost", |next, at| drop(next.flying.remove(at)), |_| true);
+        let mut all = self.each_flying("lost", Self::lose, |_| true);
         if self.flying.len() > self.left.flying {
             return Ok(all);
         }
@@ -272,7 +197,9 @@ impl Model {
         };
         for (at, key) in keys() {
             step("read", &[at, key], &|next| next.read(at, key));
-            step("write", &[at, key], &|next| next.write(at, key));
+            step("write", &[at, key], &|next| next.write(at, key, false));
+            step("write back", &[at, key], &|next| next.write(at, key, true));
+            step("take on", &[at, key], &|next| next.take_on(at, key));
             step("evict", &[at, key], &|next| next.evict(at, key));
         }
         (0..self.nodes.len()).for_each(|at| step("learn", &[at], &|next| next.learn(at)));
@@ -332,19 +259,26 @@ impl Model {
         if self.shown(at, key).is_some() || !self.has_room() || !once(&mut self.left.reads) {
             return false;
         }
+        let behind = self.unbrought(key);
         let node = &mut self.nodes[at];
-        let (epoch, term) = (node.holder.epoch(self.now, GROUP), node.term);
-        self.flying.push(Flying::Read { node: at, key, epoch, term });
+        let (line, term) = (node.holder.wish(self.now, GROUP), node.term);
+        self.flying.push(Flying::Read { node: at, key, line, behind, term });
         true
     }
 
-    fn write(&mut self, at: usize, key: usize) -> bool {
-        if !self.has_room() || !once(&mut self.left.writes) {
+    fn write(&mut self, at: usize, key: usize, back: bool) -> bool {
+        let has_room = self.has_room();
+        let left = if back { &mut self.left.backs } else { &mut self.left.writes };
+        if !has_room || !once(left) {
             return false;
         }
         let node = &mut self.nodes[at];
+        if back {
+            // Without a lease nothing can be owned.
+            node.holder.epoch(self.now, GROUP);
+        }
         let (gave_up, term) = (node.holder.give_up(GROUP, &[name(key)]), node.term);
-        self.flying.push(Flying::Write { node: at, key, gave_up, term });
+        self.flying.push(Flying::Write { node: at, key, gave_up, back, term });
         true
     }
 
@@ -374,10 +308,9 @@ impl Model {
                 }
             }
             Flying::Word { from, to, word } => self.nodes[to].holder.hear(self.now, id(from), word),
-            Flying::Read { node, key, epoch, term } => {
-                if term == self.term && self.now < self.home_until && epoch > 0 {
-                    let grant = self.directory.grant(self.now, id(node), epoch, &name(key), false);
-                    self.answer(node, key, self.applied[key], grant, false);
+            Flying::Read { node, key, line, behind, term } => {
+                if term == self.term && self.now < self.home_until {
+                    self.read_at_home(Proposal { node, key, what: What::Read { line, behind } });
                 }
             }
             Flying::Filled { node, key, value, grant, written } => {
@@ -386,21 +319,45 @@ impl Model {
                 let fill = Fill { key: name(key), value, grant, asked: self.now, written };
                 self.nodes[node].holder.fill(self.now, fill);
             }
-            Flying::Write { node, key, gave_up, term } => {
+            Flying::Write { node, key, gave_up, back, term } => {
                 if term == self.term {
-                    let proposal = Proposal { node, key };
-                    match self.directory.close(self.now, &[name(key)], id(node), gave_up) {
-                        Some(write) => self.held.push((write, proposal)),
-                        None => self.proposed.push(proposal),
+                    let waits = self.directory.close(self.now, &[name(key)], id(node), gave_up);
+                    let what = if back { What::SetBack } else { What::Set };
+                    if back {
+                        self.directory.wants_to_own(id(node), &name(key));
                     }
+                    self.propose(waits, Proposal { node, key, what });
                 }
             }
+            Flying::Flush { node, key, brings, term } => {
+                if term == self.term {
+                    self.flush_at_home(node, key, brings);
+                } else {
+                    self.not_brought(node, key, brings.number);
+                }
+            }
+            Flying::Flushed { node, key, number, version } => self.brought(node, key, number, version),
         }
     }
 
     /// An answer without a line changes nothing.
-    fn answer(&mut self, node: usize, key: usize, value: u64, grant: Option<Grant>, written: bool) {
+    pub(crate) fn answer(
+        &mut self,
+        node: usize,
+        key: usize,
+        value: u64,
+        grant: Option<Grant>,
+        written: bool,
+    ) {
         self.flying.extend(grant.map(|grant| Flying::Filled { node, key, value, grant, written }));
+    }
+
+    /// It is proposed once nothing has to be waited for any more.
+    pub(crate) fn propose(&mut self, waits: Option<WriteId>, proposal: Proposal) {
+        match waits {
+            Some(write) => self.held.push((write, proposal)),
+            None => self.proposed.push(proposal),
+        }
     }
 
     /// The first proposal is committed, applied and acknowledged: the log has an order.
@@ -408,20 +365,49 @@ impl Model {
         if self.proposed.is_empty() {
             return false;
         }
-        let (node, key, value) = self.commit();
-        let owner = self.directory.open(&[name(key)]);
-        let grant = owner
-            .filter(|owner| self.now < self.home_until && *owner == id(node))
-            .and_then(|owner| self.directory.grant_written(self.now, owner, &name(key)));
-        self.answer(node, key, value, grant, true);
+        let Proposal { node, key, what } = self.proposed.remove(0);
+        let version = self.commit(key, what);
+        match what {
+            What::Set | What::SetBack => self.answer_write(node, key, what, version.unsigned_abs()),
+            What::Flush(brings) => {
+                self.directory.open_flush(id(node), &name(key));
+                self.answer_flush(node, key, brings.number, version);
+            }
+            What::Read { line, behind } => self.answer_read(node, key, line, behind),
+        }
         true
     }
 
-    fn commit(&mut self) -> (usize, usize, u64) {
-        let Proposal { node, key } = self.proposed.remove(0);
-        self.last_value += 1;
-        (self.applied[key], self.acknowledged[key]) = (self.last_value, self.last_value);
-        (node, key, self.last_value)
+    fn answer_write(&mut self, node: usize, key: usize, what: What, version: u64) {
+        let owner = self.directory.open(&[name(key)]);
+        let owner = owner.filter(|owner| self.now < self.home_until && *owner == id(node));
+        let grant = owner.and_then(|owner| match what {
+            What::SetBack => self.directory.grant_owned(self.now, owner, &name(key)),
+            _ => self.directory.grant_written(self.now, owner, &name(key)),
+        });
+        // Only who owns the line needs to know the version.
+        let told = |grant: Grant| Grant { version: if grant.owned { version } else { 0 }, ..grant };
+        self.answer(node, key, self.applied[key], grant.map(told), true);
+    }
+
+    /// An entry is in the log for good; the key's version behind it, negative if it has changed nothing.
+    fn commit(&mut self, key: usize, what: What) -> i64 {
+        let signed = |version: u64| i64::try_from(version).expect("they are few");
+        let value = match what {
+            What::Set | What::SetBack => self.last_value + 1,
+            What::Flush(brings) if brings.base == self.versions[key] => brings.value,
+            What::Flush(_) => return -signed(self.versions[key]),
+            What::Read { .. } => return 0,
+        };
+        if value < self.applied[key] {
+            let newer = self.applied[key];
+            self.wrong = Some(format!("{value} was written over {newer} of key {key}"));
+        }
+        self.last_value = self.last_value.max(value);
+        self.last_version += 1;
+        self.versions[key] = self.last_version;
+        (self.applied[key], self.acknowledged[key]) = (value, value);
+        signed(self.last_version)
     }
 
     fn time_passes(&mut self) -> bool {
@@ -448,16 +434,18 @@ impl Model {
         if !self.cut_off || self.now < self.home_until || home == self.home {
             return false;
         }
-        for _ in 0..kept {
-            self.commit();
+        let proposed = std::mem::take(&mut self.proposed);
+        for Proposal { key, what, .. } in &proposed[..kept] {
+            self.commit(*key, *what);
         }
-        self.proposed.clear();
-        self.held.clear();
+        let held = std::mem::take(&mut self.held).into_iter().map(|(_, proposal)| proposal);
+        let unanswered: Vec<Proposal> = proposed.into_iter().chain(held).collect();
         (self.home, self.term, self.cut_off) = (home, self.term + 1, false);
         self.home_until = self.now + LEASE;
         self.directory = Directory::new(GROUP, self.term);
         self.directory.set_faults(&self.faults);
         self.learn(home);
+        unanswered.into_iter().for_each(|proposal| self.unanswered(proposal));
         true
     }
 
@@ -470,10 +458,10 @@ impl Model {
                 let mut effects = Effects::new();
                 holder.take_effects(&mut effects);
                 effects.into_iter().for_each(|effect| view.perform(effect));
-                for (to, word) in holder.take_words() {
-                    any = true;
-                    self.say(at, place(to), word);
-                }
+                let (words, flushes) = (holder.take_words(), holder.take_flushes());
+                any |= !words.is_empty() || !flushes.is_empty();
+                words.into_iter().for_each(|(to, word)| self.say(at, place(to), word));
+                flushes.into_iter().for_each(|(_, number, flush)| self.bring(at, number, &flush));
             }
             for (to, word) in self.directory.take_words() {
                 any = true;
@@ -514,10 +502,13 @@ impl Model {
                 }
                 _ => true,
             },
-            Flying::Read { node, epoch, term, .. } => {
-                *term == self.term && self.directory.has_lease(id(*node), *epoch)
+            Flying::Read { node, line, term, .. } => {
+                let wishes = line & WISH > 0 && self.now < (line & !WISH) + LEASE;
+                *term == self.term && (wishes || self.directory.has_lease(id(*node), *line))
             }
             Flying::Write { term, .. } => *term == self.term,
+            // Whoever brings something hears that nothing has come of it.
+            Flying::Flush { .. } | Flying::Flushed { .. } => true,
             Flying::Filled { node, key, grant, .. } => {
                 let LeaseName { term, epoch, .. } = grant.lease;
                 let granted = |other: &Flying| match other {

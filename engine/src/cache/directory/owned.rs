@@ -24,6 +24,8 @@ use quorate_protocol::limits::OWNED_LINES_MAX;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Directory, WriteId};
+#[cfg(feature = "faults")]
+use crate::cache::walk::{Kind, Walk};
 
 /// Keys whose lines are called back at once from a home that can write no more.
 const DISOWNED_AT_ONCE: usize = 1024;
@@ -45,6 +47,20 @@ pub(super) struct Owner {
 /// meanwhile, and nothing worse.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LookedAt(pub(super) BTreeMap<u64, u32>);
+
+#[cfg(feature = "faults")]
+impl Owner {
+    /// Adds it to a row of numbers. See `cache/walk.rs`.
+    pub(super) fn walk(self, walk: &mut Walk<'_>) {
+        let Self { node, epoch, number, recalled, flushes } = self;
+        let place = walk.place(Some(node));
+        walk.plain(place);
+        walk.one(Kind::Epoch(place), epoch);
+        walk.one(Kind::Number(place), number);
+        walk.one(Kind::Number(place), recalled);
+        walk.plain(flushes);
+    }
+}
 
 impl Directory {
     /// Something begins that looks at these keys together. What it changes itself is closed, and need not be named.

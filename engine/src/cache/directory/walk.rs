@@ -39,7 +39,6 @@ impl Directory {
             faults: _,
         } = self;
         assert!(ready.is_empty() && words.is_empty(), "the model takes them at once");
-        assert!(owned.is_empty(), "the model has no lines that are written back");
         assert!(looked_at.0.is_empty(), "the model has nothing that looks at several keys");
         assert!(watchers.is_empty(), "the model has no clients that keep values themselves");
         walk.plain(*term);
@@ -54,6 +53,11 @@ impl Directory {
             }
         }
         walk_copies(lines, walk);
+        walk.count(owned.len());
+        for (key, owner) in owned {
+            walk.bytes(key);
+            owner.walk(walk);
+        }
         walk.count(closed.len());
         for (key, Closed { writes, owner }) in closed {
             walk.bytes(key);
@@ -95,7 +99,10 @@ impl Directory {
                 let held = |number: u64| move |copy: &Copy| (copy.node, copy.number) == (from, number);
                 let known =
                     |key, number| self.lines.get(key).is_some_and(|copies| copies.iter().any(held(number)));
-                evicted.lines.iter().any(|(key, number)| known(key, *number))
+                let owns = |key, number| {
+                    self.owned.get(key).is_some_and(|owner| (owner.node, owner.number) == (from, number))
+                };
+                evicted.lines.iter().any(|(key, number)| known(key, *number) || owns(key, *number))
             }
             _ => true,
         }

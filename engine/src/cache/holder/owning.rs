@@ -22,8 +22,10 @@ use quorate_protocol::limits::DIRTY_VALUE_MAX;
 use quorate_protocol::op::Flush;
 use quorate_protocol::reply::Reply;
 
-use super::{Holder, shown};
+use super::{Holder, as_text};
 use crate::cache::dirty::{Brought, Counts, Entry, Owned};
+#[cfg(feature = "faults")]
+use crate::cache::walk::{Kind, Walk};
 use crate::cache::{CacheEffect, Tracked};
 use crate::effect::{Effect, Level};
 use crate::keep::keep;
@@ -60,6 +62,29 @@ impl Own {
     }
 }
 
+#[cfg(feature = "faults")]
+impl Own {
+    /// Adds it to a row of numbers. See `cache/walk.rs`.
+    pub(super) fn walk(self, walk: &mut Walk<'_>) {
+        let Self { base, most } = self;
+        walk.one(Kind::Version, base);
+        walk.count(most);
+    }
+}
+
+#[cfg(feature = "faults")]
+impl Owed {
+    /// Adds what the node at this place owes to a row of numbers. See `cache/walk.rs`.
+    pub(super) fn walk(&self, walk: &mut Walk<'_>, place: u8) {
+        let Self { to, word, lease, keys } = self;
+        walk.node(Some(*to));
+        walk.word(place, word, 0);
+        walk.lease(place, lease);
+        walk.count(keys.len());
+        keys.iter().for_each(|key| walk.bytes(key));
+    }
+}
+
 impl Holder {
     /// Takes a connection's write of a key on, if this node owns the line; then it may be answered.
     pub fn absorb(&mut self, now: u64, conn: u64, group: GroupId, key: &Bytes, value: &Bytes) -> bool {
@@ -78,9 +103,9 @@ impl Holder {
         if !self.dirty.take_on(now, &key, &value, owned) {
             return false;
         }
-        home.wanted = true;
+        home.read = now;
         if was_clean {
-            let line = format!("{}: State M -> M, to be written back", shown(&key));
+            let line = format!("{}: State M -> M, to be written back", as_text(&key));
             self.effects.push(Effect::Log(Level::Debug, line));
         }
         if self.tracked > Tracked::Nothing {
@@ -159,13 +184,13 @@ impl Holder {
         if brought == Brought::Overwritten {
             let line = format!(
                 "{}: writes of up to the last 100 ms that were acknowledged here are lost: the key was written elsewhere after this node's lease had ended",
-                shown(key)
+                as_text(key)
             );
             self.effects.push(Effect::Log(Level::Warn, line));
         }
         let Some(entry) = done else { return };
         if brought != Brought::Overwritten {
-            let line = format!("{}: State M -> M, written back", shown(key));
+            let line = format!("{}: State M -> M, written back", as_text(key));
             self.effects.push(Effect::Log(Level::Debug, line));
         }
         self.brought(key, &entry);

@@ -5,7 +5,7 @@ use quorate_protocol::cache::{Grant, Invalidation, LeaseGranted, LeaseName};
 
 use super::super::Tracked;
 use super::super::walk::{Kind, Walk};
-use super::{Holder, Home, Lease, Line, SAY_AGAIN, bucket};
+use super::{Holder, Home, KEPT, KEPT_EMPTY, Lease, Line, SAY_AGAIN, bucket};
 
 impl Holder {
     /// Adds what the holder of the node at this place is to the row. Of the age of what it asked for no more than `enough`
@@ -20,6 +20,7 @@ impl Holder {
             evicted,
             // It is only taken apart.
             void: _,
+            early,
             // It is only shown.
             invalidations: _,
             dirty,
@@ -32,16 +33,17 @@ impl Holder {
             faults: _,
         } = self;
         assert!(*tracked == Tracked::Nothing, "the model has no clients that keep values themselves");
-        let clean = dirty.is_empty() && owed.is_empty() && !leaving;
-        assert!(clean, "the model has no lines that are written back");
+        assert!(!leaving, "no node of the model is told to stop");
         assert!(words.is_empty() && effects.is_empty(), "the model takes them at once");
         walk.plain(boot.0);
         let mut newest = 0;
-        for Home { leader, term, lease, lines, wanted, asked, since, watched } in homes {
+        for Home { leader, term, lease, lines, read, asked, since, watched } in homes {
             newest = newest.max(*term);
             walk.node(*leader);
             walk.plain(*term);
-            walk.plain(*wanted);
+            // That nobody reads any more is as if what is asked for were lost, so how long it is ago tells nothing more.
+            walk.plain(*read > 0 && walk.now <= read + KEPT);
+            walk.plain(*read > 0 && walk.now <= read + KEPT_EMPTY);
             walk.plain(*watched);
             walk.plain(lease.is_some());
             if let Some(Lease { epoch, generation, until }) = lease {
@@ -53,12 +55,17 @@ impl Holder {
             walk.plain(*since > 0);
             walk.passed(*since, enough);
             walk.count(lines.len());
-            for (key, Line { number, state, own: _ }) in lines.iter() {
+            for (key, Line { number, state, own }) in lines.iter() {
                 walk.bytes(key);
                 walk.one(Kind::Number(place), *number);
                 walk.plain(*state as u8);
+                walk.plain(own.is_some());
+                own.inspect(|own| own.walk(walk));
             }
         }
+        dirty.walk(walk, place);
+        walk.count(owed.len());
+        owed.iter().for_each(|owed| owed.walk(walk, place));
         // What a former home has invalidated can never be granted again.
         walk.count(floors.values().filter(|(term, _)| *term >= newest).count());
         for (bucket, (term, number)) in floors.iter().filter(|(_, (term, _))| *term >= newest) {
@@ -66,6 +73,7 @@ impl Holder {
             walk.plain(*term);
             walk.one(Kind::Number(place), *number);
         }
+        early.walk(walk, place);
         walk.count(evicted.len());
         for ((leader, lease), lines) in evicted {
             walk.node(Some(*leader));
