@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use quorate_engine::effect::{Effect, Input, NodeAsk, Now, Request, Side, TICK, Want};
-use quorate_engine::engine::{Config, Engine};
+use quorate_engine::engine::{Config, Counts, Engine};
 use quorate_engine::journal::{Entry, File, Io, Meta, RESET, Recovered, Row};
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use quorate_protocol::op::{Expiry, Op, Set, When};
@@ -117,6 +117,17 @@ fn kinds(inputs: &[Input]) -> String {
     kinds.into_iter().collect::<Vec<_>>().join("+")
 }
 
+type Steps = Option<(fn(&Counts) -> [u64; 2], [u64; 2])>;
+
+fn end_turn(engine: &mut Engine, now: Now, steps: &mut Steps, fx: &mut Vec<Effect>) {
+    let before = steps.as_ref().map(|(count, _)| count(&engine.counts()));
+    engine.step(now, Input::EndOfTurn, fx);
+    if let (Some((count, most)), Some(before)) = (steps, before) {
+        let after = count(&engine.counts());
+        (0..2).for_each(|n| most[n] = most[n].max(after[n] - before[n]));
+    }
+}
+
 pub(crate) struct Town {
     pub(crate) now: Now,
     pub(crate) nodes: BTreeMap<NodeId, Engine>,
@@ -143,6 +154,8 @@ pub(crate) struct Town {
     /// Whether a node takes all that waits for it in one turn, as a server does.
     pub(crate) gathers: bool,
     pub(crate) watch: Option<Watch>,
+    /// Steps that every node counts of its work, and the most that a turn has added to each.
+    pub(crate) steps: Steps,
 }
 
 pub(crate) fn meta(node: u64, founders: &[(NodeId, String)]) -> Meta {
@@ -187,6 +200,7 @@ impl Town {
             sent: BTreeMap::new(),
             gathers: false,
             watch: None,
+            steps: None,
         };
         (1..=n).for_each(|id| this.start(id));
         this
@@ -238,13 +252,13 @@ impl Town {
         for input in inputs {
             engine.step(self.now, input, &mut fx);
         }
-        engine.step(self.now, Input::EndOfTurn, &mut fx);
+        end_turn(engine, self.now, &mut self.steps, &mut fx);
         while engine.has_more() {
             if let (Some(watch), Some(what)) = (&mut self.watch, &what) {
                 watch.note(node, what.clone(), began);
                 began = (watch.clock)();
             }
-            engine.step(self.now, Input::EndOfTurn, &mut fx);
+            end_turn(engine, self.now, &mut self.steps, &mut fx);
         }
         if let (Some(watch), Some(what)) = (&mut self.watch, what) {
             watch.note(node, what, began);
