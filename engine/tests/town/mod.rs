@@ -89,15 +89,14 @@ impl Disk {
 pub(crate) struct Watch {
     pub(crate) clock: fn() -> u64,
     pub(crate) phase: &'static str,
-    /// (phase, node, what came in) → the number of turns, the longest, and those over 10 ms.
-    pub(crate) turns: BTreeMap<(&'static str, u64, String), (u64, u64, u64)>,
+    /// All turns, in their order: the phase, the node, what came in, and how long it took.
+    pub(crate) turns: Vec<((&'static str, u64, String), u64)>,
 }
 
 impl Watch {
     fn note(&mut self, node: NodeId, what: String, began: u64) {
         let took = (self.clock)() - began;
-        let turns = self.turns.entry((self.phase, node.0, what)).or_default();
-        *turns = (turns.0 + 1, turns.1.max(took), turns.2 + u64::from(took > 10_000));
+        self.turns.push(((self.phase, node.0, what), took));
     }
 }
 
