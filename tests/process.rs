@@ -1,20 +1,22 @@
 //! Real clusters: `quorate-server` processes on loopback, with their data, logs and signals.
 //!
 //! Charter: starts, stops, kills and freezes nodes, and finds what they wrote. Everything is taken down
-//! again when the value is dropped.
-//!
-//! Subtlety: the binary is built by a nested cargo call, once per test process, so that the tests run what
-//! users run: without the deliberate bugs that this crate's own build of the engine carries.
+//! again when the value is dropped. What they run is in `built`, and who talks to them in `client`.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+mod built;
+mod client;
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+pub use built::{binary, cli};
+pub use client::Client;
 
 /// How long anything may take before a test gives up; far above what it takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,43 +43,6 @@ pub fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         std::thread::park_timeout(PAUSE);
     }
     panic!("{what}: not within {PATIENCE:?}");
-}
-
-/// The server's binary, built from this very source.
-///
-/// # Panics
-/// When it cannot be built.
-pub fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| match std::env::var_os("QUORATE_SERVER") {
-        Some(other) => other.into(),
-        None => build("quorate-server", "quorate-server"),
-    })
-}
-
-/// The command line's binary, likewise.
-///
-/// # Panics
-/// When it cannot be built.
-pub fn cli() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| build("quorate-client", "quorate"))
-}
-
-fn build(package: &str, program: &str) -> PathBuf {
-    let me = std::env::current_exe().expect("a program has a file");
-    let place = me.parent().expect("a file lies somewhere");
-    // target/PROFILE/PROGRAM or target/PROFILE/deps/TEST
-    let profile = if place.ends_with("deps") { place.parent().expect("the profile") } else { place };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "-p", package, "--bin", program]).current_dir(root);
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(build.status().is_ok_and(|status| status.success()), "{program} is built");
-    profile.join(program)
 }
 
 /// An empty directory that is gone after the test.
@@ -505,96 +470,5 @@ impl Drop for Cluster {
                 let _ = child.wait();
             }
         }
-    }
-}
-
-/// A person with nc: lines out, text back.
-#[derive(Debug)]
-pub struct Client {
-    stream: BufReader<TcpStream>,
-}
-
-impl Client {
-    /// Connects, if somebody listens.
-    #[must_use]
-    pub fn try_new(address: SocketAddr) -> Option<Self> {
-        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        stream.set_nodelay(true).ok()?;
-        Some(Self { stream: BufReader::new(stream) })
-    }
-
-    /// Sends a line without waiting for its answer.
-    ///
-    /// # Panics
-    /// When the connection is gone.
-    pub fn say(&mut self, line: &str) {
-        let stream = self.stream.get_mut();
-        stream.write_all(format!("{line}\n").as_bytes()).expect("the connection stands");
-    }
-
-    /// One line of an answer.
-    ///
-    /// # Panics
-    /// When the connection is gone.
-    pub fn line(&mut self) -> String {
-        self.try_line().expect("an answer comes")
-    }
-
-    /// One line of an answer, if the connection stands.
-    pub fn try_line(&mut self) -> Option<String> {
-        let mut line = String::new();
-        let read = self.stream.read_line(&mut line).ok()?;
-        (read > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned())
-    }
-
-    /// Sends a line and returns the first line of its answer.
-    pub fn ask(&mut self, line: &str) -> String {
-        self.say(line);
-        self.line()
-    }
-
-    /// Sends a line and returns the first line of its answer, if the connection stands.
-    pub fn try_first(&mut self, line: &str) -> Option<String> {
-        self.stream.get_mut().write_all(format!("{line}\n").as_bytes()).ok()?;
-        self.try_line()
-    }
-
-    /// Sends no more; answers still come.
-    ///
-    /// # Panics
-    /// When the connection is gone.
-    pub fn hush(&mut self) {
-        self.stream.get_mut().shutdown(std::net::Shutdown::Write).expect("the connection stands");
-    }
-
-    /// Sends a line whose answer may take several, and returns them all. The end is marked by an ECHO.
-    #[must_use]
-    pub fn try_ask(&mut self, line: &str) -> Option<String> {
-        self.stream.get_mut().write_all(format!("{line}\nECHO end-of-answer\n").as_bytes()).ok()?;
-        let mut text = String::new();
-        loop {
-            match self.try_line()?.as_str() {
-                "end-of-answer" => return Some(text),
-                line => {
-                    text.push_str(line);
-                    text.push('\n');
-                }
-            }
-        }
-    }
-
-    /// See `try_ask`.
-    ///
-    /// # Panics
-    /// When the connection is gone.
-    pub fn ask_all(&mut self, line: &str) -> String {
-        self.try_ask(line).expect("an answer comes")
-    }
-
-    /// Whether the other side has closed the connection (waits for it).
-    pub fn is_closed(&mut self) -> bool {
-        let mut rest = Vec::new();
-        self.stream.read_to_end(&mut rest).is_ok()
     }
 }

@@ -1,8 +1,11 @@
-//! The longest turns of engines with a GiB of state: `cargo bench -p quorate-engine --bench pauses [-- SCENARIO…]`.
+//! The longest turns of engines with a GiB of state: `cargo bench -p quorate-engine --bench pauses [-- ROUNDS] [SCENARIO…]`.
 //!
 //! Three engines on a perfect network, with disks in memory. A turn takes all that waits for its node, as a server's
 //! does. Measured is the thread's CPU time from the first input to the end of the turn, because other work on the
 //! machine does not count in it; it should stay below 10 ms whatever happens.
+//!
+//! Subtlety: a virtual machine's host may take the core away, and caches go cold when others use it; that does count in
+//! it. But equal runs have equal turns: with several rounds each turn counts with the shortest time that it took.
 #![allow(clippy::print_stdout, reason = "this program's output is its purpose")]
 
 #[path = "../tests/town/mod.rs"]
@@ -68,7 +71,7 @@ impl Bench {
         let mut town = Town::with_bounds(3, 64 << 20, store);
         town.gathers = true;
         town.run(30);
-        town.watch = Some(Watch { clock: cpu, phase, turns: BTreeMap::new() });
+        town.watch = Some(Watch { clock: cpu, phase, turns: Vec::new() });
         Self { town }
     }
 
@@ -95,32 +98,52 @@ impl Bench {
         }
     }
 
-    fn report(&self, name: &str) {
-        let watch = self.town.watch.as_ref().expect("it is watched");
-        let mut phases: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        let mut turns: Vec<_> = watch.turns.iter().collect();
-        turns.sort_by_key(|(_, (_, longest, _))| std::cmp::Reverse(*longest));
-        let mut over: BTreeMap<&str, u64> = BTreeMap::new();
-        for ((phase, node, what), (count, longest, long)) in turns {
-            *over.entry(phase).or_default() += long;
-            let (whole, part) = (longest / 1000, longest % 1000 / 10);
-            phases
-                .entry(phase)
-                .or_default()
-                .push(format!("{whole}.{part:02} ms node {node} ({what}, {count})"));
-        }
-        for (phase, lines) in phases {
-            println!(
-                "{name} | {phase} | {} over 10 ms | {}",
-                over[phase],
-                lines[..lines.len().min(3)].join("; ")
-            );
-        }
+    fn turns(self) -> Turns {
+        self.town.watch.expect("it is watched").turns
     }
 }
 
+/// See `Watch`.
+type Turns = Vec<((&'static str, u64, String), u64)>;
+
+fn report(name: &str, turns: Turns) {
+    let mut kinds: BTreeMap<_, (u64, u64)> = BTreeMap::new();
+    let mut over: BTreeMap<&str, u64> = BTreeMap::new();
+    for (kind, took) in turns {
+        *over.entry(kind.0).or_default() += u64::from(took > 10_000);
+        let (count, longest) = kinds.entry(kind).or_default();
+        (*count, *longest) = (*count + 1, took.max(*longest));
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, (_, longest))| std::cmp::Reverse(*longest));
+    let mut phases: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for ((phase, node, what), (count, longest)) in kinds {
+        let (whole, part) = (longest / 1000, longest % 1000 / 10);
+        phases.entry(phase).or_default().push(format!("{whole}.{part:02} ms node {node} ({what}, {count})"));
+    }
+    for (phase, lines) in phases {
+        println!(
+            "{name} | {phase} | {} over 10 ms | {}",
+            over[phase],
+            lines[..lines.len().min(3)].join("; ")
+        );
+    }
+}
+
+/// Of so many equal runs, each turn with the shortest time that it took.
+fn measure(name: &str, rounds: usize, run: impl Fn() -> Turns) {
+    let mut best = run();
+    for _ in 1..rounds {
+        let again = run();
+        let same = again.len() == best.len() && again.iter().zip(&best).all(|(a, b)| a.0 == b.0);
+        assert!(same, "equal runs have equal turns");
+        best.iter_mut().zip(again).for_each(|(best, again)| best.1 = best.1.min(again.1));
+    }
+    report(name, best);
+}
+
 /// Fills two nodes, lets the third fetch it all, overwrites, lets it fetch all again in place of what it has.
-fn snapshots(name: &str, load: Load) {
+fn snapshots(load: Load) -> Turns {
     let mut bench = Bench::new("1 fill, with snapshots");
     bench.town.cut_off.insert(NodeId(3));
     let count = load.count();
@@ -136,11 +159,11 @@ fn snapshots(name: &str, load: Load) {
         bench.town.cut_off.clear();
         bench.town.run_until("node 3 has caught up", |town| town.agree(&[1, 2, 3]));
     }
-    bench.report(name);
+    bench.turns()
 }
 
 /// A node that was away catches up from the log.
-fn log(name: &str, load: Load) {
+fn log(load: Load) -> Turns {
     let mut bench = Bench::new("1 fill 48 MiB");
     bench.town.cut_off.insert(NodeId(3));
     bench.town.run(60);
@@ -149,11 +172,11 @@ fn log(name: &str, load: Load) {
     bench.phase("2 the third node catches up");
     bench.town.cut_off.clear();
     bench.town.run_until("node 3 has caught up", |town| town.agree(&[1, 2, 3]));
-    bench.report(name);
+    bench.turns()
 }
 
 /// All keys of a partition expire at the same time.
-fn expiry(name: &str) {
+fn expiry() -> Turns {
     let load = Load { size: 100, spread: false, queue: false };
     let mut bench = Bench::new("1 fill");
     let wait = 10_000_000;
@@ -164,11 +187,11 @@ fn expiry(name: &str) {
     bench.town.run(1);
     bench.town.run_until("all have expired", |town| town.agree(&[1, 2, 3]));
     bench.town.run(500);
-    bench.report(name);
+    bench.turns()
 }
 
 /// A connection goes that holds many locks, and has received many messages.
-fn closing(name: &str) {
+fn closing() -> Turns {
     let mut bench = Bench::new("1 fill");
     let many = 1 << 18;
     let lock = |n: usize| {
@@ -188,11 +211,11 @@ fn closing(name: &str) {
     bench.phase("2 the connection goes");
     bench.town.post(1, quorate_engine::effect::Input::Disconnected { conn: 1 });
     bench.town.run(500);
-    bench.report(name);
+    bench.turns()
 }
 
 /// A partition is full, and others make room for what comes: small keys, and then the largest values.
-fn eviction(name: &str) {
+fn eviction() -> Turns {
     let load = Load { size: 100, spread: false, queue: false };
     let mut bench = Bench::bounded("1 fill", (16 * (128 << 20), true));
     let count = (128 << 20) / 220;
@@ -206,13 +229,42 @@ fn eviction(name: &str) {
         bench.town.run_until("there is room", |town| town.answer(1, id).is_some());
         assert_eq!(bench.town.answer(1, id), Some(quorate_protocol::reply::Reply::OK));
     }
-    bench.report(name);
     let counts = bench.town.engine(1).counts();
-    println!("{name} | {} keys evicted, {} of {} bytes taken", counts.evicted, counts.store_bytes, 128 << 20);
+    println!(
+        "eviction | {} keys evicted, {} of {} bytes taken",
+        counts.evicted,
+        counts.store_bytes,
+        128 << 20
+    );
+    bench.turns()
+}
+
+/// A connection has asked for so much at once that most of it waits: a thousand new keys that each need room, behind one
+/// of 8 MiB that needs much.
+fn waiting() -> Turns {
+    let load = Load { size: 100, spread: false, queue: false };
+    let mut bench = Bench::bounded("1 fill", (16 * (128 << 20), true));
+    let count = (128 << 20) / 220;
+    bench.all(0..count, |n| load.op(n, Expiry::Never));
+    let large = Load { size: 8 << 20, ..load };
+    let mut next = count;
+    for phase in ["2 a thousand small keys wait", "3 sixty thousand wait"] {
+        bench.phase(phase);
+        let many = if phase.starts_with('2') { 1000 } else { 60_000 };
+        let mut ops = vec![large.op(2 * count + next, Expiry::Never)];
+        ops.extend((next..next + many).map(|n| load.op(n, Expiry::Never)));
+        next += many;
+        let last = bench.town.ask_next(1, ops) + many as u64;
+        bench.town.run_until("all have room", |town| town.answer(1, last).is_some());
+        bench.town.replies.clear();
+    }
+    bench.turns()
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let args = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
+    let (rounds, args): (Vec<String>, Vec<String>) = args.partition(|arg| arg.parse::<usize>().is_ok());
+    let rounds = rounds.first().map_or(1, |rounds| rounds.parse().expect("it is a number"));
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
     for (name, size, spread, queue) in [
         ("one-1k", 1024, false, false),
@@ -221,19 +273,22 @@ fn main() {
         ("queue-100", 100, false, true),
     ] {
         if wanted(name) {
-            snapshots(name, Load { size, spread, queue });
+            measure(name, rounds, || snapshots(Load { size, spread, queue }));
         }
     }
     if wanted("log") {
-        log("log", Load { size: 100, spread: false, queue: false });
+        measure("log", rounds, || log(Load { size: 100, spread: false, queue: false }));
     }
     if wanted("expiry") {
-        expiry("expiry");
+        measure("expiry", rounds, expiry);
     }
     if wanted("eviction") {
-        eviction("eviction");
+        measure("eviction", rounds, eviction);
+    }
+    if wanted("waiting") {
+        measure("waiting", rounds, waiting);
     }
     if wanted("closing") {
-        closing("closing");
+        measure("closing", rounds, closing);
     }
 }

@@ -277,6 +277,8 @@ impl Engine {
                 self.awake.append(&mut self.behind);
                 self.background.begin_turn();
                 self.end_turn(mono, &mut BTreeMap::new(), fx);
+                let rests = self.groups.iter().filter(|(_, group)| group.has_rest()).map(|(&id, _)| id);
+                self.behind.extend(rests);
                 self.groups.values_mut().for_each(|group| group.throw_away(&mut self.trash));
                 self.trash.dig();
                 join_free_memory();

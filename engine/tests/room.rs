@@ -3,9 +3,10 @@
 mod town;
 
 use bytes::Bytes;
-use quorate_engine::effect::TICK;
+use quorate_engine::effect::{Input, Request, TICK, Want};
 use quorate_protocol::id::NodeId;
-use quorate_protocol::op::{Append, GetRange, Incr, Op, SetBack, partition_of};
+use quorate_protocol::limits::{LOOKED_AT_ONCE, TAKEN_UP_AT_ONCE};
+use quorate_protocol::op::{Append, GetRange, Incr, MSet, Op, SetBack, partition_of};
 use quorate_protocol::reply::{Code, Reply};
 use town::{Town, get, set};
 
@@ -13,7 +14,11 @@ use town::{Town, get, set};
 const SHARE: usize = 4000;
 
 fn town(evicts: bool) -> Town {
-    let mut town = Town::with_bounds(3, 64 << 20, (16 * SHARE as u64, evicts));
+    town_of(SHARE, evicts)
+}
+
+fn town_of(share: usize, evicts: bool) -> Town {
+    let mut town = Town::with_bounds(3, 64 << 20, (16 * share as u64, evicts));
     town.run_until("sessions are open", |town| (1..=3).all(|node| town.engine(node).counts().session));
     town
 }
@@ -174,4 +179,79 @@ fn room_is_made_once_also_of_a_key_whose_owner_is_being_asked() {
     assert_eq!(ask(&mut town, other, set(&key(1000), &"w".repeat(300))), Reply::OK);
     town.run(20);
     assert_eq!(town.engine(home).counts().evicted, 1, "one key is large enough");
+}
+
+/// A partition that 300 keys fill, and whose steps are counted: what is taken up again, and keys that are looked at.
+fn full_town() -> Town {
+    let mut town = town_of(300 * 211 + 100, true);
+    let all = (0..300).map(|n| set(&key(n), &"v".repeat(100))).collect();
+    let first = town.ask_next(1, all);
+    town.run_until("it is full", |town| town.answer(1, first + 299).is_some());
+    town.steps = Some((|counts| [counts.taken_up, counts.looked_at], [0, 0]));
+    town
+}
+
+fn taken_up(town: &Town) -> u64 {
+    (1..=3).map(|node| town.engine(node).counts().taken_up).sum()
+}
+
+#[test]
+fn what_waits_behind_others_is_touched_when_its_turn_has_come() {
+    let mut town = full_town();
+    let all = (1000..2000).map(|n| set(&key(n), &"v".repeat(100))).collect();
+    let first = town.ask_next(1, all);
+    town.run_until("all are answered", |town| town.answer(1, first + 999).is_some());
+    assert!((first..first + 1000).all(|id| town.answer(1, id) == Some(Reply::OK)));
+    // Each waits for what stands before it, and once for room.
+    let steps = taken_up(&town);
+    assert!((1000..=2 * 1000).contains(&steps), "{steps} steps for 1000 writes that wait");
+    let [_, looked] = town.steps.expect("they are counted").1;
+    assert!(looked < LOOKED_AT_ONCE as u64 + 256, "{looked} keys are looked at in one turn");
+}
+
+#[test]
+fn a_turn_takes_up_a_part_of_what_has_waited() {
+    let mut town = full_town();
+    let count = 5 * TAKEN_UP_AT_ONCE as u64 / 2;
+    let mut ops = vec![set(&key(1000), &"v".repeat(100 * 211))];
+    ops.extend((0..count).map(|_| get(&key(1000))));
+    let first = town.ask_next(1, ops);
+    town.run_until("all are answered", |town| town.answer(1, first + count).is_some());
+    assert_eq!(town.answer(1, first), Some(Reply::OK));
+    let large = Reply::Bulk(Bytes::from("v".repeat(100 * 211)));
+    assert!(
+        (1..=count).all(|n| town.answer(1, first + n).as_ref() == Some(&large)),
+        "all, and in their order"
+    );
+    assert!(taken_up(&town) > count);
+    let [most, _] = town.steps.expect("they are counted").1;
+    assert!((1..=TAKEN_UP_AT_ONCE as u64).contains(&most), "{most} are taken up in one turn");
+}
+
+#[test]
+fn a_turn_looks_at_a_part_of_the_keys_when_none_can_go() {
+    let mut town = full_town();
+    let conns = 2..42;
+    for conn in conns.clone() {
+        // No room can be made of the keys that are to grow.
+        let grown = Bytes::from("v".repeat(110));
+        let pairs = (0..300).map(|n| (key(n).into(), grown.clone())).collect();
+        let want = Want::Op(Op::MSet(MSet { pairs, absent: false }));
+        town.post(1, Input::Connected { conn, ordered: true });
+        town.post(
+            1,
+            Input::Requests { conn, requests: vec![Request { id: 1, want, client: None, after: None }] },
+        );
+    }
+    // All come in one turn.
+    town.gathers = true;
+    town.run_until("all are answered", |town| {
+        conns.clone().all(|conn| town.replies.iter().any(|reply| reply.1 == conn))
+    });
+    let refused = town.replies.iter().filter(|reply| code(&reply.3) == Some(Code::Oom)).count();
+    assert_eq!(refused, conns.count());
+    let [_, most] = town.steps.expect("they are counted").1;
+    let looked: u64 = (1..=3).map(|node| town.engine(node).counts().looked_at).sum();
+    assert!(looked > 2 * LOOKED_AT_ONCE as u64, "{looked} were looked at");
+    assert!(most < LOOKED_AT_ONCE as u64 + 256, "{most} of them in one turn");
 }

@@ -117,6 +117,10 @@ pub const STORE_MEMORY: u64 = STORE_MAX * PARTITIONS as u64;
 pub const STORE_ROW: u64 = 104;
 /// Keys that a partition evicts in one turn at the most: what a turn spends on it stays far below 10 ms.
 pub const EVICTED_AT_ONCE: usize = 64;
+/// Keys that a partition looks at in one turn to find those; whoever needs more waits for the next turn.
+pub const LOOKED_AT_ONCE: usize = 64 * EVICTED_AT_ONCE;
+/// Commands of a partition that have waited, for nodes or for room, and are taken up in one turn; the next comes at once.
+pub const TAKEN_UP_AT_ONCE: usize = 1024;
 
 /// Callers that wait for one key to be filled (GETV FILL); above it `-BUSY`.
 pub const FILL_WAITERS_MAX: usize = 4096;

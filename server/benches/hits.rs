@@ -1,8 +1,9 @@
 //! What a GET costs that a node answers from its own memory, above a request that asks for nothing.
 //!
 //! `cargo bench -p quorate-server --bench hits` for nanoseconds; on a busy machine `time BINARY --count hit 22400000 1000 16` (requests,
-//! keys, in a pipeline) and the same with `floor` for what the process itself took. Valgrind cannot count it: rustix, which reads
-//! the clock, does not start under it.
+//! keys, in a pipeline) and the same with `floor` for what the process itself took. Instructions, which are the same on every
+//! machine: `valgrind --tool=callgrind BINARY --count KIND N 1000 16` for two numbers of requests, of one of the kinds
+//! `floor`, `look` (a hit, but for the clock), `get` (a hit that goes the way of all commands) and `ping`.
 //!
 //! Charter: both are what the connection does with a request between the read and the write of its socket (`show_lines`): find it in what
 //! was read, read the clock once for all of them, find the value, write the reply. The floor has a value at hand and no clock: an echo.
@@ -10,11 +11,13 @@
 
 use std::hint::black_box;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use criterion::{Criterion, Throughput};
 use quorate_engine::cache::CacheEffect;
+use quorate_protocol::command::{Command, ConnAsk, parse};
 use quorate_protocol::id::GroupId;
-use quorate_protocol::resp::{Dialect, encode_value, peek_get};
+use quorate_protocol::reply::Reply;
+use quorate_protocol::resp::{Dialect, RequestDecoder, encode, encode_value, peek_get};
 use quorate_server::clock;
 use quorate_server::view::View;
 
@@ -51,7 +54,10 @@ fn reads(keys: u64, pipeline: usize) -> Vec<Vec<u8>> {
 }
 
 fn hit(view: &View, read: &[u8], out: &mut Vec<u8>) {
-    let now = clock::mono();
+    look(view, clock::mono(), read, out);
+}
+
+fn look(view: &View, now: u64, read: &[u8], out: &mut Vec<u8>) {
     let mut taken = 0;
     while let Some((key, end)) = peek_get(&read[taken..]) {
         let key = &read[taken..][key];
@@ -67,6 +73,24 @@ fn floor(value: &Bytes, read: &[u8], out: &mut Vec<u8>) {
         encode_value(Dialect::Resp2, Some(value), out);
         taken += end;
     }
+}
+
+/// What all commands go through that the engine is not asked about: taken apart, understood, answered.
+fn understood(view: &View, buffer: &mut BytesMut, read: &[u8], out: &mut Vec<u8>) {
+    buffer.extend_from_slice(read);
+    let mut decoder = RequestDecoder::default();
+    while let Ok(Some(request)) = decoder.decode(buffer) {
+        let reply = match parse(&request.args) {
+            Ok(Command::Connection(ConnAsk::Ping(None))) => Reply::Status("PONG"),
+            Ok(Command::Op(op)) => {
+                let value = op.line().and_then(|key| view.get(key, 1));
+                Reply::Bulk(value.flatten().expect("it is held"))
+            }
+            other => panic!("this is not asked here: {other:?}"),
+        };
+        encode(Dialect::Resp2, &reply, out);
+    }
+    assert!(buffer.is_empty(), "all is answered");
 }
 
 fn bench(c: &mut Criterion) {
@@ -98,14 +122,20 @@ fn bench(c: &mut Criterion) {
 
 /// So many requests of one kind, for a clock of the process's own time.
 fn count(kind: &str, requests: usize, keys: u64, pipeline: usize) {
-    let (view, reads, value) = (view(keys), reads(keys, pipeline), Bytes::from_static(VALUE));
+    let (view, mut reads, value) = (view(keys), reads(keys, pipeline), Bytes::from_static(VALUE));
+    if kind == "ping" {
+        reads = vec![b"*1\r\n$4\r\nPING\r\n".repeat(pipeline)];
+    }
     let mut out = Vec::with_capacity(1 << 16);
+    let mut buffer = BytesMut::with_capacity(1 << 16);
     for read in reads.iter().cycle().take(requests / pipeline) {
         out.clear();
-        if kind == "hit" {
-            hit(&view, read, &mut out)
-        } else {
-            floor(&value, read, &mut out)
+        match kind {
+            "hit" => hit(&view, read, &mut out),
+            "look" => look(&view, 1, read, &mut out),
+            "floor" => floor(&value, read, &mut out),
+            "get" | "ping" => understood(&view, &mut buffer, read, &mut out),
+            _ => panic!("a kind is one of hit, look, floor, get, ping"),
         }
         black_box(&out);
     }

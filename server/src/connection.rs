@@ -320,12 +320,16 @@ impl Connection {
         let plain = decoder.is_between() && *dialect != Dialect::Inline && !self.subscriptions.may_push();
         // Between MULTI and EXEC reads are queued like everything else.
         let plain = plain && !self.transaction.is_open() && !self.tracker.is_on();
-        if !plain || self.unanswered() > 0 || resp::peek_get(&self.read).is_none() {
+        if !plain || self.unanswered() > 0 {
+            return;
+        }
+        let mut next = resp::peek_get(&self.read);
+        if next.is_none() {
             return;
         }
         let (dialect, now) = (*dialect, clock::mono());
         let mut taken = 0;
-        while let Some((key, end)) = resp::peek_get(&self.read[taken..]) {
+        while let Some((key, end)) = next {
             let key = &self.read[taken..][key];
             let write = &mut self.write;
             let shown = write.len() - self.written < OUTPUT_FULL
@@ -334,6 +338,7 @@ impl Connection {
                 break;
             }
             taken += end;
+            next = resp::peek_get(&self.read[taken..]);
         }
         self.read.advance(taken);
     }

@@ -29,6 +29,10 @@ pub struct Counts {
     pub refused_busy: u64,
     /// Writes that were refused for want of room, by groups that it leads.
     pub refused_for_room: u64,
+    /// How often something was taken up that had waited for nodes or for room, in groups that it leads.
+    pub taken_up: u64,
+    /// Keys that were looked at to find some that can be evicted.
+    pub looked_at: u64,
     /// Bytes that keys take in its replicas.
     pub store_bytes: u64,
     /// Bytes that they may take.
@@ -74,6 +78,8 @@ impl Engine {
             counts.log_bytes += group.consensus().log_bytes();
             counts.refused_busy += counted.refused_busy;
             counts.refused_for_room += counted.refused_for_room;
+            counts.taken_up += counted.taken_up;
+            counts.looked_at += counted.looked_at;
             counts.invalidations_sent += counted.invalidations;
             let [keys, waiters] = group.fills();
             counts.fills = [counts.fills[0] + keys, counts.fills[1] + waiters];

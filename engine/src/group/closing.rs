@@ -10,12 +10,15 @@
 //!   from the owner's own node. What the owner brings waits for nothing.
 //! - What looks at several keys says so to the directory before anything else, and that it is done when it is applied, answered
 //!   or refused.
+//! - A turn takes up `TAKEN_UP_AT_ONCE` of what has waited, at the most, and each of it once for every time that it was
+//!   the first and had to wait: what waits behind it is not touched.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{CacheWord, Grant};
 use quorate_protocol::id::{NodeId, Replica};
+use quorate_protocol::limits::TAKEN_UP_AT_ONCE;
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Verdict, Work};
 use quorate_protocol::reply::Reply;
@@ -80,6 +83,8 @@ pub(super) enum GoOn {
     HasNone,
     /// Owners have brought what they had of its keys.
     IsRecalled,
+    /// It waited for nothing but what stood before it, of which a turn has taken up enough.
+    IsNext,
 }
 
 /// See the top of the file.
@@ -88,8 +93,12 @@ pub(super) struct Closing {
     pub(super) directory: Directory,
     /// What waits for nodes → whose it is, and what follows.
     held: BTreeMap<WriteId, (Conn, GoOn)>,
-    /// What waits, in each connection's order: the first waits for nodes or for room.
+    /// What waits, in each connection's order: the first waits for nodes or for room, or to be taken up.
     queues: BTreeMap<Conn, VecDeque<Job>>,
+    /// Connections whose first waits for nothing but to be taken up.
+    ready: VecDeque<(Conn, GoOn)>,
+    /// What has waited and was taken up, in this turn and since the term began.
+    taken_up: (usize, u64),
     waiting: usize,
     /// Bytes of the writes that wait.
     waiting_bytes: usize,
@@ -114,12 +123,34 @@ impl Closing {
 
     /// Whether no write waits until nodes have dropped its keys.
     pub(super) fn holds_none(&self) -> bool {
-        self.held.is_empty()
+        self.held.is_empty() && self.ready.is_empty()
     }
 
     /// Whether some of it can go on.
     pub(super) fn has_ready(&self) -> bool {
-        self.directory.has_ready()
+        self.directory.has_ready() || !self.ready.is_empty()
+    }
+
+    /// A job leaves its queue.
+    fn take_up(&mut self, job: &Job) {
+        self.waiting -= 1;
+        self.waiting_bytes -= job.weight();
+        self.taken_up = (self.taken_up.0 + 1, self.taken_up.1 + 1);
+    }
+
+    /// Whether this turn takes up no more.
+    pub(super) fn has_enough(&self) -> bool {
+        self.taken_up.0 >= TAKEN_UP_AT_ONCE
+    }
+
+    /// What has waited and was taken up since the term began.
+    pub(super) fn taken_up(&self) -> u64 {
+        self.taken_up.1
+    }
+
+    /// A turn has ended.
+    pub(super) fn end_turn(&mut self) {
+        self.taken_up.0 = 0;
     }
 
     /// Until when somebody may rely on a lease that was granted.
@@ -252,12 +283,13 @@ impl Group {
         }
     }
 
-    /// Takes up again what of a connection waits, from what it waits for on.
+    /// Takes up again what of a connection waits, from what it waits for on, until something of it has to wait again.
     pub(super) fn go_on(&mut self, now: u64, conn: Conn, how: GoOn) {
         let mut queue = self.closing.queues.remove(&conn).expect("its write waits");
-        self.closing.waiting -= queue.len();
-        self.closing.waiting_bytes -= queue.iter().map(Job::weight).sum::<usize>();
-        match (queue.pop_front().expect("its first waits"), how) {
+        let first = queue.pop_front().expect("its first waits");
+        self.closing.take_up(&first);
+        match (first, how) {
+            (job, GoOn::IsNext) => self.let_in(now, conn, job),
             (Job::Read(read), _) => {
                 let read = self.set_behind(conn, read);
                 self.reads.push(read);
@@ -271,7 +303,20 @@ impl Group {
                 self.take_in(now, conn, sending, logged, gave_up);
             }
         }
-        while let Some(job) = queue.pop_front() {
+        loop {
+            if let Some(again) = self.closing.queues.get_mut(&conn) {
+                // What was let in last has to wait; all others stay behind it.
+                queue.push_front(again.pop_front().expect("it waits first"));
+                *again = queue;
+                return;
+            }
+            if !queue.is_empty() && self.closing.has_enough() {
+                self.closing.queues.insert(conn, queue);
+                self.closing.ready.push_back((conn, GoOn::IsNext));
+                return;
+            }
+            let Some(job) = queue.pop_front() else { return };
+            self.closing.take_up(&job);
             self.let_in(now, conn, job);
         }
     }
@@ -290,9 +335,19 @@ impl Group {
     /// Lets in what has waited long enough, and what waits behind it.
     pub(super) fn let_ready_in(&mut self, now: u64) {
         for id in self.closing.directory.take_ready() {
-            let (conn, how) = self.closing.held.remove(&id).expect("who waits is known");
+            let ready = self.closing.held.remove(&id).expect("who waits is known");
+            self.closing.ready.push_back(ready);
+        }
+        while !self.closing.has_enough() {
+            let Some((conn, how)) = self.closing.ready.pop_front() else { return };
             self.go_on(now, conn, how);
         }
+    }
+
+    /// Whether the turn has done as much as it may for what waits, and there may be a rest.
+    #[must_use]
+    pub fn has_rest(&self) -> bool {
+        self.closing.has_enough() || self.room.has_looked_enough()
     }
 
     /// Begins with nothing, as a leader does.
@@ -309,6 +364,7 @@ impl Group {
         let closing = core::mem::take(&mut self.closing);
         self.room.give_up();
         self.counted.invalidations += closing.directory.invalidations();
+        self.counted.taken_up += closing.taken_up();
         for job in closing.queues.into_values().flatten() {
             let (asker, sending) = match job {
                 Job::Read(read) => (read.asker, read.sending),

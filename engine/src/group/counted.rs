@@ -14,6 +14,10 @@ pub struct Counted {
     pub refused_for_room: u64,
     /// Invalidations that were sent.
     pub invalidations: u64,
+    /// How often something was taken up that had waited for nodes or for room.
+    pub taken_up: u64,
+    /// Keys that were looked at to find some that can be evicted.
+    pub looked_at: u64,
 }
 
 impl Group {
@@ -21,7 +25,9 @@ impl Group {
     #[must_use]
     pub fn counted(&self) -> Counted {
         let invalidations = self.counted.invalidations + self.closing.directory.invalidations();
-        Counted { refused_for_room: self.room.refused(), invalidations, ..self.counted }
+        let taken_up = self.counted.taken_up + self.closing.taken_up();
+        let (refused_for_room, looked_at) = (self.room.refused(), self.room.looked_at());
+        Counted { refused_for_room, invalidations, taken_up, looked_at, ..self.counted }
     }
 
     /// The keys, if it has some.

@@ -51,6 +51,7 @@ impl Group {
     /// A turn has ended: hands out what it has let go of, to be dropped bit by bit.
     pub fn throw_away(&mut self, trash: &mut Trash) {
         self.room.end_turn();
+        self.closing.end_turn();
         self.state.throw_away(&mut self.trash);
         trash.append(&mut self.trash);
         trash.append(self.consensus.trash());

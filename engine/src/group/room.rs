@@ -8,8 +8,8 @@
 //! - What is refused with -OOM was never proposed.
 //! - An eviction closes its keys as DEL does, and removes only the version that was chosen; a key of which a write is on
 //!   its way, or for which room is being made, is not chosen.
-//! - A turn chooses `EVICTED_AT_ONCE` keys at the most; whoever needs more waits for the next, which comes when what was
-//!   chosen is on the disk.
+//! - A turn chooses `EVICTED_AT_ONCE` keys at the most, and looks at `LOOKED_AT_ONCE` to find them; whoever needs more waits
+//!   for the next, which comes when what was chosen is on the disk, or at once if too many were looked at.
 //!
 //! Subtlety: reads that nodes answer from lines of their own are not seen here. So while keys may be evicted, lines are
 //! granted for `LINE_LIFE` only, and a key that somebody holds counts as looked at up to that much after its grant. An owner shows
@@ -20,7 +20,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{ConnId, SessionId};
-use quorate_protocol::limits::{EVICTED_AT_ONCE, STORE_MAX};
+use quorate_protocol::limits::{EVICTED_AT_ONCE, LOOKED_AT_ONCE, STORE_MAX};
 use quorate_protocol::peer::{Principal, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
@@ -76,6 +76,8 @@ pub(super) struct Room {
     waiting: VecDeque<Conn>,
     /// Keys that were chosen in this turn.
     chosen: usize,
+    /// Keys that were looked at, in this turn and since the node started.
+    looked: (usize, u64),
     /// Where the next sample is taken.
     place: u64,
     /// Bytes of each command that is to evict keys which somebody holds yet, in their order, and their sum.
@@ -100,7 +102,17 @@ impl Room {
 
     /// A turn has ended.
     pub(super) fn end_turn(&mut self) {
-        self.chosen = 0;
+        (self.chosen, self.looked.0) = (0, 0);
+    }
+
+    /// Whether this turn looks at no more keys.
+    pub(super) fn has_looked_enough(&self) -> bool {
+        self.looked.0 >= LOOKED_AT_ONCE
+    }
+
+    /// Keys that were looked at since the node started.
+    pub(super) fn looked_at(&self) -> u64 {
+        self.looked.1
     }
 
     /// A connection's next write waits.
@@ -205,7 +217,7 @@ impl Group {
         if !self.room.bound.evicts || self.applied_term != self.term {
             return;
         }
-        loop {
+        while !self.closing.has_enough() {
             let Some(store) = self.state.store() else { return };
             let claimed = self.claimed(store);
             let first = self.room.waiting.front().copied();
@@ -224,10 +236,10 @@ impl Group {
             }
             let wanted = (claimed + needs).saturating_sub(self.room.promised + self.room.bound.max);
             let left = EVICTED_AT_ONCE.saturating_sub(self.room.chosen);
-            if wanted == 0 || left == 0 {
+            if wanted == 0 || left == 0 || self.room.has_looked_enough() {
                 return;
             }
-            let gone = self.evict_some(now, wanted, left.min(TOGETHER));
+            let gone = self.evict_some(now, wanted, left);
             self.room.chosen += gone;
             let hopeless = gone == 0 && self.room.promised == 0 && self.is_quiet();
             match first {
@@ -253,47 +265,53 @@ impl Group {
         let first = self.room.waiting.front().and_then(|conn| self.first_waiting(*conn));
         let mut spared = first.map_or(Vec::new(), |logged| logged.work.writes().into_owned());
         spared.sort_unstable();
-        while chosen.len() < count && bytes < wanted {
+        while chosen.len() < count && bytes < wanted && !self.room.has_looked_enough() {
             let place = self.room.next_place();
-            let Some(one) = self.oldest(now, place, &chosen, &spared) else { break };
+            let (one, looked) = self.oldest(now, place, &chosen, &spared);
+            self.room.looked = (self.room.looked.0 + looked, self.room.looked.1 + looked as u64);
+            let Some(one) = one else { break };
             bytes += one.0.cost;
             chosen.push(one);
         }
         let gone = chosen.len();
-        for held in [false, true] {
-            let of_kind = || chosen.iter().filter(|(_, is_held)| *is_held == held).map(|(sample, _)| sample);
-            let lines: Vec<_> = of_kind().map(|sample| (sample.key.clone(), sample.version)).collect();
-            if lines.is_empty() {
-                continue;
-            }
-            if held {
-                let bytes = of_kind().map(|sample| sample.cost).sum();
-                self.room.promises.push_back(bytes);
-                self.room.promised += bytes;
-            }
-            let counter = EVICTORS[usize::from(held)];
-            let conn = ConnId { node: self.me, session: SessionId(0), counter };
-            let asker = Asker { conn, request: 0, client: None };
-            let logged = Logged { asker, principal: Principal::Node(self.me), work: Work::Evict(lines) };
-            self.let_in(now, (self.me, counter), Job::Write { sending: 0, logged, gave_up: 0 });
+        let (held, free): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|(_, held)| *held);
+        for (kind, chosen) in [free, held].iter().enumerate() {
+            chosen.chunks(TOGETHER).for_each(|together| self.evict(now, kind, together));
         }
         gone
     }
 
-    /// Of a sample, but for keys that were chosen or are spared, the key that was not looked at for longest, and whether somebody holds its line.
+    /// Sees to it that keys go: of those that nobody holds, or of the others.
+    fn evict(&mut self, now: u64, kind: usize, keys: &[(Sample, bool)]) {
+        if kind == 1 {
+            let bytes = keys.iter().map(|(sample, _)| sample.cost).sum();
+            self.room.promises.push_back(bytes);
+            self.room.promised += bytes;
+        }
+        let lines = keys.iter().map(|(sample, _)| (sample.key.clone(), sample.version)).collect();
+        let conn = ConnId { node: self.me, session: SessionId(0), counter: EVICTORS[kind] };
+        let asker = Asker { conn, request: 0, client: None };
+        let logged = Logged { asker, principal: Principal::Node(self.me), work: Work::Evict(lines) };
+        self.let_in(now, (self.me, EVICTORS[kind]), Job::Write { sending: 0, logged, gave_up: 0 });
+    }
+
+    /// Of a sample, but for keys that were chosen or are spared, the key that was not looked at for longest, and whether
+    /// somebody holds its line; and how many keys were looked at.
     fn oldest(
         &self,
         now: u64,
         place: u64,
         chosen: &[(Sample, bool)],
         spared: &[Bytes],
-    ) -> Option<(Sample, bool)> {
+    ) -> (Option<(Sample, bool)>, usize) {
         let directory = &self.closing.directory;
         let is_chosen = |sample: &Sample| chosen.iter().any(|(other, _)| other.key == sample.key);
         let free = |sample: &Sample| {
             directory.is_open(&sample.key) && !is_chosen(sample) && spared.binary_search(&sample.key).is_err()
         };
-        let samples = self.state.store()?.sample(place, SAMPLES_MOST).filter(free).take(SAMPLES);
+        let Some(store) = self.state.store() else { return (None, 0) };
+        let mut looked = 0;
+        let samples = store.sample(place, SAMPLES_MOST).inspect(|_| looked += 1).filter(free).take(SAMPLES);
         let seen = |sample: Sample| {
             // An owner that was asked has no line any more, and is waited for all the same.
             let held = directory.is_held(now, &sample.key) || directory.is_owned(now, &sample.key);
@@ -301,7 +319,7 @@ impl Group {
             ((sample.touched + grace).min(self.time), sample, held)
         };
         let oldest = samples.map(seen).min_by_key(|(seen, ..)| *seen);
-        oldest.map(|(_, sample, held)| (sample, held))
+        (oldest.map(|(_, sample, held)| (sample, held)), looked)
     }
 
     /// A command is let in: if it evicts keys that somebody held, it is counted as one on its way from here on.

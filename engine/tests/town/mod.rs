@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use quorate_engine::cache::CacheEffect;
 use quorate_engine::effect::{Effect, Input, NodeAsk, Now, Request, Side, TICK, Want};
-use quorate_engine::engine::{Config, Engine};
+use quorate_engine::engine::{Config, Counts, Engine};
 use quorate_engine::journal::{Entry, File, Io, Meta, RESET, Recovered, Row};
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use quorate_protocol::op::{Expiry, Op, Set, When};
@@ -90,15 +90,14 @@ impl Disk {
 pub(crate) struct Watch {
     pub(crate) clock: fn() -> u64,
     pub(crate) phase: &'static str,
-    /// (phase, node, what came in) → the number of turns, the longest, and those over 10 ms.
-    pub(crate) turns: BTreeMap<(&'static str, u64, String), (u64, u64, u64)>,
+    /// All turns, in their order: the phase, the node, what came in, and how long it took.
+    pub(crate) turns: Vec<((&'static str, u64, String), u64)>,
 }
 
 impl Watch {
     fn note(&mut self, node: NodeId, what: String, began: u64) {
         let took = (self.clock)() - began;
-        let turns = self.turns.entry((self.phase, node.0, what)).or_default();
-        *turns = (turns.0 + 1, turns.1.max(took), turns.2 + u64::from(took > 10_000));
+        self.turns.push(((self.phase, node.0, what), took));
     }
 }
 
@@ -116,6 +115,17 @@ fn kinds(inputs: &[Input]) -> String {
     };
     let kinds: BTreeSet<&str> = inputs.iter().map(kind).collect();
     kinds.into_iter().collect::<Vec<_>>().join("+")
+}
+
+type Steps = Option<(fn(&Counts) -> [u64; 2], [u64; 2])>;
+
+fn end_turn(engine: &mut Engine, now: Now, steps: &mut Steps, fx: &mut Vec<Effect>) {
+    let before = steps.as_ref().map(|(count, _)| count(&engine.counts()));
+    engine.step(now, Input::EndOfTurn, fx);
+    if let (Some((count, most)), Some(before)) = (steps, before) {
+        let after = count(&engine.counts());
+        (0..2).for_each(|n| most[n] = most[n].max(after[n] - before[n]));
+    }
 }
 
 pub(crate) struct Town {
@@ -146,6 +156,8 @@ pub(crate) struct Town {
     pub(crate) watch: Option<Watch>,
     /// Until when a node's view would show a key, as it was told last.
     pub(crate) shown: BTreeMap<(NodeId, Bytes), u64>,
+    /// Steps that every node counts of its work, and the most that a turn has added to each.
+    pub(crate) steps: Steps,
 }
 
 pub(crate) fn meta(node: u64, founders: &[(NodeId, String)]) -> Meta {
@@ -191,6 +203,7 @@ impl Town {
             gathers: false,
             watch: None,
             shown: BTreeMap::new(),
+            steps: None,
         };
         (1..=n).for_each(|id| this.start(id));
         this
@@ -242,13 +255,13 @@ impl Town {
         for input in inputs {
             engine.step(self.now, input, &mut fx);
         }
-        engine.step(self.now, Input::EndOfTurn, &mut fx);
+        end_turn(engine, self.now, &mut self.steps, &mut fx);
         while engine.has_more() {
             if let (Some(watch), Some(what)) = (&mut self.watch, &what) {
                 watch.note(node, what.clone(), began);
                 began = (watch.clock)();
             }
-            engine.step(self.now, Input::EndOfTurn, &mut fx);
+            end_turn(engine, self.now, &mut self.steps, &mut fx);
         }
         if let (Some(watch), Some(what)) = (&mut self.watch, what) {
             watch.note(node, what, began);

@@ -66,9 +66,10 @@ impl Own {
 impl Own {
     /// Adds it to a row of numbers. See `cache/walk.rs`.
     pub(super) fn walk(self, walk: &mut Walk<'_>) {
-        let Self { base, most } = self;
+        let Self { base, most, life } = self;
         walk.one(Kind::Version, base);
         walk.count(most);
+        walk.plain(life.map_or(0, |life| life.saturating_add(1)));
     }
 }
 
