@@ -54,6 +54,8 @@ pub struct Checks {
     pub conn_ends: BTreeMap<u64, u64>,
     /// Reads that a node answered from its own memory.
     pub hits: u64,
+    /// Nodes that stopped because their disk could not be trusted.
+    pub stops: u64,
     leaders: leaders::Leaders,
     leases: leases::Leases,
     log: log::Logs,
@@ -73,6 +75,7 @@ impl Checks {
             deliveries: Vec::new(),
             conn_ends: BTreeMap::new(),
             hits: 0,
+            stops: 0,
             leaders: leaders::Leaders::default(),
             leases: leases::Leases::default(),
             log: log::Logs::new(nodes, voters),
