@@ -135,13 +135,7 @@ impl Bug {
             Self::SnapshotUnsynced | Self::LostActsOn => plan.lose_much(self == Self::LostActsOn),
             Self::BodiesUnchecked => plan.rot_much(),
             Self::ConfForgotten => plan.change_much(),
-            Self::ForgottenAtOnce => {
-                plan.change_much();
-                (plan.nodes, plan.spares, plan.partitions) = (6, 0, 1);
-                plan.clients = 14;
-                plan.only = Some(Profile::Locks);
-                plan.fault_every = 0;
-            }
+            Self::ForgottenAtOnce => Self::provoke_removals(plan),
             Self::FloorIgnored | Self::FloorsNotAwaited => plan.fence_much(),
             Self::SavedTooSoon => plan.saves = true,
             Self::StaleReads => {
@@ -186,6 +180,15 @@ impl Bug {
             }
             _ => {}
         }
+    }
+
+    /// Members are removed while their clients hold locks.
+    fn provoke_removals(plan: &mut Plan) {
+        plan.change_much();
+        (plan.nodes, plan.spares, plan.partitions) = (6, 0, 1);
+        plan.clients = 14;
+        plan.only = Some(Profile::Locks);
+        plan.fault_every = 0;
     }
 
     fn provoke_write_backs(self, plan: &mut Plan) {
