@@ -19,7 +19,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 pub use quorate_protocol::command::NodeAsk;
-use quorate_protocol::id::{ClientId, ClientSeq, GroupId, Identity, NodeId};
+use quorate_protocol::id::{ClientId, ClientSeq, GroupId, Identity, Index, NodeId};
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Delivery, LinkFrame, RaftFrame, SnapshotAt, SnapshotFrame};
 use quorate_protocol::reply::Reply;
@@ -87,6 +87,16 @@ pub enum Input {
     Persisted(u64),
     /// All `Background` effects up to this number are done.
     BackgroundDone(u64),
+    /// What `Effect::Map` asked for.
+    Mapped {
+        /// The group.
+        group: GroupId,
+        /// The snapshot's index.
+        index: Index,
+        /// The file's bytes, which the system may read from the disk whenever they are looked at; none if it cannot be
+        /// mapped, or is gone.
+        bytes: Option<Bytes>,
+    },
     /// The node is about to stop: leadership is handed over, as far as others can take it. `Engine::is_idle` says when.
     Resign,
     /// Whether the disk has room: while it has none, nothing is written for clients.
@@ -206,6 +216,16 @@ pub enum Effect {
         /// What to do. `File::Snapshot` only.
         ios: Vec<Io>,
     },
+    /// Map a snapshot's file into memory, beside the commits; then say `Input::Mapped`, whatever comes of it.
+    Map {
+        /// The group.
+        group: GroupId,
+        /// The snapshot's index.
+        index: Index,
+    },
+    /// End the node at once, as a crash does: its disk cannot be trusted. A sentence that says what to do. Nothing comes
+    /// before it, and nothing behind.
+    Stop(String),
     /// Send a frame of the snapshot lane; it may be lost.
     Snapshot {
         /// To whom.

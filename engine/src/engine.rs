@@ -32,6 +32,7 @@ use crate::gateway::Gateway;
 use crate::group::{Birth, Bound, Group, Told};
 use crate::household::{Household, Me};
 use crate::journal::{Meta, Persist, Recovered};
+use crate::queue::MAPPED_FROM;
 use crate::ring::Ring;
 use crate::system::System;
 use crate::trash::Trash;
@@ -99,6 +100,8 @@ pub struct Config {
     pub client_address: String,
     /// Bytes of log that a node keeps, besides half as much as its snapshots, before it takes a new one.
     pub log_floor: u64,
+    /// Message bodies from this size on are taken from snapshots that are mapped into memory.
+    pub map_from: usize,
     /// Bytes that the keys of all partitions may take together, in equal shares.
     pub store_memory: u64,
     /// Keys that were not looked at for long make room for others, which are refused otherwise.
@@ -116,6 +119,7 @@ impl Config {
             seed,
             client_address,
             log_floor: LOG_FLOOR,
+            map_from: MAPPED_FROM,
             store_memory: u64::MAX,
             store_evicts: false,
             #[cfg(feature = "faults")]
@@ -168,6 +172,9 @@ pub struct Engine {
     background: Background,
     demands: Demands,
     seed: u64,
+    map_from: usize,
+    /// It has found that it cannot trust its disk: it does nothing any more.
+    stopped: bool,
     withheld: VecDeque<Withheld>,
     next_seq: u64,
     ticks: u64,
@@ -210,7 +217,8 @@ impl Engine {
             let row = rows.get(&group).cloned();
             let entries = entries.remove(&group).unwrap_or_default();
             written += entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
-            let birth = Birth { seed: config.seed, group, rank: rank(&ring.voters(group), meta.node) };
+            let rank = rank(&ring.voters(group), meta.node);
+            let birth = Birth { seed: config.seed, group, rank, map_from: config.map_from };
             let snapshot = snapshots.remove(&group).unwrap_or_default();
             #[cfg(feature = "faults")]
             let row = replicas::falsify(row, group, &meta, &config.faults);
@@ -244,6 +252,8 @@ impl Engine {
             background: Background::new(config.log_floor, written),
             demands: Demands::default(),
             seed: config.seed,
+            map_from: config.map_from,
+            stopped: false,
             withheld: VecDeque::new(),
             next_seq: 1,
             ticks: 0,
@@ -268,6 +278,9 @@ impl Engine {
 
     /// Takes one input and adds what is to be done about it.
     pub fn step(&mut self, now: Now, input: Input, fx: &mut Effects) {
+        if self.stopped {
+            return;
+        }
         let mono = now.mono;
         let millis = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
         self.wall = millis(now.wall) - millis(mono / 1000);
@@ -282,9 +295,11 @@ impl Engine {
                 self.groups.values_mut().for_each(|group| group.throw_away(&mut self.trash));
                 self.trash.dig();
                 join_free_memory();
+                self.stop_if_damaged(fx);
             }
             Input::Persisted(seq) => self.persisted(seq, fx),
             Input::BackgroundDone(number) => self.background_done(mono, number),
+            Input::Mapped { group, index, bytes } => self.mapped(group, index, bytes),
             Input::PieceRead { conn, request, bytes } => self.piece_read(conn, request, bytes),
             Input::Room(room) => self.replicas.room = room,
             Input::Resign => {
@@ -553,7 +568,9 @@ impl Engine {
     /// with whatever has come by then.
     #[must_use]
     pub fn has_more(&self) -> bool {
-        !self.behind.is_empty() || !self.trash.is_empty() || self.groups.values().any(Group::has_rows_to_load)
+        let goes_on = |group: &Group| group.has_rows_to_load() || group.has_pass();
+        let more = !self.behind.is_empty() || !self.trash.is_empty() || self.groups.values().any(goes_on);
+        more && !self.stopped
     }
 
     /// Whether the node has nothing left to tell the groups (closed connections, and what it has acknowledged of lines

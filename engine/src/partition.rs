@@ -208,13 +208,12 @@ impl Partition {
     /// Gives dead letters that go elsewhere a place in the outbox, as far as there is room.
     fn post_letters(&mut self) {
         for target in self.queues.letters_for() {
-            while let Some(letter) = self.queues.next_letter(target) {
-                let item = Item::Letter(letter.clone());
-                if !self.outbox.has_room(target, &item) {
+            while let Some(mut letter) = self.queues.next_letter(target) {
+                if !self.outbox.has_room(target, &Item::Letter(letter.clone())) {
                     break;
                 }
-                self.queues.posted(&letter);
-                self.outbox.post(target, item);
+                self.queues.posted(&mut letter);
+                self.outbox.post(target, Item::Letter(letter));
             }
         }
     }

@@ -15,6 +15,8 @@
 //! - The rows are those of the state at the index, however it changes while they are walked.
 //! - A file counts only with its footer, and when the digest of what was loaded is the footer's.
 
+mod pass;
+
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::chunk::{self, Chunks, FOOTER, FRAME, HEADER, ROWS};
@@ -26,6 +28,7 @@ use quorate_protocol::wire_struct;
 use crate::journal::{Conf, Meta};
 use crate::state::{Sections, State};
 use crate::trash::Trash;
+pub use pass::Pass;
 
 /// The version of the format.
 const VERSION: u8 = 1;
@@ -133,6 +136,9 @@ pub struct Loader {
     state: State,
     /// The rows of the last chunk that are not loaded yet.
     sections: Sections,
+    /// What it is given is mapped into memory: the chunk whose rows are being loaded.
+    mapped: Option<Bytes>,
+    maps: bool,
     rows: u64,
     complete: bool,
 }
@@ -146,9 +152,18 @@ impl Loader {
             header: None,
             state: State::empty(group, meta),
             sections: Sections::default(),
+            mapped: None,
+            maps: false,
             rows: 0,
             complete: false,
         }
+    }
+
+    /// What it will be given is mapped into memory: message bodies from a size on are left where they are, and all
+    /// else is copied.
+    pub fn leave_from(&mut self, size: usize) {
+        self.maps = true;
+        self.state.set_map_from(size);
     }
 
     /// Takes the next bytes, and loads all that can be; true when the snapshot is complete.
@@ -186,6 +201,12 @@ impl Loader {
         while *room > 0 {
             if !self.sections.is_empty() {
                 self.rows += self.state.load(&mut self.sections, room)?;
+                if self.sections.is_empty()
+                    && let Some(chunk) = self.mapped.take()
+                {
+                    // A second look, as at a file that is mapped later: one way to take something from a mapping is enough.
+                    self.state.look_at(&mut Sections::new(chunk), &mut usize::MAX.clone())?;
+                }
                 continue;
             }
             let Some((kind, payload)) = self.chunks.next()? else { break };
@@ -193,7 +214,11 @@ impl Loader {
             *room = room.saturating_sub(payload.len() / 8);
             match kind {
                 HEADER if self.header.is_none() => self.header = Some(self.read_header(payload)?),
-                ROWS if self.header.is_some() && !self.complete => self.sections = Sections::new(payload),
+                ROWS if self.header.is_some() && !self.complete => {
+                    let copy = if self.maps { Bytes::copy_from_slice(&payload) } else { payload.clone() };
+                    self.mapped = self.maps.then_some(payload);
+                    self.sections = Sections::new(copy);
+                }
                 FOOTER if self.header.is_some() && !self.complete => self.conclude(payload)?,
                 _ => return Err(Malformed("a chunk of a snapshot is not where it belongs")),
             }

@@ -260,4 +260,61 @@ impl State {
         }
         Ok(loaded)
     }
+
+    /// Looks at rows of a snapshot that is mapped into memory, and takes from there what may lie there. `room` counts as
+    /// that of `load` does.
+    ///
+    /// # Errors
+    /// When the bytes are not what was written.
+    pub fn look_at(&mut self, sections: &mut Sections, room: &mut usize) -> Result<(), Malformed> {
+        let Sections { bytes, table, rows } = sections;
+        let mut tables = self.tables();
+        while *room > 0 && !(bytes.is_empty() && *rows == 0) {
+            if *rows == 0 {
+                (*table, *rows) = (u64::take(bytes)?, u64::take(bytes)?);
+                *room = room.saturating_sub(16);
+                continue;
+            }
+            let found = tables.iter_mut().find(|found| found.id() == *table);
+            let found = found.ok_or(Malformed("unknown table"))?;
+            while *room > 0 && *rows > 0 {
+                let before = bytes.len();
+                found.look_at(bytes)?;
+                *room = room.saturating_sub(ROW_COST + before - bytes.len());
+                *rows -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Message bodies from this size on are taken from mapped snapshots.
+    pub fn set_map_from(&mut self, from: usize) {
+        if let Self::Partition(partition) = self {
+            partition.queues.set_map_from(from);
+        }
+    }
+
+    /// Whether anything of it may lie in a mapped snapshot.
+    #[must_use]
+    pub fn may_be_mapped(&self) -> bool {
+        matches!(self, Self::Partition(_))
+    }
+
+    /// Whether there is anything that may lie in a mapped snapshot.
+    #[must_use]
+    pub fn has_bodies(&self) -> bool {
+        matches!(self, Self::Partition(partition) if partition.queues.has_bodies())
+    }
+
+    /// What lies in mapped snapshots.
+    pub fn mapped(&self) -> impl Iterator<Item = &Bytes> {
+        if let Self::Partition(partition) = self { Some(partition.queues.mapped()) } else { None }
+            .into_iter()
+            .flatten()
+    }
+
+    /// Bytes in a mapped snapshot that were found not to be what was written, once.
+    pub fn take_damage(&mut self) -> Option<Bytes> {
+        if let Self::Partition(partition) = self { partition.queues.take_damage() } else { None }
+    }
 }

@@ -133,6 +133,11 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Table<K, V> {
         Some(result)
     }
 
+    /// Changes where the contents of a row lie, and not what they are: neither the digest nor a walk hears of it.
+    pub fn replace<R>(&mut self, key: &K, change: impl FnOnce(&mut V) -> R) -> Option<R> {
+        self.rows.get_mut(key).map(|row| change(&mut row.value))
+    }
+
     fn hash(&mut self, key: &K, value: &V) -> u64 {
         hash_row(self.seed, &mut self.scratch, key, value)
     }
@@ -246,6 +251,12 @@ pub trait Rows {
     /// Appends rows to `out`, in key order, until it holds `target` bytes. Returns their number, and whether the walk
     /// goes on.
     fn show(&mut self, target: usize, out: &mut Vec<u8>) -> (u64, bool);
+
+    /// Reads one row of a snapshot that is mapped into memory, and takes from there what may lie there.
+    ///
+    /// # Errors
+    /// When it is no such row, or not the one that was written.
+    fn look_at(&mut self, input: &mut Bytes) -> Result<(), Malformed>;
 }
 
 impl<K: Ord + Clone + Wire, V: Clone + Wire> Rows for Table<K, V> {
@@ -274,6 +285,10 @@ impl<K: Ord + Clone + Wire, V: Clone + Wire> Rows for Table<K, V> {
             out.len() < target
         });
         (rows, goes_on)
+    }
+
+    fn look_at(&mut self, input: &mut Bytes) -> Result<(), Malformed> {
+        take_row::<K, V>(input).map(drop)
     }
 }
 

@@ -22,6 +22,7 @@ impl Listener for Ears {
         self.0.store(seq, Ordering::Relaxed);
     }
     fn background_done(&self, _: u64) {}
+    fn mapped(&self, _: GroupId, _: u64, _: Option<bytes::Bytes>) {}
     fn room(&self, _: bool) {}
     fn failed(&self, why: String) {
         panic!("{why}");

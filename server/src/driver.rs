@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_engine::effect::{Effect, Effects, Input, Level, Side, TICK};
 use quorate_engine::engine::{Counts, Engine};
-use quorate_protocol::id::GroupId;
+use quorate_protocol::id::{GroupId, Index};
 use quorate_protocol::limits::TRACKED_MAX;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -82,6 +82,10 @@ impl Listener for DiskListener {
 
     fn background_done(&self, number: u64) {
         self.0.mailbox.post_urgent(Input::BackgroundDone(number), 0);
+    }
+
+    fn mapped(&self, group: GroupId, index: Index, bytes: Option<Bytes>) {
+        self.0.mailbox.post_urgent(Input::Mapped { group, index, bytes }, 0);
     }
 
     fn room(&self, has: bool) {
@@ -162,6 +166,8 @@ fn perform(
         match effect {
             Effect::Persist(batch) => disk.submit(batch),
             Effect::Background { number, ios } => disk.submit_background(number, ios),
+            Effect::Map { group, index } => disk.submit_map(group, index),
+            Effect::Stop(why) => stop_at_once(&why),
             Effect::Snapshot { to, frame } => shared.peers.send_snapshot(to, frame),
             Effect::SendPiece { to, at, length } => shared.peers.send_piece(to, at, length),
             Effect::ReadPiece { conn, request, at, length } => {

@@ -36,7 +36,7 @@ impl Background {
     }
 
     /// How long a few writes or a read take.
-    fn latency(&mut self) -> u64 {
+    pub fn latency(&mut self) -> u64 {
         if self.rng.chance(50) { self.rng.between(1_000..30_000) } else { self.rng.between(20..800) }
     }
 }

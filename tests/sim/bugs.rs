@@ -56,6 +56,8 @@ pub enum Bug {
     StaleAck,
     /// A message whose lease ends is gone.
     NoRedelivery,
+    /// What lies in a mapped file is taken for what was written.
+    BodiesUnchecked,
     /// A snapshot is relied on that is not synced.
     SnapshotUnsynced,
     /// A replica acts on though it has lost what it acknowledged.
@@ -131,14 +133,9 @@ impl Bug {
                 plan.fault_every = plan.fault_every.min(400_000);
             }
             Self::SnapshotUnsynced | Self::LostActsOn => plan.lose_much(self == Self::LostActsOn),
+            Self::BodiesUnchecked => plan.rot_much(),
             Self::ConfForgotten => plan.change_much(),
-            Self::ForgottenAtOnce => {
-                plan.change_much();
-                (plan.nodes, plan.spares, plan.partitions) = (6, 0, 1);
-                plan.clients = 14;
-                plan.only = Some(Profile::Locks);
-                plan.fault_every = 0;
-            }
+            Self::ForgottenAtOnce => Self::provoke_removals(plan),
             Self::FloorIgnored | Self::FloorsNotAwaited => plan.fence_much(),
             Self::SavedTooSoon => plan.saves = true,
             Self::StaleReads => {
@@ -152,10 +149,10 @@ impl Bug {
                 plan.lossy = true;
                 plan.fault_every = plan.fault_every.min(100_000);
             }
-            Self::PushMissed | Self::KeptUnseen | Self::NewsMissed | Self::MissedInvalidation => {
+            Self::PushMissed | Self::KeptUnseen | Self::NewsMissed => plan.read_much(),
+            Self::MissedInvalidation | Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => {
                 plan.read_much()
             }
-            Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => plan.read_much(),
             Self::LateFill => {
                 plan.read_much();
                 plan.lossy = true;
@@ -183,6 +180,15 @@ impl Bug {
             }
             _ => {}
         }
+    }
+
+    /// Members are removed while their clients hold locks.
+    fn provoke_removals(plan: &mut Plan) {
+        plan.change_much();
+        (plan.nodes, plan.spares, plan.partitions) = (6, 0, 1);
+        plan.clients = 14;
+        plan.only = Some(Profile::Locks);
+        plan.fault_every = 0;
     }
 
     fn provoke_write_backs(self, plan: &mut Plan) {
@@ -224,6 +230,7 @@ impl Bug {
             Self::DedupeIgnored => faults.queues.dedupe_ignored = true,
             Self::StaleAck => faults.queues.stale_ack = true,
             Self::NoRedelivery => faults.queues.no_redelivery = true,
+            Self::BodiesUnchecked => faults.queues.bodies_unchecked = true,
             Self::SnapshotUnsynced => faults.snapshot_unsynced = true,
             Self::LostActsOn => faults.lost_acts_on = true,
             Self::ConfForgotten => faults.conf_forgotten = true,

@@ -164,6 +164,13 @@ impl Disk {
         None
     }
 
+    /// A byte of a file is another one than was written, unless the file is gone.
+    pub fn rot(&mut self, file: File, at: usize, byte: u8) {
+        if let Some(state) = self.files.get_mut(&file) {
+            state.live[at] = byte;
+        }
+    }
+
     /// A commit is done: until something vouches for it, its part in the last segment may be lost.
     pub fn note_commit(&mut self, plan: &[Io]) {
         let writes = plan.iter().filter_map(|io| match io {

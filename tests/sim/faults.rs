@@ -58,6 +58,9 @@ impl World {
 
     fn something_goes_wrong(&mut self) {
         let at = self.fault_rng.index(self.nodes.len());
+        if self.plan.rots_much && self.fault_rng.chance(500) {
+            return self.rot_some(at);
+        }
         match self.fault_rng.below(20) {
             0..=3 if self.plan.crashes => self.crash_and_restart(at),
             4 if self.plan.crashes => {
@@ -77,6 +80,7 @@ impl World {
             16 if self.plan.wipes => self.lose_disk(at),
             17 if self.plan.full_disks => self.fill_disk(at),
             18 if self.plan.stops => self.stop(at),
+            19 if self.plan.rots => self.rot_some(at),
             _ => {}
         }
     }
@@ -101,6 +105,12 @@ impl World {
         if self.is_victim(at) && self.nodes[at].is_up() {
             self.checks.flipped(at);
             self.wipe(at);
+        }
+    }
+
+    fn rot_some(&mut self, at: usize) {
+        if self.nodes.len() > 2 && self.is_victim(at) {
+            self.rot(at);
         }
     }
 

@@ -13,6 +13,7 @@ pub mod clock;
 pub mod disk;
 pub mod faults;
 pub mod history;
+pub mod mapped;
 pub mod members;
 pub mod network;
 pub mod node;
@@ -46,6 +47,8 @@ pub struct Report {
     pub absorbed: u64,
     /// Keys that leaders have evicted, and writes that were refused for want of room.
     pub room: [usize; 2],
+    /// Nodes that stopped because a mapped file had changed.
+    pub stops: u64,
     /// How much time passed in the world, in microseconds.
     pub simulated: u64,
     /// What was not as promised.
@@ -76,6 +79,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
             .map(|engine| engine.write_backs().absorbed)
             .sum(),
         room: world.checks.history.short_of_room(),
+        stops: world.checks.stops,
         simulated: world.time,
         violation: world.checks.violation.clone(),
         lines: world.trace.lines(),

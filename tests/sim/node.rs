@@ -20,6 +20,7 @@ use quorate_server::view::View;
 use super::background::Background;
 use super::clock::Clock;
 use super::disk::Disk;
+use super::mapped::Maps;
 use super::rng::Rng;
 use super::world::{Event, World};
 
@@ -81,6 +82,8 @@ pub struct Node {
     pub disk: Disk,
     /// What it does on its disk beside the commits.
     pub background: Background,
+    /// What it has mapped of it.
+    pub maps: Maps,
     keeper: Option<Keeper>,
     urgent: Vec<Input>,
     work: Vec<Input>,
@@ -119,6 +122,7 @@ impl Node {
             clock: Clock::new(&mut rng),
             disk: Disk::new(Rng::new(seed, 200 + id.0)),
             background: Background::new(Rng::new(seed, 300 + id.0)),
+            maps: Maps::default(),
             keeper: None,
             urgent: Vec::new(),
             work: Vec::new(),
@@ -380,13 +384,14 @@ impl World {
         }
     }
 
-    fn started(&mut self, at: usize, recovered: Recovered) {
+    fn started(&mut self, at: usize, mut recovered: Recovered) {
         let boot = recovered.meta.boot.0;
         self.checks.started(self.time, at, &recovered);
         let now = self.nodes[at].clock.read(self.time);
         let config = self.plan.config(self.nodes[at].id);
         let view = View::new(recovered.meta.partitions, self.plan.cache_memory);
         let tracking = Tracking::new(recovered.meta.partitions, TRACKED_MAX);
+        self.nodes[at].maps.found(&mut recovered);
         let engine = self.guard(at, || Engine::new(now, config, recovered));
         let node = &mut self.nodes[at];
         node.view = view;
@@ -414,6 +419,7 @@ impl World {
         node.engine = None;
         node.keeper = None;
         node.background.stop();
+        node.maps.clear();
         node.urgent.clear();
         node.work.clear();
         node.turn_at = None;

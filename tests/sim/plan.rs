@@ -68,6 +68,10 @@ pub struct Plan {
     pub full_disks: bool,
     /// Nodes are stopped as an operator does it.
     pub stops: bool,
+    /// Bits flip in mapped snapshots of a node that runs,
+    pub rots: bool,
+    /// and nearly nothing else happens.
+    pub rots_much: bool,
     /// Snapshots are asked for.
     pub saves: bool,
     /// Clients.
@@ -92,6 +96,8 @@ pub struct Plan {
     segment: u64,
     /// Bytes of log before a snapshot is taken.
     log_floor: u64,
+    /// Message bodies from this size on are taken from mapped snapshots.
+    map_from: usize,
     /// Commands in flight above which a group says `-BUSY`, so that refusals happen at all.
     small_in_flight: Option<usize>,
     /// The deliberate bug that is to be seen.
@@ -127,6 +133,8 @@ impl Plan {
             wipes: false,
             full_disks: false,
             stops: false,
+            rots: false,
+            rots_much: false,
             saves: false,
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
             backs: 0,
@@ -139,6 +147,7 @@ impl Plan {
             store_evicts: false,
             segment: rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
             log_floor: 64 << 20,
+            map_from: 0,
             small_in_flight: rng.chance(300).then(|| rng.index(10) + 1),
             bug,
         };
@@ -154,6 +163,7 @@ impl Plan {
             plan.fenced = true;
             plan.short_watches = rng.chance(600).then(|| rng.between(100..3000));
         }
+        plan.map(&mut Rng::new(seed, 8), settings.idle);
         if settings.calm {
             plan.calm_down();
         }
@@ -161,6 +171,12 @@ impl Plan {
             bug.provoke(&mut plan);
         }
         plan
+    }
+
+    /// Which messages lie in mapped snapshots, and whether bits flip there.
+    fn map(&mut self, rng: &mut Rng, idle: bool) {
+        self.rots = !idle && self.nodes > 2 && rng.chance(400);
+        self.map_from = rng.pick(&[0, 0, 4, 1000]);
     }
 
     /// What a cluster goes through in a longer life.
@@ -184,6 +200,18 @@ impl Plan {
         self.wipes = false;
         self.fault_every = self.fault_every.min(300_000);
         self.log_floor = 8 << 10;
+    }
+
+    /// Bits flip in what is mapped of the queues, and that is all that happens.
+    pub fn rot_much(&mut self) {
+        self.only = Some(Profile::Queues);
+        (self.clients, self.partitions) = (8, 1);
+        (self.membership, self.spares, self.wipes, self.flips) = (false, 0, false, false);
+        (self.rots, self.rots_much) = (true, true);
+        self.crashes = false;
+        self.fault_every = 60_000;
+        self.log_floor = 2 << 10;
+        self.map_from = 0;
     }
 
     /// Members come and go all the time.
@@ -255,6 +283,7 @@ impl Plan {
     pub fn config(&self, node: NodeId) -> Config {
         let mut config = Config::new(self.seed, format!("client-{}", node.0));
         config.log_floor = self.log_floor;
+        config.map_from = self.map_from;
         if let Some(max) = self.store_max {
             config.store_memory = max * u64::from(self.partitions);
         }

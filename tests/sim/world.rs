@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use quorate_engine::effect::{Effect, Effects, Input, Now};
-use quorate_protocol::id::NodeId;
+use quorate_protocol::id::{GroupId, Index, NodeId};
 use quorate_protocol::peer::{LinkFrame, RaftFrame, SnapshotAt, SnapshotFrame};
 use quorate_protocol::wire::Wire;
 
@@ -44,6 +44,8 @@ pub enum Event {
     Background { node: usize, life: u64 },
     /// A node has read a piece of a snapshot file.
     Piece { node: usize, life: u64, to: Asked, at: SnapshotAt, length: u64 },
+    /// A node has mapped a snapshot file.
+    Map { node: usize, life: u64, group: GroupId, index: Index },
     /// The next frame of a link arrives at an end.
     LinkArrive { link: u64, end: usize },
     /// An end of a link notices that it is cut.
@@ -192,6 +194,7 @@ impl World {
             Event::Snapshot { from, to, frame } => self.hear_snapshot(from, to, *frame),
             Event::Background { node, life } => self.background_goes_on(node, life),
             Event::Piece { node, life, to, at, length } => self.piece_read(node, life, to, at, length),
+            Event::Map { node, life, group, index } => self.mapped(node, life, group, index),
             Event::LinkArrive { link, end } => self.link_arrives(link, end),
             Event::LinkEnd { link, end } => self.close_end(link, end),
             Event::Dial { from, to, life } => self.dial(from, to, life),
@@ -267,6 +270,8 @@ impl World {
                 Effect::ReadPiece { conn, request, at: place, length } => {
                     self.read_piece(at, Asked::Client(conn, request), place, length);
                 }
+                Effect::Map { group, index } => self.want_map(at, group, index),
+                Effect::Stop(why) => self.stops(at, &why),
                 Effect::Snapshot { to, frame } => {
                     self.trace.count(self.time, &[5, at as u64, to.0, hash_bytes(5, &frame.to_wire())]);
                     if let Some(heard) = self.as_read(frame) {

@@ -8,8 +8,9 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 use quorate_engine::cache::CacheEffect;
+use quorate_protocol::command::Tracks;
 use quorate_protocol::id::GroupId;
-use quorate_tests::interleaved::tracking::Tracking;
+use quorate_tests::interleaved::tracking::{Pushes, Tracking};
 use quorate_tests::interleaved::{Sight, Table, looked_before, table_first};
 use quorate_tests::interleaved::{end_first, generation_first, unordered_end, view::View};
 use xxhash_rust::xxh3::xxh3_64;
@@ -256,8 +257,8 @@ fn begun_and_told(end: fn() -> CacheEffect) {
         let (view, tracking) = (Arc::clone(&view), Arc::clone(&tracking));
         thread::spawn(move || {
             let (key, value) = (Bytes::from_static(KEY), Bytes::from_static(b"old"));
-            tracking.begin(7, Tracks::default(), drop);
-            tracking.keep(&view, 7, &key, Some(&value), 5, &mut Pushes::new())
+            tracking.begin(CONN, Tracks::default(), drop);
+            tracking.keep(&view, CONN, &key, Some(&value), 5, &mut Pushes::new())
         })
     };
     let mut pushes = Pushes::new();
@@ -272,7 +273,7 @@ fn begun_and_told(end: fn() -> CacheEffect) {
 
 #[test]
 fn whoever_begins_to_keep_values_while_a_line_ends_is_told() {
-    explore(|| begun_and_told(|| CacheEffect::Purge { group: GROUP, keys: vec![Bytes::from_static(KEY)] }));
+    explore(|| begun_and_told(purge_effect));
     explore(|| begun_and_told(|| CacheEffect::Lease { group: GROUP, generation: 0, until: 0 }));
     explore(|| {
         begun_and_told(|| {

@@ -184,7 +184,7 @@ impl Engine {
         }
         self.drop_replica(id);
         self.replicas.idle.remove(&id);
-        let birth = Birth { seed: self.seed, group: id, rank: usize::MAX };
+        let birth = Birth { seed: self.seed, group: id, rank: usize::MAX, map_from: self.map_from };
         let hard = Hard { term: message.term, vote: message.from };
         let conf = founding(id, &self.meta);
         let mut group = Group::newborn(mono, birth, incarnation, hard, conf, &self.meta);

@@ -8,7 +8,8 @@
 //! Invariant: one snapshot at a time is written on a node. No turn works for snapshots longer than some milliseconds.
 
 use alloc::collections::VecDeque;
-use quorate_protocol::id::{GroupId, NodeId};
+use bytes::Bytes;
+use quorate_protocol::id::{GroupId, Index, NodeId};
 use quorate_protocol::peer::SnapshotFrame;
 
 use super::Engine;
@@ -24,6 +25,9 @@ const LOG_CEILING: u64 = 1 << 30;
 /// What all groups together load in a turn of snapshots that they fetch, as `State::load` counts it: some
 /// milliseconds' worth.
 const LOAD_ROOM: usize = 512 << 10;
+
+/// What a turn looks through of snapshots that are mapped, counted so: about a chunk.
+const LOOK_ROOM: usize = 256 << 10;
 
 /// What is under way on the files.
 pub(super) struct Background {
@@ -62,7 +66,14 @@ impl Engine {
     pub(super) fn run_background(&mut self, mono: u64, fx: &mut Effects) {
         self.begin_snapshots(mono);
         let fetching = self.groups.values().filter(|group| group.fetches()).count();
+        let mut look_room = LOOK_ROOM;
         for (&id, group) in &mut self.groups {
+            if let Some(index) = group.take_wanted_map() {
+                fx.push(Effect::Map { group: id, index });
+            }
+            if look_room > 0 {
+                group.look_through(&mut look_room);
+            }
             group.load_rows(mono, fetching, &mut self.background.room);
             while let Some(ios) = group.background(&mut self.background.may_slice) {
                 let number = self.background.next;
@@ -102,6 +113,23 @@ impl Engine {
         };
         if let Some(group) = self.groups.values_mut().filter(due).max_by_key(|group| kept(group)) {
             group.begin_snapshot(counter);
+        }
+    }
+
+    /// The shell has mapped a file, or could not.
+    pub(super) fn mapped(&mut self, id: GroupId, index: Index, bytes: Option<Bytes>) {
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.map(index, bytes);
+            self.awake.insert(id);
+        }
+    }
+
+    /// A node whose disk gives back other bytes than were written tells nobody what it has done with them.
+    pub(super) fn stop_if_damaged(&mut self, fx: &mut Effects) {
+        if let Some(why) = self.groups.values_mut().find_map(Group::take_damage) {
+            self.stopped = true;
+            fx.clear();
+            fx.push(Effect::Stop(why));
         }
     }
 

@@ -20,6 +20,7 @@ mod closing;
 mod counted;
 mod fills;
 mod intake;
+mod mapped;
 mod reads;
 mod replicas;
 mod room;
@@ -48,6 +49,7 @@ use crate::trash::Trash;
 use closing::Closing;
 pub use counted::Counted;
 use fills::Fills;
+use mapped::Mapped;
 pub use room::Bound;
 use room::{Growth, Room};
 use snapshots::Files;
@@ -55,9 +57,6 @@ pub use snapshots::{PIECE, SnapshotReport, gone};
 
 /// How long a read round may stay unanswered before it is asked again; microseconds.
 const READ_RETRY: u64 = 5 * TICK;
-
-/// Bytes of a snapshot that are copied at once when it is loaded.
-const LOAD_AT_ONCE: usize = 1 << 20;
 
 /// Something for somebody.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +96,8 @@ pub struct Birth {
     pub group: GroupId,
     /// Its place in elections; 0 goes first.
     pub rank: usize,
+    /// Message bodies from this size on are taken from mapped snapshots.
+    pub map_from: usize,
 }
 
 /// What a directory holds of a replica.
@@ -104,7 +105,7 @@ pub struct Birth {
 pub struct Found {
     /// Its row.
     pub row: Row,
-    /// Its snapshot file's bytes; empty without one.
+    /// Its snapshot file's bytes, mapped into memory if the shell can; empty without one.
     pub snapshot: Bytes,
     /// Its log behind the snapshot.
     pub entries: Vec<Entry>,
@@ -151,6 +152,9 @@ pub struct Group {
     /// The log is to begin anew in the journal, behind this index and term.
     reset: Option<(Index, Term)>,
     files: Files,
+    mapped: Mapped,
+    /// Message bodies from this size on are taken from mapped snapshots.
+    map_from: usize,
     applied: Index,
     applied_term: Term,
     /// The last index that was found in the journal: what is applied up to it may have been told before.
@@ -203,11 +207,9 @@ impl Group {
         let mut loaded = None;
         if row.snapshot.0 > 0 {
             let mut loader = Loader::new(birth.group, row.snapshot.0, meta);
-            let mut complete = false;
-            for piece in snapshot.chunks(LOAD_AT_ONCE) {
-                complete = loader.feed(piece)?;
-            }
-            if !complete {
+            loader.leave_from(birth.map_from);
+            loader.take(snapshot.clone());
+            if !loader.work(&mut usize::MAX.clone())? {
                 return Err(Malformed("a snapshot ends without its footer"));
             }
             loaded = Some(loader.into_state());
@@ -230,7 +232,12 @@ impl Group {
         if let Some((header, state)) = loaded {
             (this.applied, this.applied_term, this.time) = (header.index, header.term, header.time);
             this.state = state;
+            if this.state.may_be_mapped() {
+                this.mapped = Mapped::found(header.index, snapshot.clone());
+            }
         }
+        this.state.set_map_from(birth.map_from);
+        this.map_from = birth.map_from;
         this.replayed = replayed;
         this.files.recovered(snapshot.len() as u64, this.time, has_entries);
         this.changed = false;
@@ -254,6 +261,8 @@ impl Group {
         };
         let row = Row { hard, incarnation, standing: Standing::Whole, conf, snapshot: (0, 0) };
         let mut this = Self::new(now, setup, row, meta);
+        this.map_from = birth.map_from;
+        this.state.set_map_from(birth.map_from);
         this.reset = (incarnation > 0).then_some((0, 0));
         this
     }
@@ -269,6 +278,8 @@ impl Group {
             changed: true,
             reset: None,
             files: Files::default(),
+            mapped: Mapped::default(),
+            map_from: usize::MAX,
             applied: 0,
             applied_term: 0,
             time: 0,

@@ -154,6 +154,9 @@ impl Group {
 
     /// A client reads a piece of the newest snapshot.
     pub fn note_copied(&mut self, now: u64, offset: u64) {
+        if offset == 0 {
+            self.look_again();
+        }
         self.files.copied = (offset < self.files.size).then_some(now);
     }
 
@@ -180,7 +183,7 @@ impl Group {
         // Both would write to one file, if it comes to the same index by entries before all has come.
         let files = &self.files;
         let free = files.writing.is_none() && files.fetching.is_none() && files.loaded.is_none();
-        free && self.applied > self.row.snapshot.0
+        free && !self.is_mapping() && self.applied > self.row.snapshot.0
     }
 
     /// Whether a replica of the group needs a newer snapshot than there is.
@@ -253,6 +256,7 @@ impl Group {
         self.row.snapshot = at;
         self.changed = true;
         self.consensus.offer(at, header.conf.clone());
+        self.want_map();
     }
 
     /// What goes to other nodes.
@@ -263,7 +267,11 @@ impl Group {
     /// Another replica asks for bytes of a snapshot; whether this one has it.
     pub fn is_asked(&mut self, now: u64, from: NodeId, at: &SnapshotAt) -> bool {
         self.files.asked.insert(from, now);
-        at.index == self.row.snapshot.0 && at.index > 0
+        let has = at.index == self.row.snapshot.0 && at.index > 0;
+        if has && at.offset == 0 {
+            self.look_again();
+        }
+        has
     }
 
     /// A leader offers a snapshot: it is fetched, unless it is of no use.
@@ -411,6 +419,7 @@ impl Group {
         let (header, state) = self.files.loaded.take().expect("raft takes what was loaded");
         assert!((header.index, header.term) == at, "raft takes the snapshot that was loaded");
         core::mem::replace(&mut self.state, state).discard(&mut self.trash);
+        self.state.set_map_from(self.map_from);
         #[cfg(feature = "faults")]
         self.state.set_faults(&self.faults);
         (self.applied, self.applied_term, self.time) = (header.index, header.term, header.time);
@@ -419,6 +428,8 @@ impl Group {
         (self.files.time, self.files.copied) = (header.time, None);
         self.reset = Some(at);
         self.files.oldest = None;
+        self.forget_maps();
+        self.want_map();
     }
 
     /// Looks after transfers in both directions.

@@ -13,7 +13,7 @@ use quorate_protocol::reply::Reply;
 
 use super::Queues;
 use super::rows::{Lease, MessageKey, State, Topic, TopicNumber};
-use crate::outcome::{Ctx, Outcome, Outcomes, answer};
+use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 
 /// Who is served next.
 enum Next {
@@ -28,7 +28,7 @@ impl Queues {
             match next {
                 Next::Waiter(place) => {
                     let waiter = self.remove_waiter(place);
-                    let messages = self.take(ctx, number, waiter.asker.conn, waiter.count, waiter.lease);
+                    let messages = self.take(ctx, number, &waiter.asker, waiter.count, waiter.lease);
                     answer(out, waiter.asker, messages.expect("a message is ready"));
                 }
                 Next::Subscription(conn) => self.push(ctx, number, conn, out),
@@ -54,7 +54,7 @@ impl Queues {
         &mut self,
         ctx: &Ctx,
         number: TopicNumber,
-        conn: ConnId,
+        asker: &Asker,
         count: u32,
         lease: Option<u64>,
     ) -> Option<Reply> {
@@ -63,12 +63,15 @@ impl Queues {
         let mut bytes = 0;
         while messages.len() < count as usize {
             let Some(&id) = self.index.lines.get(&number).and_then(|line| line.ready.first()) else { break };
-            let body = self.bodies.get(&(number, id)).expect("every message has a body").clone();
-            bytes += body.len();
+            let key = (number, id);
+            bytes += self.bodies.size(&key).expect("every message has a body");
             if bytes > FETCH_BYTES_MAX && !messages.is_empty() {
                 break;
             }
-            let attempt = self.lease((number, id), Lease { until, conn, pushed: false });
+            // What a client session is answered is kept.
+            let body = if asker.client.is_some() { self.bodies.copy(&key) } else { self.bodies.get(&key) };
+            let body = body.expect("every message has a body");
+            let attempt = self.lease(key, Lease { until, conn: asker.conn, pushed: false });
             let values = [Reply::int(id), Reply::int(u64::from(attempt)), Reply::Bulk(body)];
             messages.push(Reply::Array(values.into()));
         }
@@ -87,7 +90,7 @@ impl Queues {
         let own = own.expect("the index names rows");
         self.index.served(number, conn, turn);
         let until = ctx.time.saturating_add(own.unwrap_or_else(|| self.lease_of_topic(number)));
-        let body = self.bodies.get(&(number, id)).expect("every message has a body").clone();
+        let body = self.bodies.get(&(number, id)).expect("every message has a body");
         let attempt = self.lease((number, id), Lease { until, conn, pushed: true });
         out.push(Outcome::Push { to: conn, delivery: Delivery { topic, id, attempt, body } });
     }

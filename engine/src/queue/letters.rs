@@ -18,7 +18,6 @@ use quorate_protocol::peer::Letter;
 
 use super::Queues;
 use super::rows::{Leaving, Message, MessageKey, State};
-use crate::keep::keep;
 use crate::outcome::{Ctx, Outcomes};
 
 /// Which partition it is, and of how many: which topics lie elsewhere.
@@ -55,7 +54,8 @@ impl Queues {
         out: &mut Outcomes,
     ) {
         let attempts = self.messages.get(&key).filter(|_| counts_on).map_or(0, |message| message.attempts);
-        let body = self.remove_message(key);
+        let body = self.bodies.copy(&key).expect("every message has a body");
+        self.remove_message(key);
         let letters = self.open_topic(letters);
         self.put_message((letters, key.1), body, Message { attempts, before: attempts, state: State::Ready });
         self.serve(ctx, letters, out);
@@ -74,19 +74,20 @@ impl Queues {
         targets
     }
 
-    /// The next letter for a partition without a place in the outbox.
+    /// The next letter for a partition without a place in the outbox. Its body is to be weighed only: see `posted`.
     #[must_use]
     pub fn next_letter(&self, target: GroupId) -> Option<Letter> {
         let all = (target, (0, 0))..=(target, (u64::MAX, u64::MAX));
         let (_, key) = *self.index.unposted.range(all).next()?;
         let message = self.messages.get(&key).expect("the index names rows");
         let State::Leaving(leaving) = &message.state else { unreachable!("only leaving messages are there") };
-        let body = self.bodies.get(&key).expect("every message has a body").clone();
+        let body = self.bodies.unchecked(&key).expect("every message has a body");
         Some(Letter { topic: leaving.to.clone(), attempts: message.attempts, origin: key, body })
     }
 
-    /// A letter has got its place in the outbox.
-    pub fn posted(&mut self, letter: &Letter) {
+    /// A letter gets its place in the outbox, with a body that is fit to be kept there.
+    pub fn posted(&mut self, letter: &mut Letter) {
+        letter.body = self.bodies.copy(&letter.origin).expect("every message has a body");
         self.change_message(letter.origin, |message| {
             if let State::Leaving(leaving) = &mut message.state {
                 leaving.posted = true;
@@ -113,7 +114,7 @@ impl Queues {
         }
         let number = self.open_topic(&publish.topic);
         let message = Message { attempts, before: attempts, state: State::Ready };
-        self.put_message((number, ctx.at.serial()), keep(publish.body), message);
+        self.put_message((number, ctx.at.serial()), publish.body, message);
         self.serve(ctx, number, out);
         true
     }

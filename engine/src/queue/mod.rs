@@ -14,6 +14,7 @@
 //! Subtlety: a message is settled by its newest delivery alone, also when that delivery's lease has ended and
 //! nobody has received the message since: so a slow consumer spares everybody a delivery.
 
+mod bodies;
 mod closing;
 mod delivery;
 mod index;
@@ -39,6 +40,8 @@ use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 use crate::portion::Portion;
 use crate::table::{Rows, Table, load_row, take_row};
 use crate::trash::Trash;
+use bodies::Bodies;
+pub use bodies::MAPPED_FROM;
 use closing::Closing;
 use index::{Index, Line};
 use letters::Place;
@@ -61,13 +64,15 @@ pub struct Faults {
     pub stale_ack: bool,
     /// A message whose lease ends is gone.
     pub no_redelivery: bool,
+    /// What lies in a mapped file is taken for what was written.
+    pub bodies_unchecked: bool,
 }
 
 /// See the top of the file.
 pub struct Queues {
     place: Place,
     topics: Table<Bytes, Topic>,
-    bodies: Table<MessageKey, Bytes>,
+    bodies: Bodies,
     messages: Table<MessageKey, Message>,
     waiters: Table<u64, Waiter>,
     subscriptions: Table<(TopicNumber, ConnId), Subscription>,
@@ -93,7 +98,7 @@ impl Queues {
         Self {
             place: Place { group, partitions },
             topics: Table::new(601),
-            bodies: Table::new(602),
+            bodies: Bodies::new(602),
             messages: Table::new(603),
             waiters: Table::new(604),
             subscriptions: Table::new(605),
@@ -110,6 +115,7 @@ impl Queues {
     /// Switches deliberate bugs on.
     #[cfg(feature = "faults")]
     pub fn set_faults(&mut self, faults: Faults) {
+        self.bodies.set_unchecked(faults.bodies_unchecked);
         self.faults = faults;
     }
 
@@ -180,7 +186,7 @@ impl Queues {
         if self.faults.lost_message {
             return self.close_if_idle(number);
         }
-        self.put_message((number, id), keep(op.body), Message { attempts: 0, before: 0, state });
+        self.put_message((number, id), op.body, Message { attempts: 0, before: 0, state });
         self.serve(ctx, number, out);
     }
 
@@ -205,7 +211,7 @@ impl Queues {
         if op.dedupe.is_some() && line.is_some_and(|line| line.published >= DEDUPE_MAX) {
             return full(format!("the topic remembers {DEDUPE_MAX} IDs; wait, or publish without ID"));
         }
-        if self.bytes + cost(&op.body) > QUEUES_MAX {
+        if self.bytes + cost(op.body.len()) > QUEUES_MAX {
             let text =
                 format!("this partition's messages fill their {QUEUES_MAX} bytes; FETCH and ACK some first");
             return full(text);
@@ -216,7 +222,7 @@ impl Queues {
     /// FETCH
     pub fn fetch(&mut self, ctx: &Ctx, asker: &Asker, op: Fetch, out: &mut Outcomes) {
         if let Some(number) = self.number_of(&op.topic)
-            && let Some(messages) = self.take(ctx, number, asker.conn, op.count, op.lease)
+            && let Some(messages) = self.take(ctx, number, asker, op.count, op.lease)
         {
             return answer(out, *asker, messages);
         }
@@ -463,22 +469,21 @@ impl Queues {
     }
 
     fn put_message(&mut self, key: MessageKey, body: Bytes, message: Message) {
-        self.bytes += cost(&body);
+        self.bytes += cost(body.len());
         self.index.add_message(key, &message, body.len());
         self.bodies.insert(key, body);
         self.messages.insert(key, message);
     }
 
-    fn remove_message(&mut self, key: MessageKey) -> Bytes {
+    fn remove_message(&mut self, key: MessageKey) {
         let message = self.messages.remove(&key).expect("the caller has seen it");
-        let body = self.bodies.remove(&key).expect("every message has a body");
-        self.index.drop_message(key, &message, body.len());
-        self.bytes -= cost(&body);
-        body
+        let size = self.bodies.remove(&key).expect("every message has a body");
+        self.index.drop_message(key, &message, size);
+        self.bytes -= cost(size);
     }
 
     fn change_message(&mut self, key: MessageKey, change: impl FnOnce(&mut Message)) {
-        let size = self.bodies.get(&key).expect("every message has a body").len();
+        let size = self.bodies.size(&key).expect("every message has a body");
         let index = &mut self.index;
         let changed = self.messages.change(&key, |message| {
             index.drop_message(key, message, size);
@@ -522,14 +527,11 @@ impl Queues {
                 self.topics.insert(name, topic);
             }
             n if n == self.bodies.id() => {
-                let (key, body) = take_row::<MessageKey, Bytes>(input)?;
-                self.bytes += cost(&body);
-                self.bodies.insert(key, keep(body));
+                self.bytes += cost(self.bodies.load(input)?);
             }
             n if n == self.messages.id() => {
                 let (key, message) = take_row::<MessageKey, Message>(input)?;
-                let size =
-                    self.bodies.get(&key).map(Bytes::len).ok_or(Malformed("a message without a body"))?;
+                let size = self.bodies.size(&key).ok_or(Malformed("a message without a body"))?;
                 self.check_topic(key.0)?;
                 self.index.add_message(key, &message, size);
                 self.messages.insert(key, message);
@@ -562,7 +564,7 @@ impl Queues {
     /// Gives all rows away, to be dropped bit by bit.
     pub fn discard(self, trash: &mut Trash) {
         self.topics.discard(trash, |_| 0);
-        self.bodies.discard(trash, Bytes::len);
+        self.bodies.discard(trash);
         self.messages.discard(trash, |_| 0);
         self.waiters.discard(trash, |_| 0);
         self.subscriptions.discard(trash, |_| 0);
@@ -579,7 +581,7 @@ impl Queues {
     fn rebuilt(&self) -> Index {
         let mut index = Index::default();
         self.topics.iter().for_each(|(name, topic)| index.open(topic.number, name.clone()));
-        let size = |key: &MessageKey| self.bodies.get(key).map_or(0, Bytes::len);
+        let size = |key: &MessageKey| self.bodies.size(key).unwrap_or(0);
         self.messages.iter().for_each(|(key, message)| index.add_message(*key, message, size(key)));
         self.waiters.iter().for_each(|(&place, waiter)| index.add_waiter(place, waiter));
         self.subscriptions
@@ -590,8 +592,8 @@ impl Queues {
     }
 }
 
-fn cost(body: &Bytes) -> u64 {
-    body.len() as u64 + ROW_COST
+fn cost(body: usize) -> u64 {
+    body as u64 + ROW_COST
 }
 
 #[cfg(test)]

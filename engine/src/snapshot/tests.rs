@@ -172,3 +172,93 @@ fn a_snapshot_is_loaded_in_portions_and_the_old_state_is_dropped_in_portions() {
     // 600 keys, 600 messages with their bodies and ids, and what is derived from them.
     assert!(dropped > 600 * 6, "{dropped}");
 }
+
+/// A file as a shell maps it.
+fn mapped(file: Vec<u8>) -> Bytes {
+    Bytes::from_owner(file)
+}
+
+fn pass(state: &mut State, file: &Bytes) -> Result<usize, Malformed> {
+    let mut pass = Pass::new(GROUP, 9000, file.clone());
+    for turn in 1.. {
+        let mut room = 10_000;
+        if pass.work(state, &mut room)? {
+            return Ok(turn);
+        }
+    }
+    unreachable!("it ends")
+}
+
+fn parts(state: &State, file: &Bytes) -> usize {
+    assert!(
+        state.mapped().all(|part| file.as_ptr_range().contains(&part.as_ptr())),
+        "all lie in the newest file"
+    );
+    state.mapped().count()
+}
+
+#[test]
+fn bodies_are_taken_from_a_mapped_file_and_nothing_else_changes() {
+    let mut state = filled();
+    state.set_map_from(500);
+    let (before, file) = (state.digest(), mapped(written(&mut state, |_, _| {})));
+    state.begin_walk();
+    let turns = pass(&mut state, &file).unwrap();
+    assert!(turns > 20, "in portions: {turns}");
+    assert_eq!((state.digest(), parts(&state, &file)), (before, 600));
+
+    // What has changed since is left as it is; the next file takes the place of this one.
+    for n in 1..=50 {
+        let topic = Bytes::from(format!("topic{}", n % 7));
+        let body = Bytes::from(alloc::vec![2; 700]);
+        apply(&mut state, 20_000 + n, Op::Pub(Pub { topic: topic.clone(), body, dedupe: None, delay: 0 }));
+        apply(&mut state, 30_000 + n, Op::Fetch(Fetch { topic, count: 3, block: 0, lease: None }));
+    }
+    let again = mapped(written(&mut state, |_, _| {}));
+    assert_eq!(
+        pass(&mut state, &file).map(|_| parts(&state, &file)),
+        Ok(600),
+        "an old file has none of the new"
+    );
+    pass(&mut state, &again).unwrap();
+    assert_eq!(parts(&state, &again), 650);
+    drop(file);
+    assert_eq!(written(&mut state, |_, _| {}), again, "it is written as it was");
+    assert_eq!(state.take_damage(), None);
+}
+
+#[test]
+fn a_file_is_loaded_as_it_is_mapped() {
+    let mut state = filled();
+    let file = mapped(written(&mut state, |_, _| {}));
+    let mut loader = loader();
+    loader.leave_from(500);
+    loader.take(file.clone());
+    assert_eq!(loader.work(&mut usize::MAX.clone()), Ok(true));
+    let (_, loaded) = loader.into_state();
+    assert_eq!((loaded.digest(), parts(&loaded, &file)), (state.digest(), 600));
+}
+
+#[test]
+fn every_changed_byte_of_a_mapped_file_is_noticed_before_its_bodies_are_taken() {
+    let mut state = State::new(GROUP, &meta());
+    state.set_map_from(1);
+    for n in 1..=3 {
+        let publish = Pub { topic: "t".into(), body: format!("message {n}").into(), dedupe: None, delay: 0 };
+        apply(&mut state, n, Op::Pub(publish));
+    }
+    let file = written(&mut state, |_, _| {});
+    for at in 0..file.len() {
+        let mut bad = file.clone();
+        bad[at] ^= 1;
+        assert!(pass(&mut state, &mapped(bad)).is_err(), "byte {at}");
+    }
+    for end in 0..file.len() {
+        assert!(pass(&mut state, &mapped(file[..end].to_vec())).is_err(), "cut at {end}");
+    }
+    let other = Pub { topic: "t".into(), body: "message 4".into(), dedupe: None, delay: 0 };
+    let mut liar = State::new(GROUP, &meta());
+    apply(&mut liar, 1, Op::Pub(other));
+    let file = written(&mut liar, |_, _| {});
+    assert!(pass(&mut state, &mapped(file)).is_err(), "sound, and not what was published");
+}

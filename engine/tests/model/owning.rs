@@ -39,7 +39,7 @@ impl Model {
         let value = self.last_value + 1;
         let node = &mut self.nodes[at];
         let bytes = Bytes::copy_from_slice(&value.to_le_bytes());
-        if !once(&mut self.left.absorbs) || !node.holder.absorb(self.now, GROUP, &name(key), &bytes) {
+        if !once(&mut self.left.absorbs) || !node.holder.absorb(self.now, 1, GROUP, &name(key), &bytes) {
             return false;
         }
         self.last_value = value;

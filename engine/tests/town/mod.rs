@@ -86,6 +86,24 @@ impl Disk {
     }
 }
 
+/// A mapped file. As in a server, whoever drops the last part of a large one does not wait for the system.
+struct Mapping(Vec<u8>);
+
+impl AsRef<[u8]> for Mapping {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.0.len() > 1 << 20 {
+            let bytes = std::mem::take(&mut self.0);
+            std::thread::spawn(move || drop(bytes));
+        }
+    }
+}
+
 /// How long turns took, by the clock that the bench of pauses brings along.
 pub(crate) struct Watch {
     pub(crate) clock: fn() -> u64,
@@ -312,6 +330,12 @@ impl Town {
                 let bytes = Ok(disk.read(at, length));
                 self.inbox.push_back((node, Input::PieceRead { conn, request, bytes }));
             }
+            Effect::Map { group, index } => {
+                let file = disk.files.get(&File::Snapshot(group, index));
+                let bytes = file.map(|file| Bytes::from_owner(Mapping(file.clone())));
+                self.inbox.push_back((node, Input::Mapped { group, index, bytes }));
+            }
+            Effect::Stop(why) => panic!("{why}"),
             Effect::Snapshot { to, frame } => self.send(node, to, Input::Snapshot { from: node, frame }),
             Effect::Raft { to, frame } => self.send(node, to, Input::Raft { from: node, frame }),
             Effect::Link { peer, side, frame } => {

@@ -1,4 +1,4 @@
-//! The thread beside the commits: writes snapshots, and watches how much room the disk has.
+//! The thread beside the commits: writes snapshots, maps them, and watches how much room the disk has.
 //!
 //! Invariants: plans are done in order, and `background_done` is told after each. A snapshot's bytes go to the disk as
 //! they come, not all at its final sync, which commits would have to wait for. A file that is made takes the name from
@@ -11,14 +11,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use quorate_engine::journal::{File as Name, Io};
+use quorate_protocol::id::{GroupId, Index};
 
 use super::Listener;
+use super::dir::there;
 use super::disk::{is_full, keep_reserve, remove_if_there, room_at};
+use super::mmap::{give_memory_back, map};
+use crate::clock;
 
 /// How often the room is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long after a file was mapped all that was in memory lies there; microseconds.
+const SETTLED: u64 = 1_000_000;
 /// How long a write waits for room before it is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 /// Bytes that are written before they are synced.
@@ -48,9 +55,18 @@ impl<L: Listener> Room<L> {
     }
 }
 
+/// What the thread is asked for.
+#[derive(Debug)]
+enum Task {
+    /// A plan, and its number.
+    Plan(u64, Vec<Io>),
+    /// To map a snapshot's file.
+    Map(GroupId, Index),
+}
+
 #[derive(Debug, Default)]
 struct Queue {
-    plans: Vec<(u64, Vec<Io>)>,
+    tasks: Vec<Task>,
     closed: bool,
 }
 
@@ -66,15 +82,25 @@ pub(super) struct Background {
 impl Background {
     pub(super) fn start<L: Listener>(path: PathBuf, listener: Arc<L>, room: Arc<Room<L>>) -> Self {
         let shared = Shared::default();
-        let worker = Worker { path, shared: Arc::clone(&shared), listener, room, open: None, unsynced: 0 };
+        let shared_too = Arc::clone(&shared);
+        let worker =
+            Worker { path, shared: shared_too, listener, room, open: None, unsynced: 0, mapped: None };
         let builder = std::thread::Builder::new().name("background".into());
         let thread = builder.spawn(move || worker.run()).expect("a thread at the start");
         Self { shared, thread: Some(thread) }
     }
 
     pub(super) fn submit(&self, number: u64, ios: Vec<Io>) {
+        self.ask(Task::Plan(number, ios));
+    }
+
+    pub(super) fn map(&self, group: GroupId, index: Index) {
+        self.ask(Task::Map(group, index));
+    }
+
+    fn ask(&self, task: Task) {
         let (queue, wake) = &*self.shared;
-        queue.lock().plans.push((number, ios));
+        queue.lock().tasks.push(task);
         wake.notify_one();
     }
 
@@ -98,14 +124,29 @@ struct Worker<L> {
     /// The file that is being written.
     open: Option<(Name, File)>,
     unsynced: u64,
+    /// When a file was last mapped, as long as the memory of what lies there by now is not given back.
+    mapped: Option<u64>,
 }
 
 impl<L: Listener> Worker<L> {
     fn run(mut self) {
         loop {
             self.look();
-            let Some(plans) = self.wait() else { return };
-            for (number, ios) in plans {
+            if self.mapped.take_if(|mapped| clock::now().mono > *mapped + SETTLED).is_some() {
+                let before = clock::now().mono;
+                give_memory_back();
+                tracing::debug!("memory was given back in {} us", clock::now().mono - before);
+            }
+            let Some(tasks) = self.wait() else { return };
+            for task in tasks {
+                let (number, ios) = match task {
+                    Task::Plan(number, ios) => (number, ios),
+                    Task::Map(group, index) => {
+                        self.listener.mapped(group, index, self.map(group, index));
+                        self.mapped = Some(clock::now().mono);
+                        continue;
+                    }
+                };
                 match self.perform(&ios) {
                     Ok(true) => self.listener.background_done(number),
                     Ok(false) => return,
@@ -115,6 +156,19 @@ impl<L: Listener> Worker<L> {
                         return self.listener.failed(why);
                     }
                 }
+            }
+        }
+    }
+
+    /// A snapshot's bytes, unless a newer one has taken its place already.
+    fn map(&self, group: GroupId, index: Index) -> Option<Bytes> {
+        let path = self.path.join(Name::Snapshot(group, index).path());
+        match there(File::open(&path)).and_then(|file| file.as_ref().map(map).transpose()) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!("{path} cannot be mapped, so its messages stay in memory: {error}");
+                None
             }
         }
     }
@@ -129,14 +183,14 @@ impl<L: Listener> Worker<L> {
         }
     }
 
-    /// Waits for plans, a while; `None` is the end.
-    fn wait(&self) -> Option<Vec<(u64, Vec<Io>)>> {
+    /// Waits for tasks, a while; `None` is the end.
+    fn wait(&self) -> Option<Vec<Task>> {
         let (queue, wake) = &*self.shared;
         let mut queue = queue.lock();
-        if queue.plans.is_empty() && !queue.closed {
+        if queue.tasks.is_empty() && !queue.closed {
             let _ = wake.wait_for(&mut queue, LOOK);
         }
-        (!queue.closed).then(|| std::mem::take(&mut queue.plans))
+        (!queue.closed).then(|| std::mem::take(&mut queue.tasks))
     }
 
     /// Does the list in order; false when the node stops meanwhile.

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - One process at a time. What recovery demands is on the disk before `open` returns, so nothing of a start leaves
 //!   the node before its boot number is raised and synced.
-//! - A start copies no more than the segment that was open: all others, and the snapshots, are mapped.
+//! - What a start has mapped is looked at once. Entries of the log are copied out of segments, so that these can be
+//!   written again; snapshots stay mapped, and the engine checks what it takes from them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -115,7 +116,7 @@ impl DataDir {
         }
         dir.perform(&ios, &mut |wait| !wait).map_err(failed)?;
         dir.give_back(&read.contents, &ios, &journal).map_err(failed)?;
-        detach(&read, &mut recovered);
+        detach(&mut recovered);
         Ok((dir, recovered, journal))
     }
 
@@ -320,18 +321,11 @@ impl Founding {
     }
 }
 
-/// Entries are read as parts of their segment's bytes and keep all of them in memory. If most of what was copied is
-/// empty room, the entries are copied out of it instead. Mapped bytes take no memory that is needed elsewhere.
-fn detach(read: &Found, recovered: &mut Recovered) {
-    let copies: Vec<&Bytes> =
-        read.copied.iter().filter_map(|number| read.contents.segments.get(number)).collect();
-    let inside = |data: &Bytes| copies.iter().any(|copy| copy.as_ptr_range().contains(&data.as_ptr()));
-    let entries = || recovered.entries.values().flatten().map(|entry| &entry.data);
-    let used: usize = entries().filter(|data| inside(data)).map(Bytes::len).sum();
-    if used < copies.iter().map(|copy| copy.len()).sum::<usize>() / 2 {
-        for entry in recovered.entries.values_mut().flatten().filter(|entry| inside(&entry.data)) {
-            entry.data = Bytes::copy_from_slice(&entry.data);
-        }
+/// Entries are read as parts of their segment's bytes. They are copied out of it: so no segment is held by what the engine
+/// keeps, and what is read from the disk later was never checked.
+fn detach(recovered: &mut Recovered) {
+    for entry in recovered.entries.values_mut().flatten() {
+        entry.data = Bytes::copy_from_slice(&entry.data);
     }
 }
 

@@ -13,14 +13,58 @@ use memmap2::Mmap;
 use parking_lot::Mutex;
 use quorate_engine::journal::File as Name;
 
+/// Mappings from this size on are let go of by a thread of their own: whoever drops the last part of one may be the engine,
+/// and the system takes a millisecond for each hundred MiB.
+const LARGE: usize = 16 << 20;
+
 struct Owner {
-    map: Mmap,
-    _held: Arc<()>,
+    map: Option<Mmap>,
+    _held: Option<Arc<()>>,
 }
 
 impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
-        &self.map
+        self.map.as_deref().unwrap_or_default()
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if let Some(map) = self.map.take_if(|map| map.len() >= LARGE) {
+            // Without a thread it is let go of here.
+            let _ = std::thread::Builder::new().name("unmap".into()).spawn(move || drop(map));
+        }
+    }
+}
+
+/// Maps a file. What is written to it later is seen in the bytes: nobody does that, but a disk may.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn map(file: &File) -> io::Result<Bytes> {
+    map_held(file, None)
+}
+
+fn map_held(file: &File, held: Option<Arc<()>>) -> io::Result<Bytes> {
+    if file.metadata()?.len() == 0 {
+        return Ok(Bytes::new());
+    }
+    // SAFETY: the directory is locked, so no other process of ours changes the file, and this one does not while
+    // somebody holds the bytes: see the top of the file, and `is_held`.
+    let map = unsafe { Mmap::map(file)? };
+    Ok(Bytes::from_owner(Owner { map: Some(map), _held: held }))
+}
+
+/// Gives memory that nobody uses back to the system: glibc's allocator keeps it otherwise, as long as anything behind it is
+/// in use.
+pub(super) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: it may be called at any time, by any thread.
+        unsafe { malloc_trim(0) };
     }
 }
 
@@ -31,15 +75,11 @@ pub(super) struct Maps(Mutex<Vec<(Name, Weak<()>)>>);
 impl Maps {
     /// Maps a file.
     pub(super) fn map(&self, name: Name, file: &File) -> io::Result<Bytes> {
-        if file.metadata()?.len() == 0 {
-            return Ok(Bytes::new());
-        }
-        // SAFETY: the directory is locked, so no other process of ours changes the file, and this one does not while
-        // somebody holds the bytes: see the top of the file, and `is_held`.
-        let map = unsafe { Mmap::map(file)? };
         let held = Arc::new(());
-        self.0.lock().push((name, Arc::downgrade(&held)));
-        Ok(Bytes::from_owner(Owner { map, _held: held }))
+        let known = Arc::downgrade(&held);
+        let bytes = map_held(file, Some(held))?;
+        self.0.lock().push((name, known));
+        Ok(bytes)
     }
 
     /// Whether somebody holds a file's bytes, so that it must not be written again.

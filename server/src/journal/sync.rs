@@ -10,8 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use quorate_engine::journal::{Io, Journal, Persist};
+use quorate_protocol::id::{GroupId, Index};
 
 use super::background::{Background, RETRY, Room};
 use super::dir::DataDir;
@@ -26,6 +28,8 @@ pub trait Listener: Send + Sync + 'static {
     fn durable(&self, seq: u64);
     /// The background plan of this number is done, and all before it.
     fn background_done(&self, number: u64);
+    /// A snapshot's file is mapped; none if it cannot be, or is gone.
+    fn mapped(&self, group: GroupId, index: Index, bytes: Option<Bytes>);
     /// Whether the disk has room, when that has changed; at the start it has.
     fn room(&self, has: bool);
     /// The disk has failed; nothing more will become durable.
@@ -77,6 +81,11 @@ impl SyncThread {
     /// Hands over what is to be done beside the commits; never waits.
     pub fn submit_background(&self, number: u64, ios: Vec<Io>) {
         self.background.submit(number, ios);
+    }
+
+    /// Has a snapshot's file mapped beside the commits; never waits.
+    pub fn submit_map(&self, group: GroupId, index: Index) {
+        self.background.map(group, index);
     }
 
     /// Makes durable what was handed over, and ends the threads. A disk without room is not waited for.

@@ -55,6 +55,7 @@ impl Listener for Ears {
     fn background_done(&self, number: u64) {
         self.tell(|told| told.background = number);
     }
+    fn mapped(&self, _: GroupId, _: u64, _: Option<bytes::Bytes>) {}
     fn room(&self, has: bool) {
         self.tell(|told| told.rooms.push(has));
     }

@@ -56,6 +56,8 @@ pub struct Checks {
     cuts: BTreeMap<u64, Vec<u64>>,
     /// Reads that a node answered from its own memory.
     pub hits: u64,
+    /// Nodes that stopped because their disk could not be trusted.
+    pub stops: u64,
     leaders: leaders::Leaders,
     leases: leases::Leases,
     log: log::Logs,
@@ -76,6 +78,7 @@ impl Checks {
             conn_ends: BTreeMap::new(),
             cuts: BTreeMap::new(),
             hits: 0,
+            stops: 0,
             leaders: leaders::Leaders::default(),
             leases: leases::Leases::default(),
             log: log::Logs::new(nodes, voters),

@@ -24,7 +24,7 @@ fn meta() -> Meta {
 }
 
 fn follower() -> Group {
-    let birth = Birth { seed: 1, group: GROUP, rank: 1 };
+    let birth = Birth { seed: 1, group: GROUP, rank: 1, map_from: 1 };
     let hard = Hard { term: 1, vote: LEADER };
     Group::newborn(0, birth, ME.incarnation, hard, Conf::founding(alloc::vec![LEADER], Vec::new()), &meta())
 }
