@@ -28,11 +28,12 @@ enum Expiry {
 }
 
 /// On what a write depends, and how long the value lives. By default: on nothing, for ever.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Set {
     when: When,
     expiry: Expiry,
     back: bool,
+    fence: Option<(Bytes, u64)>,
 }
 
 impl Set {
@@ -81,10 +82,18 @@ impl Set {
         self
     }
 
+    /// FENCE: only if nobody has been granted the lock since this token of it was: who held it before is answered an error with the code
+    /// FENCED, however late the write comes. [`Held`](crate::Held) has name and token.
+    #[must_use]
+    pub fn fenced(mut self, lock: impl Into<Bytes>, token: u64) -> Self {
+        self.fence = Some((lock.into(), token));
+        self
+    }
+
     /// In the session a write takes effect once, which only the key's home can see to: no node would answer it by itself.
-    fn again(self) -> Again {
+    fn again(&self) -> Again {
         match self {
-            Self { when: When::Always, expiry: Expiry::Never, back: true } => Again::IfRefused,
+            Self { when: When::Always, expiry: Expiry::Never, back: true, fence: None } => Again::IfRefused,
             _ => Again::InSession,
         }
     }
@@ -103,6 +112,9 @@ impl Set {
             Expiry::After(time) => option(&mut args, "PX", Some(millis(time))),
         }
         flag(&mut args, "WRITEBACK", self.back);
+        if let Some((lock, token)) = self.fence {
+            args.extend([Bytes::from_static(b"FENCE"), lock, Bytes::from(token.to_string())]);
+        }
         args
     }
 }
@@ -175,8 +187,8 @@ impl Client {
     /// # Errors
     /// As every call.
     pub async fn set(&self, key: impl Into<Bytes>, value: impl Into<Bytes>, how: Set) -> Result<bool, Error> {
-        let args = how.args(key.into(), value.into());
-        match self.ask("SET", args, how.again()).await? {
+        let again = how.again();
+        match self.ask("SET", how.args(key.into(), value.into()), again).await? {
             Reply::Nil => Ok(false),
             reply if reply == Reply::OK => Ok(true),
             other => Err(unexpected(other)),

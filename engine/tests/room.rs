@@ -164,7 +164,7 @@ fn room_is_made_once_also_of_a_key_whose_owner_is_being_asked() {
     let (owner, _, home) = others_and_home(&town);
     own(&mut town, owner, &key(1), &"v".repeat(500));
     // Nobody looks at it for so long that it is the first to go.
-    town.run(20_000_000 / TICK);
+    town.run(8_000_000 / TICK);
     let small = (SHARE - 700) / 211;
     for n in 2..2 + small {
         assert_eq!(ask(&mut town, home, set(&key(n), &"v".repeat(100))), Reply::OK);

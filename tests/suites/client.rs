@@ -95,6 +95,22 @@ async fn what_is_written_back_is_answered_by_the_clients_node_and_read_everywher
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_former_holder_overwrites_nothing() {
+    let cluster = Cluster::start(3);
+    let (one, two) = (patient(&cluster, 1).await, patient(&cluster, 2).await);
+    let fenced = |token| Set::default().fenced("db", token);
+    let held = one.lock("db", Lock::owned_by("a")).await.expect("an answer").expect("it is free");
+    let first = held.token();
+    assert_eq!(two.set("k", "a", fenced(first)).await, Ok(true));
+    held.unlock().await.expect("an answer");
+    let held = two.lock("db", Lock::owned_by("b")).await.expect("an answer").expect("it is free");
+    let late = one.set("k", "late", fenced(first)).await;
+    assert!(matches!(late, Err(Error::Refused(failure)) if failure.code == Code::Fenced));
+    assert_eq!(one.set("k", "b", fenced(held.token()).if_present()).await, Ok(true));
+    assert_eq!(two.get("k").await, Ok(Some("b".into())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locks_wait_in_line_and_hold_nobody_up() {
     let cluster = Cluster::start(3);
     let one = patient(&cluster, 1).await;

@@ -108,6 +108,7 @@ impl Walk<'_> {
                 self.plain(3_u8);
                 self.lease(place, &invalid.lease);
                 self.one(Kind::Number(place), invalid.number);
+                self.count(invalid.keys.len());
                 invalid.keys.iter().for_each(|key| self.bytes(key));
             }
             CacheWord::Purged(purged) => {
@@ -118,6 +119,7 @@ impl Walk<'_> {
             CacheWord::Evicted(evicted) => {
                 self.plain(5_u8);
                 self.lease(place, &evicted.lease);
+                self.count(evicted.lines.len());
                 for (key, number) in &evicted.lines {
                     self.bytes(key);
                     self.one(Kind::Number(place), *number);

@@ -11,7 +11,7 @@ use quorate_protocol::id::{
     Boot, ClientId, ClientSeq, ClusterId, ConnId, Identity, LogPos, NodeId, SessionId,
 };
 use quorate_protocol::op::partition_of_topic;
-use quorate_protocol::peer::{Introduction, Item, Letter, OpenSession, Parcel, Receipted, Work};
+use quorate_protocol::peer::{Floor, Introduction, Item, Letter, OpenSession, Parcel, Receipted, Work};
 use quorate_protocol::reply::Reply;
 
 use super::*;
@@ -108,6 +108,10 @@ fn full_system() -> Old {
     let client = ClientSeq { client: ClientId(number(&opened[0])), seq: 1, lowest: 1 };
     assert_eq!(old.say_as(Some(client), "LOCK a OWNER me"), Reply::Int(1));
     assert_eq!(old.say("LOCK b"), Reply::Int(2));
+    // A partition compares tokens of a lock, and has not heard of its next grant.
+    assert!(matches!(old.apply(None, Work::Watch(("b".into(), GroupId(4)))), Reply::Array(_)));
+    assert_eq!(old.say("UNLOCK b"), Reply::Int(1));
+    old.say("LOCK b OWNER other WAIT 60000");
     old.say("LOCK a OWNER you WAIT 60000");
     assert_eq!(old.say("MEMBER ADD 4 d:7412"), Reply::OK);
     assert_eq!(old.say("MEMBER REMOVE 3"), Reply::OK);
@@ -155,7 +159,13 @@ fn full_partition() -> (Old, Vec<u64>) {
     old.say("FETCH awaited BLOCK 60000");
     let ended = Item::NodeEnded((NodeId(2), SessionId(4)));
     let parcel = |source, items| Work::Take(Parcel { source, first: 1, items });
-    old.apply(None, parcel(GroupId::SYSTEM, vec![ended]));
+    let unwatched = Item::Unwatched(("other".into(), 1));
+    old.apply(None, parcel(GroupId::SYSTEM, vec![ended, unwatched]));
+    let floor = Floor { lock: "lock".into(), number: 2, token: 5 };
+    old.apply(
+        None,
+        Work::Take(Parcel { source: GroupId::SYSTEM, first: 3, items: vec![Item::Floor(floor)] }),
+    );
     old.apply(None, parcel(GroupId(9), vec![Item::Letter(letter(&topic(true)))]));
     (old, ids)
 }
@@ -181,7 +191,7 @@ fn of_the_system_group_go_over_its_tokens_and_its_level() {
         );
     }
     fresh.insert(207, before[&207].clone());
-    let token = [&[0][..], &(2 + TOKENS).to_le_bytes()].concat();
+    let token = [&[0][..], &(3 + TOKENS).to_le_bytes()].concat();
     fresh.insert(503, token);
     assert_eq!(after, fresh);
     assert_eq!((header.index, header.term, header.time), (60 + (1 << 32), 6, 1234));
@@ -206,7 +216,7 @@ fn of_a_partition_go_over_its_keys_and_its_topics() {
     for table in [401, 602, 606, 607] {
         fresh.insert(table, before[&table].clone());
     }
-    for table in [101, 102, 113, 301, 302, 401, 602, 604, 605, 606, 607] {
+    for table in [101, 102, 113, 301, 302, 303, 304, 401, 602, 604, 605, 606, 607] {
         assert_eq!(after[&table], fresh[&table], "table {table}");
     }
     let State::Partition(partition) = &mut state else { panic!("it is a partition") };

@@ -84,9 +84,27 @@ fn hash(mut row: Row, mut flying: Vec<(u64, Row)>) -> u128 {
     flying.sort_unstable_by(|(at, row), (other_at, other)| {
         (&row[..2], at, row).cmp(&(&other[..2], other_at, other))
     });
-    let mut bytes = Vec::with_capacity(1024);
-    for (_, value) in row.iter().chain(flying.iter().flat_map(|(_, row)| row)) {
-        bytes.extend_from_slice(&value.to_le_bytes());
+    // What a number is belongs to it, or an epoch could be taken for a time.
+    let mut bytes = Vec::with_capacity(2048);
+    for row in core::iter::once(&row).chain(flying.iter().map(|(_, row)| row)) {
+        bytes.extend_from_slice(&row.len().to_le_bytes());
+        for (kind, value) in row {
+            bytes.extend_from_slice(&code(*kind));
+            bytes.extend_from_slice(&value.to_le_bytes());
+        }
     }
     xxh3_128(&bytes)
+}
+
+fn code(kind: Kind) -> [u8; 2] {
+    match kind {
+        Kind::Plain => [0, 0],
+        Kind::Number(place) => [1, place],
+        Kind::Epoch(place) => [2, place],
+        Kind::Generation(place) => [3, place],
+        Kind::Write => [4, 0],
+        Kind::Value => [5, 0],
+        Kind::Version => [6, 0],
+        Kind::Flush(place) => [7, place],
+    }
 }

@@ -19,13 +19,11 @@ use quorate_protocol::id::{GroupId, Index};
 use super::Listener;
 use super::dir::there;
 use super::disk::{is_full, keep_reserve, remove_if_there, room_at};
-use super::mmap::{give_memory_back, map};
+use super::mmap::map;
 use crate::clock;
 
 /// How often the room is looked at.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long after a file was mapped all that was in memory lies there; microseconds.
-const SETTLED: u64 = 1_000_000;
 /// How long a write waits for room before it is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 /// Bytes that are written before they are synced.
@@ -83,8 +81,7 @@ impl Background {
     pub(super) fn start<L: Listener>(path: PathBuf, listener: Arc<L>, room: Arc<Room<L>>) -> Self {
         let shared = Shared::default();
         let shared_too = Arc::clone(&shared);
-        let worker =
-            Worker { path, shared: shared_too, listener, room, open: None, unsynced: 0, mapped: None };
+        let worker = Worker { path, shared: shared_too, listener, room, open: None, unsynced: 0 };
         let builder = std::thread::Builder::new().name("background".into());
         let thread = builder.spawn(move || worker.run()).expect("a thread at the start");
         Self { shared, thread: Some(thread) }
@@ -124,26 +121,18 @@ struct Worker<L> {
     /// The file that is being written.
     open: Option<(Name, File)>,
     unsynced: u64,
-    /// When a file was last mapped, as long as the memory of what lies there by now is not given back.
-    mapped: Option<u64>,
 }
 
 impl<L: Listener> Worker<L> {
     fn run(mut self) {
         loop {
             self.look();
-            if self.mapped.take_if(|mapped| clock::now().mono > *mapped + SETTLED).is_some() {
-                let before = clock::now().mono;
-                give_memory_back();
-                tracing::debug!("memory was given back in {} us", clock::now().mono - before);
-            }
             let Some(tasks) = self.wait() else { return };
             for task in tasks {
                 let (number, ios) = match task {
                     Task::Plan(number, ios) => (number, ios),
                     Task::Map(group, index) => {
                         self.listener.mapped(group, index, self.map(group, index));
-                        self.mapped = Some(clock::now().mono);
                         continue;
                     }
                 };

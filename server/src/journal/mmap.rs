@@ -55,19 +55,6 @@ fn map_held(file: &File, held: Option<Arc<()>>) -> io::Result<Bytes> {
     Ok(Bytes::from_owner(Owner { map: Some(map), _held: held }))
 }
 
-/// Gives memory that nobody uses back to the system: glibc's allocator keeps it otherwise, as long as anything behind it is
-/// in use.
-pub(super) fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    {
-        unsafe extern "C" {
-            fn malloc_trim(pad: usize) -> i32;
-        }
-        // SAFETY: it may be called at any time, by any thread.
-        unsafe { malloc_trim(0) };
-    }
-}
-
 /// Which files are mapped.
 #[derive(Debug, Default)]
 pub(super) struct Maps(Mutex<Vec<(Name, Weak<()>)>>);
