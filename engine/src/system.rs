@@ -17,7 +17,7 @@ use bytes::Bytes;
 use quorate_protocol::id::{Boot, ClientId, ConnId, GroupId, Identity, NodeId, SessionId};
 use quorate_protocol::limits::{CLIENT_LEASE, CLIENTS_MAX, NODES_MAX, SESSION_LEASE};
 use quorate_protocol::op::{MemberOp, Op};
-use quorate_protocol::peer::{Item, OpenSession, Receipted, Renewal, Work};
+use quorate_protocol::peer::{Item, OpenSession, Renewal, Work};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Malformed;
 use quorate_protocol::wire_struct;
@@ -34,6 +34,8 @@ use crate::portion::Portion;
 use crate::ring::Ring;
 use crate::table::{Rows, Table, load_row};
 use crate::trash::Trash;
+
+mod floors;
 
 wire_struct! {
     /// A node that has ever opened a session.
@@ -54,8 +56,6 @@ wire_struct! {
     }
 }
 
-/// Places in the outbox of each partition that floors of locks leave free.
-const KEPT_FOR_ENDS: usize = 2 * (CLIENTS_MAX + NODES_MAX);
 /// What the end of a client session costs of a portion: all that was kept for it goes, and all partitions are told.
 const CLIENT_COST: usize = 128;
 
@@ -371,39 +371,6 @@ impl System {
                 *asker,
                 Reply::error(Code::Err, "this command is not decided by the system group"),
             ),
-        }
-    }
-
-    fn watch(&mut self, ctx: &Ctx, asker: &Asker, lock: Bytes, partition: GroupId, out: &mut Outcomes) {
-        if !(1..=self.partitions).contains(&partition.0) {
-            return answer(out, *asker, Reply::error(Code::Err, "there is no such partition"));
-        }
-        self.locks.watch(ctx, asker, (lock, partition), out);
-    }
-
-    /// A partition has taken what was told to it.
-    fn receipted(&mut self, ctx: &Ctx, receipt: &Receipted, out: &mut Outcomes) {
-        for item in self.outbox.receipted(receipt) {
-            match item {
-                Item::Floor(floor) => self.locks.confirmed(ctx, receipt.target, &floor, out),
-                Item::Unwatched((lock, number)) => self.locks.fencing.forget(receipt.target, lock, number),
-                Item::NodeEnded(_) | Item::ClientEnded(_) | Item::Letter(_) => {}
-            }
-        }
-    }
-
-    /// Gives what partitions have to hear of locks a place in the outbox, as far as there is room beside the ends of all sessions
-    /// that there can be, twice.
-    fn post_floors(&mut self) {
-        let targets: Vec<GroupId> = self.locks.fencing.owes().collect();
-        for target in targets {
-            while let Some(item) = self.locks.fencing.next_due(target) {
-                if self.outbox.room(target) <= KEPT_FOR_ENDS || !self.outbox.has_room(target, &item) {
-                    break;
-                }
-                self.locks.fencing.posted(target, &item);
-                self.outbox.post(target, item);
-            }
         }
     }
 

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         keep: args.trace,
         idle: false,
         calm: args.calm,
+        rot: false,
     };
     let seeds = args.seeds.clone().unwrap_or(args.seed..args.seed + 1);
     let (mut wall, mut simulated, mut operations, mut played) = (Duration::ZERO, 0, 0, 0u64);

@@ -23,6 +23,8 @@ pub struct Settings {
     pub bug: Option<Bug>,
     /// No faults.
     pub calm: bool,
+    /// No faults but bits that flip in what is mapped.
+    pub rot: bool,
     /// Lines of the trace to keep.
     pub keep: usize,
     /// No clients and no faults: for measuring.
@@ -166,6 +168,9 @@ impl Plan {
         plan.map(&mut Rng::new(seed, 8), settings.idle);
         if settings.calm {
             plan.calm_down();
+        }
+        if settings.rot {
+            plan.rot_much();
         }
         if let Some(bug) = bug {
             bug.provoke(&mut plan);

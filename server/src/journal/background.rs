@@ -20,7 +20,6 @@ use super::Listener;
 use super::dir::there;
 use super::disk::{is_full, keep_reserve, remove_if_there, room_at};
 use super::mmap::map;
-use crate::clock;
 
 /// How often the room is looked at.
 const LOOK: Duration = Duration::from_millis(500);
