@@ -23,6 +23,9 @@ struct Args {
     /// Nodes (the seed decides otherwise)
     #[arg(long)]
     nodes: Option<u64>,
+    /// No faults but bits that flip in what is mapped.
+    #[arg(long)]
+    rot: bool,
     /// Without faults
     #[arg(long)]
     calm: bool,
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
         keep: args.trace,
         idle: false,
         calm: args.calm,
-        rot: false,
+        rot: args.rot,
     };
     let seeds = args.seeds.clone().unwrap_or(args.seed..args.seed + 1);
     let (mut wall, mut simulated, mut operations, mut played) = (Duration::ZERO, 0, 0, 0u64);

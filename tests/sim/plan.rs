@@ -213,7 +213,8 @@ impl Plan {
         (self.clients, self.partitions) = (8, 1);
         (self.membership, self.spares, self.wipes, self.flips) = (false, 0, false, false);
         (self.rots, self.rots_much) = (true, true);
-        self.crashes = false;
+        (self.crashes, self.pauses, self.stops, self.full_disks) = (false, false, false, false);
+        (self.partitioned, self.cuts, self.lossy, self.disconnects) = (false, false, false, false);
         self.fault_every = 60_000;
         self.log_floor = 2 << 10;
         self.map_from = 0;

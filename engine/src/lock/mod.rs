@@ -219,8 +219,11 @@ impl Locks {
         let first = held.is_some() || self.line(&op.name).waits == 0;
         #[cfg(feature = "faults")]
         let first = first || (self.faults.overtaking && op.shared);
-        let place = if held.is_some() { ctx.at.serial() } else { ORDINARY | ctx.at.serial() };
+        let mut place = if held.is_some() { ctx.at.serial() } else { ORDINARY | ctx.at.serial() };
+        // Who upgrades alone may stand behind an upgrade of somebody who holds it no more, and who waits for this very one.
+        let ahead = self.queue_of(&op.name).next().map(|((_, ahead), _)| ahead.saturating_sub(1));
         if first && self.may_hold(&op.name, &owner, op.shared) {
+            place = ahead.map_or(place, |ahead| ahead.min(place));
             if held.is_none() && self.index.lines.len() >= LOCKS_MAX {
                 return answer(out, *asker, full());
             }

@@ -161,6 +161,20 @@ fn an_upgrade_begins_an_era() {
 }
 
 #[test]
+fn who_upgrades_alone_waits_only_for_partitions() {
+    let mut town = Town::new();
+    assert_eq!(town.say(1, "LOCK db SHARED TTL 1000 OWNER a"), "1");
+    assert_eq!(town.say(2, "LOCK db SHARED TTL 9000 OWNER b"), "2");
+    town.watch(3);
+    assert_eq!(town.say(1, "LOCK db OWNER a WAIT 5000"), "");
+    town.script.pass(1000);
+    // The first one holds it no more, waits for the second one, and stands before it.
+    assert_eq!(town.say(2, "LOCK db OWNER b"), "");
+    assert_eq!(town.hear(3), (1, 3));
+    assert_eq!(town.script.heard().last().expect("it is granted"), "2: 3");
+}
+
+#[test]
 fn who_watches_during_an_era_need_not_be_waited_for() {
     let mut town = Town::watched(3);
     assert_eq!(town.say(1, "LOCK db WAIT 9000"), "");
