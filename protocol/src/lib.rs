@@ -11,6 +11,7 @@ pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod op;
+pub mod outbox;
 pub mod peer;
 pub mod reply;
 pub mod resp;

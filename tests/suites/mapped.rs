@@ -111,7 +111,7 @@ fn a_backlog_takes_little_memory_and_holds_no_file_that_is_gone() {
     snapshot(&cluster, 1);
     wait_until_newest_is_mapped(&cluster, 1);
     let bound = |cluster: &Cluster, what: &str| {
-        poll(what, || (status(cluster, 1, "RssAnon") < 48).then_some(()));
+        poll(what, || (status(cluster, 1, "RssAnon") < 96).then_some(()));
     };
     bound(&cluster, "the backlog is in the page cache");
     cluster.crash(1);
