@@ -54,9 +54,11 @@ fn some_commit(bytes: &[u8], own: u32) -> usize {
     find_commit(bytes, own).expect("there are many commits")
 }
 
+/// The lower half of a segment's number; the upper one is that of a directory that is not its node's first.
 fn number_of(segment: &Path) -> u32 {
     let name = segment.file_stem().and_then(|name| name.to_str()).expect("it is a number");
-    name.parse().expect("it is a number")
+    let number: u64 = name.parse().expect("it is a number");
+    u32::try_from(number & u64::from(u32::MAX)).expect("it is the lower half")
 }
 
 /// One way to spoil a directory, and the file that the log is to name; none if nothing is lost by it.
