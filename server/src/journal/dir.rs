@@ -22,6 +22,9 @@ use rustix::fs::{FlockOperation, flock};
 use super::disk::{Disk, NoRoom, prepared_path};
 use super::mmap::Maps;
 
+/// Bytes of a record besides its entry, about.
+const RECORD: usize = 32;
+
 /// What an empty directory is founded as, and what a founded one is checked against.
 #[derive(Debug, Clone)]
 pub struct Founding {
@@ -116,7 +119,7 @@ impl DataDir {
         }
         dir.perform(&ios, &mut |wait| !wait).map_err(failed)?;
         dir.give_back(&read.contents, &ios, &journal).map_err(failed)?;
-        detach(&mut recovered);
+        detach(&read, &mut recovered);
         Ok((dir, recovered, journal))
     }
 
@@ -321,11 +324,36 @@ impl Founding {
     }
 }
 
-/// Entries are read as parts of their segment's bytes. They are copied out of it: so no segment is held by what the engine
-/// keeps, and what is read from the disk later was never checked.
-fn detach(recovered: &mut Recovered) {
+/// Entries are read as parts of their segment's bytes. They are taken from copies instead: so no segment is held by what the engine
+/// keeps, and what is read from the disk later was never checked. A segment that is mostly entries is copied as a whole.
+fn detach(read: &Found, recovered: &mut Recovered) {
+    let segments: Vec<&Bytes> = read.contents.segments.values().collect();
+    let place_in = |at: usize, data: &Bytes| {
+        let range = segments.get(at)?.as_ptr_range();
+        range.contains(&data.as_ptr()).then(|| data.as_ptr() as usize - range.start as usize)
+    };
+    // Neighbours in a log are mostly neighbours in a segment too.
+    let mut last = 0;
+    let mut find = |data: &Bytes| {
+        let at = std::iter::once(last).chain(0..segments.len()).find(|&at| place_in(at, data).is_some())?;
+        last = at;
+        Some((at, place_in(at, data)?))
+    };
+    let mut used = vec![0; segments.len()];
+    for entry in recovered.entries.values().flatten() {
+        if let Some((at, _)) = find(&entry.data) {
+            used[at] += entry.data.len() + RECORD;
+        }
+    }
+    let whole = |(segment, used): (&&Bytes, &usize)| {
+        (*used >= segment.len() / 2).then(|| Bytes::copy_from_slice(segment))
+    };
+    let copies: Vec<Option<Bytes>> = segments.iter().zip(&used).map(whole).collect();
     for entry in recovered.entries.values_mut().flatten() {
-        entry.data = Bytes::copy_from_slice(&entry.data);
+        entry.data = match find(&entry.data).and_then(|(at, from)| Some((copies[at].as_ref()?, from))) {
+            Some((copy, from)) => copy.slice(from..from + entry.data.len()),
+            None => Bytes::copy_from_slice(&entry.data),
+        };
     }
 }
 
