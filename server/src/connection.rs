@@ -20,6 +20,7 @@ mod binary;
 mod pushes;
 mod socket;
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::pin;
@@ -57,6 +58,11 @@ const OUTPUT_FULL: usize = OUTPUT_MAX / 4;
 const OWED_FULL: usize = OUTPUT_MAX / 2;
 /// How long a client that has closed its side waits for its next answer.
 const GRACE: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// Room for one read, handed from one connection of the thread to the next: who has nothing left unread holds none.
+    static SPARE: Cell<BytesMut> = Cell::default();
+}
 
 /// How requests come and answers go.
 enum Speech {
@@ -190,6 +196,8 @@ impl Connection {
         // Asked for once: each asking takes a lock that all connections share.
         let shared = Arc::clone(&self.shared);
         let mut stopping = pin!(shared.stopping.cancelled());
+        let outlet = Arc::clone(&self.outlet);
+        let mut news = pin!(outlet.news());
         // What is rarely waited for is boxed when it is, so that an idle connection does not carry it.
         loop {
             self.flush()?;
@@ -206,7 +214,10 @@ impl Connection {
             let may_read = !self.closing && !self.half_closed && self.has_room();
             tokio::select! {
                 biased;
-                () = self.outlet.news() => self.take_answers()?,
+                () = &mut news => {
+                    news.set(outlet.news());
+                    self.take_answers()?;
+                }
                 ready = self.stream.writable(), if pending => ready?,
                 ready = readable(&self.stream, &self.shared), if may_read => {
                     ready?;
@@ -270,6 +281,9 @@ impl Connection {
 
     /// Reads once and hands over what is complete; false at the end of the stream.
     fn read_some(&mut self) -> io::Result<bool> {
+        if self.read.capacity() == 0 {
+            self.read = SPARE.take();
+        }
         self.read.reserve(READ);
         let more = match read_once(&self.stream, &mut self.read) {
             Ok(0) => false,
@@ -283,7 +297,7 @@ impl Connection {
             Err(error) => return Err(error),
         };
         if self.read.is_empty() {
-            self.read = BytesMut::new();
+            SPARE.set(std::mem::take(&mut self.read));
         }
         Ok(more)
     }

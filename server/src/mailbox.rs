@@ -5,6 +5,7 @@
 //! instead of refusing them. Order within a lane is kept. However much work there is, the urgent lane has room for
 //! heartbeats, and no turn is so long that they would wait for its end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -78,6 +79,8 @@ pub struct Mailbox {
     lanes: Mutex<Lanes>,
     wake: Condvar,
     room: Notify,
+    /// Whether the work lane is full, for those who ask before every read of a socket.
+    full: AtomicBool,
 }
 
 /// What one turn takes.
@@ -105,12 +108,16 @@ impl Mailbox {
         lanes.requests += requests_in(&input);
         lanes.bytes += weight;
         lanes.work.push((input, weight));
+        self.full.store(lanes.are_full(), Ordering::Relaxed);
         drop(lanes);
         self.wake.notify_one();
     }
 
     /// Waits until there is room for more.
     pub async fn room(&self, what: Room) {
+        if what == Room::Work && !self.full.load(Ordering::Relaxed) {
+            return;
+        }
         loop {
             let notified = self.room.notified();
             if self.lanes.lock().has_room(what) {
@@ -144,6 +151,7 @@ impl Mailbox {
         let was_full = lanes.are_full();
         lanes.urgent_bytes = 0;
         lanes.take_work(&mut taken.inputs);
+        self.full.store(lanes.are_full(), Ordering::Relaxed);
         drop(lanes);
         if was_full {
             self.room.notify_waiters();

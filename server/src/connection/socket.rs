@@ -1,5 +1,6 @@
 //! The socket of a connection: how it is waited for, and how it is closed.
 
+use std::future::poll_fn;
 use std::io;
 use std::time::Duration;
 
@@ -41,7 +42,8 @@ impl Connection {
 /// Waits for room in the mailbox, then for bytes.
 pub(super) async fn readable(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     shared.mailbox.room(Room::Work).await;
-    stream.readable().await
+    // The task is the only one that reads: it needs no place in a list of those who wait.
+    poll_fn(|context| stream.poll_read_ready(context)).await
 }
 
 /// Waits until the client has closed its side, without reading. Looks now and then: the bytes that are not
