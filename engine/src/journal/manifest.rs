@@ -69,10 +69,12 @@ impl Pins {
 
     /// A segment holds an entry.
     pub(super) fn note(&mut self, segment: u64, group: GroupId, index: Index, kind: u8) {
+        let last = self.last.insert(group, index);
         if kind == RESET {
             self.forget(group);
+            self.last.insert(group, index);
         } else {
-            if self.last.get(&group).is_some_and(|&last| last >= index) {
+            if last.is_some_and(|last| last >= index) {
                 // It replaces what the log held there and after it.
                 for high in self.segments.values_mut().filter_map(|groups| groups.get_mut(&group)) {
                     *high = (*high).min(index - 1);
@@ -80,7 +82,6 @@ impl Pins {
             }
             self.segments.entry(segment).or_default().insert(group, index);
         }
-        self.last.insert(group, index);
     }
 
     /// Nothing that was written of a group so far counts any more.

@@ -20,7 +20,7 @@ use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use rustix::fs::{FlockOperation, flock};
 
 use super::disk::{Disk, NoRoom, prepared_path};
-use super::mmap::Maps;
+use super::mmap::{self, Maps};
 
 /// Bytes of a record besides its entry, about.
 const RECORD: usize = 32;
@@ -345,9 +345,8 @@ fn detach(read: &Found, recovered: &mut Recovered) {
             used[at] += entry.data.len() + RECORD;
         }
     }
-    let whole = |(segment, used): (&&Bytes, &usize)| {
-        (*used >= segment.len() / 2).then(|| Bytes::copy_from_slice(segment))
-    };
+    let whole =
+        |(segment, used): (&&Bytes, &usize)| (*used >= segment.len() / 2).then(|| mmap::copy(segment));
     let copies: Vec<Option<Bytes>> = segments.iter().zip(&used).map(whole).collect();
     for entry in recovered.entries.values_mut().flatten() {
         entry.data = match find(&entry.data).and_then(|(at, from)| Some((copies[at].as_ref()?, from))) {
