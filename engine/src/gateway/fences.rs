@@ -99,6 +99,11 @@ impl Gateway {
         has_all
     }
 
+    /// Whether a part waits for what the system group has not said.
+    pub(super) fn lacks_watch(&self, now: u64, part: &Part) -> bool {
+        fences(part).any(|fence| self.fences.get(now, fence, part.group).is_none())
+    }
+
     /// Has the watches go along with a part.
     pub(super) fn add_watches(&self, part: &mut Part) {
         let group = part.group;

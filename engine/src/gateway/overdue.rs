@@ -123,7 +123,7 @@ impl Gateway {
         };
         let late: Vec<u64> = conn.pending.iter().filter(late).copied().collect();
         for id in &late {
-            let down = Reply::error(Code::ClusterDown, self.down_text(*id, counter));
+            let down = Reply::error(Code::ClusterDown, self.down_text(now, *id, counter));
             let conn = self.conns.get_mut(&counter).expect("it was just seen");
             let slot = conn.slots.get_mut(id).expect("it is pending");
             for part in slot.parts.iter_mut().filter(|part| is_parked(part)) {
@@ -139,9 +139,10 @@ impl Gateway {
         }
     }
 
-    fn down_text(&self, id: u64, counter: u64) -> String {
-        let group =
-            self.conns[&counter].slots[&id].parts.iter().find(|part| is_parked(part)).map(|part| part.group);
+    /// Who is missing: a fenced write may wait for the system group, which says who compares a lock's tokens.
+    fn down_text(&self, now: u64, id: u64, counter: u64) -> String {
+        let parked = self.conns[&counter].slots[&id].parts.iter().find(|part| is_parked(part));
+        let group = parked.map(|part| if self.lacks_watch(now, part) { GroupId(0) } else { part.group });
         match group {
             Some(GroupId(0)) => {
                 "the system group has no leader with a majority; try again, see STATUS".to_owned()
