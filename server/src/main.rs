@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use quorate_server::config::{CommandLine, Config, LogFormat, Plan, one_line};
+use quorate_server::journal::stop_on_unreadable_pages;
 use quorate_server::{check, dev, node, restore};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         Plan::Node(config) => {
             log_to_stderr(&config);
             end_on_panic();
-            node::run(&config)
+            stop_on_unreadable_pages().map_err(|error| error.to_string()).and_then(|()| node::run(&config))
         }
     };
     match result {

@@ -1,5 +1,6 @@
 //! What a node has mapped into memory of its snapshots: a backlog of messages takes no memory of its own, a file that is
-//! replaced is not held, and bytes that the disk gives back otherwise than they were written are told to nobody.
+//! replaced is not held, bytes that the disk gives back otherwise than they were written are told to nobody, and what it
+//! does not give back at all ends the node.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -172,4 +173,30 @@ fn what_the_disk_gives_back_otherwise_than_it_was_written_is_told_to_nobody() {
         (all.len() == COUNT).then_some(all)
     });
     assert!(all == bodies(COUNT), "as they were published");
+}
+
+#[test]
+fn a_part_that_cannot_be_read_ends_the_node_with_a_last_line() {
+    const COUNT: usize = 400;
+    let mut cluster = Cluster::start(3);
+    publish(&mut cluster.client(1), 0..COUNT, 1);
+    for id in 1..=3 {
+        snapshot(&cluster, id);
+        wait_until_newest_is_mapped(&cluster, id);
+    }
+    // Pages behind a file's end are what a disk can refuse at will.
+    for path in files(&cluster.data_dir(1).join("snapshots"), ".snap") {
+        OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(0)).expect("it is ours");
+    }
+    let mut client = cluster.client(1);
+    // The next snapshot is made of what lies in the last one.
+    fetch(&mut client, 0);
+    while client.try_first("SNAPSHOT").is_some() {}
+    assert_eq!(cluster.wait_exit(1), Some(70));
+    let log = cluster.log(1);
+    let last = log.lines().last().expect("it says why");
+    assert!(last.contains("SIGBUS") && last.contains("Start it again"), "{last}");
+    cluster.spawn(1);
+    cluster.wait_ready(1);
+    poll("the damage is found", || cluster.log(1).contains("wait to be replaced").then_some(()));
 }

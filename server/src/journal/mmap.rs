@@ -2,7 +2,10 @@
 //!
 //! Invariant: a mapped file is never truncated and never written again, as long as anybody holds its bytes. It may lose
 //! its name. Only sealed segments and complete snapshots are mapped; the rest is read.
-#![allow(unsafe_code, reason = "a mapping is only as good as the promise that nobody changes the file")]
+#![allow(
+    unsafe_code,
+    reason = "a mapping is only as good as the promise that nobody changes the file, and its reader is told of a bad disk by a signal"
+)]
 
 use std::fs::File;
 use std::io;
@@ -63,6 +66,24 @@ pub(super) fn copy(bytes: &[u8]) -> Bytes {
     };
     room.copy_from_slice(bytes);
     Bytes::from_owner(room)
+}
+
+/// What is said of a page that cannot be read.
+const UNREADABLE: &[u8] = b"this node stops: the disk did not give back a part of a mapped file in the data directory (SIGBUS); the system's \
+log says which disk. Start it again when the disk can be read: what is damaged is replaced from the other nodes\n";
+
+/// From now on a page that the disk refuses to give back ends the process with a last line, as every other failure of a disk does.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn stop_on_unreadable_pages() -> io::Result<()> {
+    let stop = || {
+        // Nobody may be reading.
+        let _ = rustix::io::write(rustix::stdio::stderr(), UNREADABLE);
+        signal_hook::low_level::exit(70)
+    };
+    // SAFETY: whatever thread it comes to, in the middle of whatever, this writes bytes that are there already and ends the process.
+    unsafe { signal_hook::low_level::register(signal_hook::consts::SIGBUS, stop) }.map(drop)
 }
 
 /// Which files are mapped.

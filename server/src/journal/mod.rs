@@ -8,7 +8,7 @@ mod restore;
 mod sync;
 
 pub use dir::{DataDir, Founding, Look, OpenError};
-pub use mmap::map;
+pub use mmap::{map, stop_on_unreadable_pages};
 pub use restore::Restoring;
 pub use sync::{Listener, SyncThread};
 
