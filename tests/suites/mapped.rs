@@ -103,6 +103,17 @@ fn wait_until_newest_is_mapped(cluster: &Cluster, id: usize) {
     });
 }
 
+/// Three nodes that have so many messages of a topic in mapped files.
+fn with_backlog(count: usize) -> Cluster {
+    let cluster = Cluster::start(3);
+    publish(&mut cluster.client(1), 0..count, 1);
+    for id in 1..=3 {
+        snapshot(&cluster, id);
+        wait_until_newest_is_mapped(&cluster, id);
+    }
+    cluster
+}
+
 #[test]
 fn a_backlog_takes_little_memory_and_holds_no_file_that_is_gone() {
     const COUNT: usize = (128 << 20) / SIZE;
@@ -141,12 +152,7 @@ fn spoil(cluster: &Cluster, id: usize, message: usize) -> PathBuf {
 #[test]
 fn what_the_disk_gives_back_otherwise_than_it_was_written_is_told_to_nobody() {
     const COUNT: usize = 400;
-    let mut cluster = Cluster::start(3);
-    publish(&mut cluster.client(1), 0..COUNT, 1);
-    for id in 1..=3 {
-        snapshot(&cluster, id);
-        wait_until_newest_is_mapped(&cluster, id);
-    }
+    let mut cluster = with_backlog(COUNT);
     let path = spoil(&cluster, 1, 300);
     let mut client = cluster.client(1);
     let mut told = Vec::new();
@@ -178,12 +184,7 @@ fn what_the_disk_gives_back_otherwise_than_it_was_written_is_told_to_nobody() {
 #[test]
 fn a_part_that_cannot_be_read_ends_the_node_with_a_last_line() {
     const COUNT: usize = 400;
-    let mut cluster = Cluster::start(3);
-    publish(&mut cluster.client(1), 0..COUNT, 1);
-    for id in 1..=3 {
-        snapshot(&cluster, id);
-        wait_until_newest_is_mapped(&cluster, id);
-    }
+    let mut cluster = with_backlog(COUNT);
     // Pages behind a file's end are what a disk can refuse at will.
     for path in files(&cluster.data_dir(1).join("snapshots"), ".snap") {
         OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(0)).expect("it is ours");
