@@ -181,6 +181,32 @@ fn who_leads_on_a_node_that_dies_is_followed_by_the_next() {
     assert_eq!(answer, "1) (nil) 2) 0 3) 1", "it waits no longer than for the link to break");
 }
 
+/// Homes number what they grant and invalidate each on its own: what one has invalidated voids no other's lines.
+#[test]
+fn writes_in_one_partition_leave_the_lines_of_all_others() {
+    let cluster = Cluster::start(3);
+    let (mut writer, mut reader) = (cluster.client(1), cluster.client(2));
+    let received = || figure(&cluster, 2, "quorate_cache_invalidations_received_total");
+    // So many that most places where a key's last invalidation may be remembered are taken.
+    poll("the node has heard of many writes", || {
+        for n in 0..300 {
+            reader.ask(&format!("GET {{cart}}{n}"));
+            assert_eq!(writer.ask(&format!("SET {{cart}}{n} x")), "OK");
+        }
+        (received() > 600).then_some(())
+    });
+    let mut hits_of_a_round = || {
+        let before = figure(&cluster, 2, "quorate_cache_hits_total");
+        for n in 0..256 {
+            reader.ask(&format!("GET key:{}", n % 64));
+        }
+        figure(&cluster, 2, "quorate_cache_hits_total") - before
+    };
+    // A machine that stands still for a lease's length loses it: some more tries.
+    let most = (0..5).map(|_| hits_of_a_round()).find(|hits| *hits > 128);
+    assert!(most.is_some(), "its lines are kept all the same");
+}
+
 #[test]
 fn figures_move_with_what_is_done() {
     let cluster = Cluster::start(3);

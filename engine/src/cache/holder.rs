@@ -7,8 +7,7 @@
 //! - A lease is counted from when it was asked for, by this node's clock, so it ends here before it does at the home.
 //! - Whatever the view holds is known here. An invalidation is answered behind the effect that purges the view.
 //! - Before this node sends a write of a key, its own line is gone. It comes back with the answer at the earliest.
-//! - `floors`: no grant is taken that is older than the last invalidation of its key. Keys share 1,024 floors; a grant
-//!   that another key's invalidation voids is only lost work.
+//! - No grant is taken that is older than the last invalidation of its key (`floors`).
 //!
 //! Lines that this node writes by itself are the business of `owning`.
 //!
@@ -18,6 +17,7 @@
 //! is left of them here is taken apart in portions.
 
 mod early;
+mod floors;
 mod owning;
 #[cfg(feature = "faults")]
 mod walk;
@@ -33,7 +33,6 @@ use quorate_protocol::cache::{
     WISH,
 };
 use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::dirty::Dirty;
 use super::line::{Event, State};
@@ -41,6 +40,7 @@ use super::lines::{Line, Lines};
 use super::{CacheEffect, TrackEffect, Tracked};
 use crate::effect::{Effect, Effects, Level, TICK};
 use early::Early;
+use floors::Floors;
 use owning::Owed;
 pub(super) use owning::Own;
 
@@ -53,8 +53,6 @@ const SAY_AGAIN: u64 = 2 * TICK;
 const KEPT: u64 = 10_000_000;
 /// The same without lines: what was asked for may still bring one.
 const KEPT_EMPTY: u64 = 3 * TICK;
-/// Floors of a node.
-const FLOORS: u64 = 1024;
 /// Entries of void lines that a tick takes apart.
 const SWEPT_AT_ONCE: usize = 4096;
 
@@ -80,6 +78,8 @@ struct Home {
     since: u64,
     /// The home tells of every write, since a grant under the present lease.
     watched: bool,
+    /// Its last invalidations.
+    floors: Floors,
 }
 
 /// A line that has come with an answer.
@@ -102,8 +102,6 @@ pub struct Fill {
 pub struct Holder {
     boot: Boot,
     homes: Vec<Home>,
-    /// Bucket of keys → the last invalidation.
-    floors: BTreeMap<u64, (Term, u64)>,
     generation: u64,
     /// Evictions that no home has heard of.
     evicted: BTreeMap<(NodeId, LeaseName), Vec<(Bytes, u64)>>,
@@ -138,10 +136,6 @@ fn group_of(slot: usize) -> GroupId {
     GroupId(u16::try_from(slot).expect("limits.rs bounds the partitions"))
 }
 
-fn bucket(key: &[u8]) -> u64 {
-    xxh3_64(key) % FLOORS
-}
-
 impl Holder {
     /// The holder of a node that starts, in a cluster of so many partitions.
     #[must_use]
@@ -149,7 +143,6 @@ impl Holder {
         Self {
             boot,
             homes: (0..=partitions).map(|_| Home::default()).collect(),
-            floors: BTreeMap::new(),
             generation: 0,
             evicted: BTreeMap::new(),
             void: VecDeque::new(),
@@ -196,6 +189,7 @@ impl Holder {
         }
         if home.term != term {
             self.end(group);
+            self.homes[group.slot()].floors.begin(term);
         }
         let home = &mut self.homes[group.slot()];
         (home.leader, home.term, home.asked) = (leader, term, 0);
@@ -408,8 +402,7 @@ impl Holder {
             if self.dirty.has_under(key, lease, number) {
                 unbrought.push(key.clone());
             }
-            let floor = self.floors.entry(bucket(key)).or_default();
-            *floor = (*floor).max((lease.term, number));
+            home.floors.raise(key, lease.term, number);
             // A line that was granted later is not meant.
             let line = home.lines.get(key).filter(|line| home.term == lease.term && line.number < number);
             if line.is_some() {
@@ -477,7 +470,7 @@ impl Holder {
         let LeaseName { group, term, epoch } = grant.lease;
         let Some(home) = self.homes.get_mut(group.slot()) else { return false };
         let lease = home.lease.filter(|lease| lease.epoch == epoch && home.term == term && now < lease.until);
-        let overtaken = self.floors.get(&bucket(&key)).is_some_and(|floor| (term, grant.number) < *floor);
+        let overtaken = home.floors.is_above(&key, term, grant.number);
         #[cfg(feature = "faults")]
         let overtaken = overtaken && !self.faults.late_fill;
         let older = home.lines.get(&key).is_some_and(|line| line.number > grant.number);

@@ -8,7 +8,7 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use quorate_protocol::cache::{CacheWord, Grant, LeaseName, LeaseWanted};
+use quorate_protocol::cache::{CacheWord, Grant, Invalidation, LeaseName, LeaseWanted};
 use quorate_protocol::id::{Boot, GroupId, NodeId, Term};
 
 use super::CacheEffect;
@@ -35,7 +35,7 @@ struct Node {
 
 impl Node {
     fn new(id: u64) -> Self {
-        let mut holder = Holder::new(Boot(id), 1);
+        let mut holder = Holder::new(Boot(id), 2);
         holder.set_route(GROUP, Some(HOME), TERM);
         Self { id: NodeId(id), holder, shown: Vec::new() }
     }
@@ -187,6 +187,27 @@ fn a_grant_on_its_way_to_the_writer_is_asked_back() {
     assert!(!trio.fill(2, "k", late), "an invalidation has overtaken it");
     assert!(!trio.two.shows("k"));
     assert_eq!(trio.home.take_ready().len(), 1);
+}
+
+#[test]
+fn what_one_home_invalidates_says_nothing_of_what_another_grants() {
+    let mut trio = Trio::new();
+    let (now, two) = (trio.now, &mut trio.two.holder);
+    // Numbered by a home of its own, in an older term.
+    let (other, term) = (GroupId(2), TERM - 2);
+    let mut home = Directory::new(other, term);
+    two.set_route(other, Some(NodeId(3)), term);
+    assert_eq!(two.epoch(now, other), 0);
+    two.take_words().into_iter().for_each(|(_, word)| home.hear(now, now + ENOUGH, NodeId(2), word));
+    home.take_words().into_iter().for_each(|(_, word)| two.hear(now, NodeId(3), word));
+    let lease = LeaseName { group: GROUP, term: TERM, epoch: two.epoch(now, GROUP) };
+    let keys: Vec<Bytes> = (0..10_000).map(|n| key(&n.to_string())).collect();
+    two.hear(now, HOME, CacheWord::Invalid(Invalidation { lease, number: 1 << 20, keys: keys.clone() }));
+    for key in &keys[..100] {
+        let epoch = two.epoch(now, other);
+        let grant = home.grant(now, NodeId(2), epoch, key, false).expect("the key is open");
+        assert!(two.fill(now, Fill { key: key.clone(), value: None, grant, asked: now, written: false }));
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use quorate_protocol::cache::{Grant, Invalidation, LeaseGranted, LeaseName};
 
 use super::super::Tracked;
 use super::super::walk::{Kind, Walk};
-use super::{Holder, Home, KEPT, KEPT_EMPTY, Lease, Line, SAY_AGAIN, bucket};
+use super::{Holder, Home, KEPT, KEPT_EMPTY, Lease, Line, SAY_AGAIN};
 
 impl Holder {
     /// Adds what the holder of the node at this place is to the row. Of the age of what it asked for no more than `enough`
@@ -14,7 +14,6 @@ impl Holder {
         let Self {
             boot,
             homes,
-            floors,
             // A new generation has a number that nothing has had before.
             generation: _,
             evicted,
@@ -36,9 +35,7 @@ impl Holder {
         assert!(!leaving, "no node of the model is told to stop");
         assert!(words.is_empty() && effects.is_empty(), "the model takes them at once");
         walk.plain(boot.0);
-        let mut newest = 0;
-        for Home { leader, term, lease, lines, read, asked, since, watched } in homes {
-            newest = newest.max(*term);
+        for Home { leader, term, lease, lines, read, asked, since, watched, floors } in homes {
             walk.node(*leader);
             walk.plain(*term);
             // That nobody reads any more is as if what is asked for were lost, so how long it is ago tells nothing more.
@@ -62,17 +59,11 @@ impl Holder {
                 walk.plain(own.is_some());
                 own.inspect(|own| own.walk(walk));
             }
+            floors.walk(walk, place);
         }
         dirty.walk(walk, place);
         walk.count(owed.len());
         owed.iter().for_each(|owed| owed.walk(walk, place));
-        // What a former home has invalidated can never be granted again.
-        walk.count(floors.values().filter(|(term, _)| *term >= newest).count());
-        for (bucket, (term, number)) in floors.iter().filter(|(_, (term, _))| *term >= newest) {
-            walk.plain(*bucket);
-            walk.plain(*term);
-            walk.one(Kind::Number(place), *number);
-        }
         early.walk(walk, place);
         walk.count(evicted.len());
         for ((leader, lease), lines) in evicted {
@@ -100,19 +91,18 @@ impl Holder {
     #[must_use]
     pub fn heeds_invalidation(&self, invalidation: &Invalidation) -> bool {
         let lease = &invalidation.lease;
-        let new = |key: &Bytes| {
-            self.floors.get(&bucket(key)).is_none_or(|floor| *floor < (lease.term, invalidation.number))
-        };
-        self.homes[lease.group.slot()].term <= lease.term && invalidation.keys.iter().any(new)
+        let home = &self.homes[lease.group.slot()];
+        let new = |key: &Bytes| home.floors.is_raised_by(key, lease.term, invalidation.number);
+        home.term <= lease.term && invalidation.keys.iter().any(new)
     }
 
     /// Whether a grant can be taken, now or ever, if the node has its lease by then.
     #[must_use]
     pub fn heeds_grant(&self, key: &[u8], grant: &Grant) -> bool {
         let term = grant.lease.term;
-        let overtaken = self.floors.get(&bucket(key)).is_some_and(|floor| (term, grant.number) < *floor);
-        let overtaken = overtaken && !self.faults.late_fill;
-        self.homes[grant.lease.group.slot()].term <= term && !overtaken
+        let home = &self.homes[grant.lease.group.slot()];
+        let overtaken = home.floors.is_above(key, term, grant.number) && !self.faults.late_fill;
+        home.term <= term && !overtaken
     }
 
     /// Whether it has this lease.
