@@ -7,6 +7,8 @@
 //! - A command that is refused when it is queued makes EXEC refuse all, as in Redis.
 //! - Versions of watched keys are those that the group told when WATCH was answered; until then nothing more of the
 //!   connection is decoded (`waits`), so that an EXEC knows them.
+//! - What a refused WATCH was to guard is not done: the next EXEC refuses, unless its keys are watched by then. It may have
+//!   been sent before the refusal was read.
 //! - What is kept is bounded, and has memory of its own: it must not keep what was read beside it alive.
 
 use bytes::Bytes;
@@ -45,6 +47,10 @@ pub struct Transaction {
     /// Boxed: most connections have none.
     queue: Option<Box<Queue>>,
     watched: Vec<(Bytes, u64)>,
+    /// Keys that were to be watched, and are not.
+    unwatched: Vec<Bytes>,
+    /// There were more of them than are remembered.
+    unguarded: bool,
     /// A WATCH is not answered.
     asked: bool,
 }
@@ -87,7 +93,7 @@ impl Transaction {
             Some(ConnAsk::Watch(_)) if self.queue.is_some() => refused("WATCH inside MULTI is not allowed"),
             Some(ConnAsk::Watch(keys)) => self.watch(keys),
             Some(ConnAsk::Unwatch) if self.queue.is_none() => {
-                self.watched = Vec::new();
+                *self = Self::default();
                 Taken::Answered(Reply::OK)
             }
             Some(ConnAsk::Reset | ConnAsk::Quit) => {
@@ -102,7 +108,8 @@ impl Transaction {
     }
 
     fn watch(&mut self, keys: &[Bytes]) -> Taken {
-        if self.watched.len() + keys.len() > WATCH_MAX {
+        if self.watched.len() + self.unwatched.len() + keys.len() > WATCH_MAX {
+            self.unguarded = true;
             return refused(format!(
                 "a connection watches {WATCH_MAX} keys at the most; UNWATCH forgets them"
             ));
@@ -114,7 +121,11 @@ impl Transaction {
     /// A WATCH is answered; what the client is told.
     pub fn watching(&mut self, keys: &[Bytes], reply: Reply) -> Reply {
         self.asked = false;
-        let Reply::Array(versions) = reply else { return reply };
+        let Reply::Array(versions) = reply else {
+            self.unwatched.extend(keys.iter().map(|key| Bytes::copy_from_slice(key)));
+            return reply;
+        };
+        self.unwatched.retain(|key| !keys.contains(key));
         for (key, version) in keys.iter().zip(versions) {
             let known = self.watched.iter().any(|(watched, _)| watched == key);
             if let (Reply::Int(version), false) = (version, known) {
@@ -127,7 +138,11 @@ impl Transaction {
 
     fn exec(&mut self) -> Taken {
         let Some(queue) = self.queue.take() else { return refused("EXEC without MULTI") };
-        let watched = core::mem::take(&mut self.watched);
+        let (watched, unwatched) = (core::mem::take(&mut self.watched), core::mem::take(&mut self.unwatched));
+        if core::mem::take(&mut self.unguarded) || !unwatched.is_empty() {
+            let text = "Transaction discarded because a WATCH before it was refused; begin again with WATCH.";
+            return Taken::Answered(Reply::error(Code::ExecAbort, text));
+        }
         if queue.broken {
             let text = "Transaction discarded because of previous errors.";
             return Taken::Answered(Reply::error(Code::ExecAbort, text));
@@ -218,6 +233,41 @@ mod tests {
         assert_eq!(told(&mut t, "EXEC"), "ERR EXEC without MULTI");
         told(&mut t, "MULTI");
         assert_eq!(told(&mut t, "EXEC"), "Array([])", "nothing is watched any more");
+    }
+
+    #[test]
+    fn a_refused_watch_guards_what_was_sent_behind_it() {
+        let down = || Reply::error(Code::ClusterDown, "no leader");
+        let (a, b) = (Bytes::from("a"), Bytes::from("b"));
+        let exec = |t: &mut Transaction| {
+            told(t, "MULTI");
+            told(t, "SET a 1");
+            take(t, "EXEC")
+        };
+        let is_aborted = |taken| matches!(taken, Taken::Answered(Reply::Error(failure)) if failure.code == Code::ExecAbort);
+        let mut t = Transaction::default();
+        assert_eq!(t.watching(&[a.clone(), b.clone()], down()), down());
+        t.watching(std::slice::from_ref(&a), Reply::Array(vec![Reply::Int(1)]));
+        assert!(is_aborted(exec(&mut t)), "b is not watched");
+        assert!(!is_aborted(exec(&mut t)), "it is said once");
+        t.watching(std::slice::from_ref(&a), down());
+        t.watching(std::slice::from_ref(&a), Reply::Array(vec![Reply::Int(1)]));
+        assert!(!is_aborted(exec(&mut t)), "it was watched in the end");
+        for line in ["UNWATCH", "DISCARD"] {
+            t.watching(std::slice::from_ref(&a), down());
+            told(&mut t, if line == "DISCARD" { "MULTI" } else { "UNWATCH" });
+            told(&mut t, line);
+            assert!(!is_aborted(exec(&mut t)), "{line} forgets it");
+        }
+        t.watching(std::slice::from_ref(&a), down());
+        for _ in 0..=WATCH_MAX {
+            if matches!(take(&mut t, "WATCH a"), Taken::Watch(_)) {
+                t.watching(std::slice::from_ref(&a), down());
+            }
+        }
+        assert_eq!(t.unwatched.len(), WATCH_MAX, "no more are remembered");
+        assert!(is_aborted(exec(&mut t)));
+        assert!(!is_aborted(exec(&mut t)), "it is said once");
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! - A line is shown only while its generation is the group's present one, and the reader's clock, read after the
 //!   request was understood, is before the ends of lease and line.
 //! - When `apply` of a purge has returned, no lookup that begins later finds the line.
-//! - The memory that lines take stays below the bound: the least recently used go first. What went is told to the engine.
+//! - The memory that lines take stays below the bound: the least recently used go first. What went is told to the engine,
+//!   and so is what is too large for its part of the room: it pushes nothing else out.
 //!
 //! Subtlety: a lookup reads the lease's end before its generation, and a new lease writes them in the order: no end, new
 //! generation, new end. So whoever reads a new end sees the new generation, and takes no line of an old one for valid.
@@ -214,10 +215,14 @@ impl View {
 
     fn fill(&self, key: Bytes, line: Line, evicted: &mut Vec<(GroupId, Bytes)>) {
         let mut shard = self.shard(&key).lock();
-        shard.bytes += cost(&key, &line);
-        if let Some((key, old)) = shard.lines.push(key, line) {
+        if let Some(old) = shard.lines.pop(&key) {
             shard.bytes -= cost(&key, &old);
         }
+        if cost(&key, &line) > self.shard_max {
+            return evicted.push((line.group, key));
+        }
+        shard.bytes += cost(&key, &line);
+        shard.lines.push(key, line);
         while shard.bytes > self.shard_max
             && let Some((key, old)) = shard.lines.pop_lru()
         {
@@ -304,6 +309,23 @@ mod tests {
         view.apply(CacheEffect::Purge { group: GROUP, keys: vec!["k".into()] }, &mut Vec::new());
         assert_eq!(view.get(b"k", 10), None);
         assert_eq!((view.counts().hits, view.counts().misses, view.counts().bytes), (3, 4, 0));
+    }
+
+    #[test]
+    fn what_is_too_large_pushes_nothing_out_and_is_named() {
+        let view = View::new(1, SHARDS * 1000);
+        lease(&view, 1, 10);
+        let keys: Vec<String> = (0..SHARDS * 2).map(|n| n.to_string()).collect();
+        keys.iter().for_each(|key| drop(fill(&view, key, "", 1)));
+        let before = view.counts();
+        let large = "v".repeat(1000);
+        for key in &keys {
+            let text = Bytes::copy_from_slice(key.as_bytes());
+            assert_eq!(fill(&view, key, &large, 1), [(GROUP, text)]);
+            assert_eq!(view.get(key.as_bytes(), 1), None, "the older value is gone");
+        }
+        assert_eq!((before.evictions, view.counts().evictions), (0, 0));
+        assert_eq!((view.counts().lines, view.counts().bytes), (0, 0));
     }
 
     #[test]

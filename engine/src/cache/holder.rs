@@ -22,10 +22,9 @@ mod owning;
 #[cfg(feature = "faults")]
 mod walk;
 
-use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::cache::{
@@ -580,7 +579,7 @@ impl Holder {
     }
 }
 
-/// A key as a log line shows it.
+/// A key as a log line shows it: in ASCII, so that no key can look like the end of a line.
 fn as_text(key: &[u8]) -> String {
-    core::str::from_utf8(key).map_or_else(|_| format!("{:?}", key.escape_ascii()), ToOwned::to_owned)
+    key.escape_ascii().to_string()
 }

@@ -157,7 +157,7 @@ same partition, as in Redis Cluster.
 - MULTI queues commands on keys; EXEC is one command in the log of one partition, so all keys between WATCH and EXEC need a common
   `{tag}`, as in `{cart}:1` and `{cart}:2`; otherwise -CROSSSLOT, and nothing is done. A command that fails there does not undo the
   others, as in Redis. Other than in Redis, what is wrong with a command's arguments is said when it is queued, and aborts EXEC
-  (-EXECABORT). A watched key that does not exist and has come and gone since counts as unchanged. At most 4,096 keys and 8 MiB are
+  (-EXECABORT), and so does a WATCH that was refused, until its keys are watched. A watched key that does not exist and has come and gone since counts as unchanged. At most 4,096 keys and 8 MiB are
   queued, and one EXEC or MGET answers 16 MiB of values.
 - MSET, MGET and DEL over several partitions take effect in each at one place, not in all at the same.
 - SCAN shows every key that is there from its beginning to its end; pages may be empty before the last. It keeps nothing

@@ -184,7 +184,7 @@ impl Holder {
         let done = self.dirty.answered(now, key, brought, urgent);
         if brought == Brought::Overwritten {
             let line = format!(
-                "{}: writes of up to the last 100 ms that were acknowledged here are lost: the key was written elsewhere after this node's lease had ended",
+                "{}: writes of up to the last 100 ms that were acknowledged here are lost: another write of the key came first after this node's lease had ended",
                 as_text(key)
             );
             self.effects.push(Effect::Log(Level::Warn, line));
