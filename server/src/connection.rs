@@ -16,6 +16,7 @@
 //! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
 //!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
+mod ahead;
 mod binary;
 mod pushes;
 mod socket;
@@ -36,7 +37,6 @@ use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX, VAL
 use quorate_protocol::op::Op;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::{self, Dialect, RequestDecoder};
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
@@ -47,8 +47,9 @@ use crate::outlet::{Out, Outlet};
 use crate::subscriptions::{Change, Subscriptions};
 use crate::tracking::Told;
 use crate::transaction::{Taken, Transaction};
+use ahead::Ahead;
 use pushes::Tracker;
-use socket::{gone, readable};
+use socket::{gone, read_once, readable};
 
 /// Room for one read.
 const READ: usize = 16 << 10;
@@ -125,6 +126,8 @@ pub struct Connection {
     /// Binary: unanswered requests, and the way back from correlation ids.
     framed: HashMap<u64, (u64, Cost)>,
     correlations: HashMap<u64, u64>,
+    /// What is unanswered, for reads that may pass it.
+    ahead: Ahead,
     unanswered_bytes: usize,
     /// What the answers to unanswered requests may come to.
     owed_bytes: usize,
@@ -167,6 +170,7 @@ impl Connection {
             framed: HashMap::new(),
             correlations: HashMap::new(),
             unanswered_bytes: 0,
+            ahead: Ahead::default(),
             owed_bytes: 0,
             expected: VALUE_MAX,
             waiting: 0,
@@ -443,11 +447,18 @@ impl Connection {
         }
     }
 
-    /// Answers a read from what the node holds itself. Nothing may be unanswered before it: this connection's reads
-    /// and writes keep their order.
+    /// Answers a read from what the node holds itself, if it may pass all that is unanswered before it.
     fn look_up(&self, op: &Op) -> Option<Reply> {
-        let key = op.line().filter(|_| self.unanswered() == 0)?;
-        let value = self.shared.view.get(key, clock::mono())?;
+        let view = &self.shared.view;
+        let key = op.line()?;
+        // What a client that keeps values is told of a read stands right behind its answer.
+        let passes =
+            self.unanswered() == 0 || !self.tracker.is_on() && self.ahead.lets_pass(key, view.partitions());
+        if !passes {
+            view.miss(key);
+            return None;
+        }
+        let value = view.get(key, clock::mono())?;
         Some(value.map_or(Reply::Nil, Reply::Bulk))
     }
 
@@ -474,6 +485,10 @@ impl Connection {
         after: Option<u64>,
         bytes: usize,
     ) -> (u64, Cost) {
+        if self.unanswered() == 0 {
+            self.ahead = Ahead::default();
+        }
+        self.ahead.asks(&want, self.shared.view.partitions());
         let id = self.next_id;
         self.next_id += 1;
         let waits = matches!(&want, Want::Op(op) if op.patience() > 0);
@@ -568,18 +583,4 @@ impl Connection {
 
 fn refusal(failure: Failure) -> Reply {
     Reply::Error(Box::new(failure))
-}
-
-/// Reads as much as there is room for. What does not fill the room was all there is: the stream is not readable any
-/// more then, and nobody has to ask it a second time to hear so.
-fn read_once(stream: &TcpStream, room: &mut BytesMut) -> io::Result<usize> {
-    let mut found = 0;
-    let asked = stream.try_io(Interest::READABLE, || {
-        found = stream.try_read_buf(room)?;
-        if found > 0 && room.len() < room.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match asked {
-        Err(error) if found == 0 => Err(error),
-        _ => Ok(found),
-    }
 }

@@ -143,6 +143,11 @@ impl View {
         true
     }
 
+    /// Counts a read that was not looked up, because it must not pass what was asked before it.
+    pub fn miss(&self, key: &[u8]) {
+        self.shard(key).lock().misses += 1;
+    }
+
     /// Until when at the most this node may show a key with just this value, if it may at `now`. Counts for nothing else.
     #[must_use]
     pub fn shows(&self, key: &[u8], value: Option<&Bytes>, now: u64) -> Option<u64> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use quorate_client::{Client, Filled, Options, Set};
+use quorate_protocol::op::partition_of;
 use quorate_tests::figures::{figure, metrics};
 use quorate_tests::process::{Client as Talk, Cluster, poll};
 use tokio::task::JoinSet;
@@ -205,6 +206,40 @@ fn writes_in_one_partition_leave_the_lines_of_all_others() {
     // A machine that stands still for a lease's length loses it: some more tries.
     let most = (0..5).map(|_| hits_of_a_round()).find(|hits| *hits > 128);
     assert!(most.is_some(), "its lines are kept all the same");
+}
+
+/// In a pipeline, a read that goes to its home holds up no read of another partition that the node can answer itself.
+#[test]
+fn reads_behind_a_miss_are_answered_from_the_nodes_lines() {
+    let cluster = Cluster::start(3);
+    let mut reader = cluster.client(2);
+    assert_eq!(reader.ask("SET warm w"), "OK");
+    let home = partition_of(b"warm", 16);
+    let mut cold = (0..).map(|n| format!("cold:{n}")).filter(|key| partition_of(key.as_bytes(), 16) != home);
+    let (hits, misses) = ("quorate_cache_hits_total", "quorate_cache_misses_total");
+    let before = figure(&cluster, 2, misses);
+    let mut asked = 0;
+    poll("all that are warm are hits", || {
+        // The line may have gone with a lease.
+        poll("it is warm", || {
+            let before = figure(&cluster, 2, hits);
+            asked += 1;
+            reader.ask("GET warm");
+            (figure(&cluster, 2, hits) > before).then_some(())
+        });
+        let before = figure(&cluster, 2, hits);
+        let cold = cold.next().expect("there is no end of them");
+        reader.say(&format!("GET {cold}\r\nGET warm\r\nGET warm\r\nGET {cold}\r\nGET warm\r"));
+        let said: Vec<String> = (0..5).map(|_| reader.line()).collect();
+        assert_eq!(said, ["(nil)", "w", "w", "(nil)", "w"], "in their order");
+        asked += 5;
+        (figure(&cluster, 2, hits) == before + 3).then_some(())
+    });
+    assert_eq!(
+        figure(&cluster, 2, misses) - before + figure(&cluster, 2, hits),
+        asked,
+        "each is one of both"
+    );
 }
 
 #[test]

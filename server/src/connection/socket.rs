@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -54,5 +55,19 @@ pub(super) async fn gone(stream: &TcpStream) -> io::Result<()> {
         if stream.ready(Interest::READABLE).await?.is_read_closed() {
             return Ok(());
         }
+    }
+}
+
+/// Reads as much as there is room for. What does not fill the room was all there is: the stream is not readable any
+/// more then, and nobody has to ask it a second time to hear so.
+pub(super) fn read_once(stream: &TcpStream, room: &mut BytesMut) -> io::Result<usize> {
+    let mut found = 0;
+    let asked = stream.try_io(Interest::READABLE, || {
+        found = stream.try_read_buf(room)?;
+        if found > 0 && room.len() < room.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match asked {
+        Err(error) if found == 0 => Err(error),
+        _ => Ok(found),
     }
 }
