@@ -23,6 +23,8 @@ wire_struct! {
         pub meta: Meta,
         /// The first segment that must be there, and the last of which that is known; 0 before there is one.
         pub segments: (u64, u64),
+        /// Up to where the journal was known to be synced: the segment and the offset.
+        pub synced: (u64, u64),
         /// Every group that was ever held.
         pub rows: Vec<(GroupId, Row)>,
         /// From which segment and offset on a group's entries count; from the first on, if it is not here.
@@ -133,11 +135,12 @@ impl Cuts {
 
 impl Manifest {
     /// Takes over what a plan changes besides the logs. `here` is where the journal ends: entries lie behind it, if they
-    /// are written at all. Adds the files that nobody needs any more, to be removed when the plan is done.
+    /// are written at all; it is synced up to `synced`. Adds the files that nobody needs any more, to be removed when the plan is done.
     pub(super) fn take(
         &mut self,
         batches: &[Persist],
         here: (u64, u64),
+        synced: (u64, u64),
         out: &mut Vec<Io>,
         removed: &mut Vec<File>,
     ) -> Cuts {
@@ -180,7 +183,7 @@ impl Manifest {
         if changed {
             self.first = self.pins.first_needed(&self.rows, here.0);
             removed.extend(self.pins.release(self.first).into_iter().map(File::Segment));
-            self.write(here.0, out);
+            self.write(here.0, synced, out);
         }
         cuts
     }
@@ -191,14 +194,16 @@ impl Manifest {
         self.pins.forget(group);
     }
 
-    /// Replaces the file. All segments up to `last` are there, and synced so far that they can be found.
-    pub(super) fn write(&mut self, last: u64, out: &mut Vec<Io>) {
+    /// Replaces the file. All segments up to `last` are there, and synced so far that they can be found; the journal is
+    /// synced up to `synced`.
+    pub(super) fn write(&mut self, last: u64, synced: (u64, u64), out: &mut Vec<Io>) {
         self.number += 1;
         // A place in a segment that is gone says nothing any more.
         self.since.retain(|_, since| *since > (self.first, 0));
         let contents = HardFile {
             meta: self.meta.clone(),
             segments: (self.first, last),
+            synced,
             rows: self.rows.iter().map(|(&group, row)| (group, row.clone())).collect(),
             since: self.since.iter().map(|(&group, &since)| (group, since)).collect(),
         };

@@ -276,7 +276,7 @@ impl Journal {
     /// Plans one commit for all batches. The shell does it all, in order, then says `done`.
     pub fn plan(&mut self, batches: &[Persist], out: &mut Vec<Io>) {
         let mut removed = Vec::new();
-        let cuts = self.manifest.take(batches, (self.segment, self.end), out, &mut removed);
+        let cuts = self.manifest.take(batches, (self.segment, self.end), self.synced, out, &mut removed);
         let entries = batches.iter().flat_map(|batch| &batch.entries).enumerate();
         let mut entries =
             entries.filter(|(at, entry)| cuts.keep(*at, entry)).map(|(_, entry)| entry).peekable();
@@ -433,14 +433,14 @@ pub fn found(meta: &Meta, life: u32, out: &mut Vec<Io>) {
     let void = |group| (GroupId(group), Row { incarnation: before, ..Row::default() });
     let rows = if life > 0 { (0..=meta.partitions).map(void).collect() } else { Vec::new() };
     twin::replace(File::Meta, 1, &unborn.to_wire(), out);
-    let contents = HardFile { meta: unborn, segments: (0, 0), rows, since: Vec::new() };
+    let contents = HardFile { meta: unborn, segments: (0, 0), synced: (0, 0), rows, since: Vec::new() };
     twin::replace(File::Hard, 1, &contents.to_wire(), out);
 }
 
 /// What is to be done to found a directory whose groups begin with these rows, and with snapshots that are on stable
 /// storage already. The manifest comes first: with it, and not before, the directory says what it is.
 pub fn found_with(meta: &Meta, rows: Vec<(GroupId, Row)>, out: &mut Vec<Io>) {
-    let contents = HardFile { meta: meta.clone(), segments: (0, 0), rows, since: Vec::new() };
+    let contents = HardFile { meta: meta.clone(), segments: (0, 0), synced: (0, 0), rows, since: Vec::new() };
     twin::replace(File::Hard, 1, &contents.to_wire(), out);
     twin::replace(File::Meta, 1, &meta.to_wire(), out);
 }

@@ -166,7 +166,7 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
     }
     journal.manifest.first = journal.manifest.pins.first_needed(&found.rows, journal.segment);
     journal.manifest.pins.release(journal.manifest.first);
-    journal.manifest.write(journal.segment, &mut out);
+    journal.manifest.write(journal.segment, journal.synced, &mut out);
     twin::replace(File::Meta, meta_number + 1, &meta.to_wire(), &mut out);
     found.remove_the_rest(contents, &journal, &mut out);
     journal.done();
@@ -234,7 +234,13 @@ impl Found {
             }
             what = "it belongs to another data directory";
         }
-        let mut hard = HardFile { meta: meta.clone(), segments: (0, 0), rows: Vec::new(), since: Vec::new() };
+        let mut hard = HardFile {
+            meta: meta.clone(),
+            segments: (0, 0),
+            synced: (0, 0),
+            rows: Vec::new(),
+            since: Vec::new(),
+        };
         // Before the first start is done, nothing was ever acted upon.
         if meta.boot > Boot(0) {
             self.damage.push(Damage { file: File::Hard, offset: 0, what: what.into() });
@@ -250,7 +256,7 @@ impl Found {
         if self.unknown {
             return (Last::none(), Pins::default());
         }
-        let mut reader = Reader::new(hard, options.bound());
+        let mut reader = Reader::new(hard, options.segment_size, options.bound());
         let last = match reader.segments(&contents.segments) {
             Ok(last) => last,
             Err(damage) => {

@@ -7,6 +7,7 @@
 //! - Where the walk ends, markers further on are looked for, at sectors only. One that vouches for a
 //!   position behind the end proves that synced bytes are unreadable: damage. Otherwise the rest was never
 //!   synced: a torn tail, dropped.
+//! - An open segment that is shorter than any is made, and an end before what the manifest knows to be synced, are damage too.
 //! - What is wrong with one group's log alone is that group's damage; the walk goes on.
 //! - The work is linear in the bytes: markers have one fixed size, so looking for them costs a short
 //!   checksum per sector at most.
@@ -162,6 +163,10 @@ pub(super) struct Reader<'a> {
     source: Source,
     /// The first segment that must be there, and the last that is known to have been.
     known: (u64, u64),
+    /// Up to where the manifest says that the journal was synced.
+    synced: (u64, u64),
+    /// No segment is made smaller.
+    smallest: u64,
     rows: BTreeMap<GroupId, &'a Row>,
     since: BTreeMap<GroupId, (u64, u64)>,
     pub(super) logs: BTreeMap<GroupId, Log>,
@@ -177,10 +182,12 @@ pub(super) struct Walked {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(hard: &'a HardFile, bound: bool) -> Self {
+    pub(super) fn new(hard: &'a HardFile, smallest: u64, bound: bool) -> Self {
         Self {
             source: Source { identity: hard.meta.identity, bound },
             known: hard.segments,
+            synced: hard.synced,
+            smallest,
             rows: hard.rows.iter().map(|(group, row)| (*group, row)).collect(),
             since: hard.since.iter().copied().collect(),
             logs: BTreeMap::new(),
@@ -235,6 +242,7 @@ impl<'a> Reader<'a> {
             }
         }
         self.all_were_there(segments, first, newest, &last)?;
+        self.nothing_was_cut_off(&last)?;
         Ok(last)
     }
 
@@ -253,6 +261,26 @@ impl<'a> Reader<'a> {
         }
         if last.number < newest {
             return damage(File::Segment(newest), 0, "its first record is unreadable");
+        }
+        Ok(())
+    }
+
+    /// A torn tail is never synced, and lies in a file that is as long as it was made.
+    fn nothing_was_cut_off(&self, last: &Last) -> Result<(), Damage> {
+        let Last { number, size, end, sealed } = *last;
+        if !sealed && size < self.smallest {
+            let what = format!(
+                "it is cut off: it has {size} bytes, and was made with {} at the least",
+                self.smallest
+            );
+            return damage(File::Segment(number), size, what);
+        }
+        if (number, end) < self.synced {
+            let (segment, offset) = self.synced;
+            let what = format!(
+                "synced records are unreadable; hardstate proves that they were there, up to offset {offset} of segment {segment}"
+            );
+            return damage(File::Segment(number), end, what);
         }
         Ok(())
     }
