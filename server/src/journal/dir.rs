@@ -19,6 +19,7 @@ use quorate_engine::journal::{
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use rustix::fs::{FlockOperation, flock};
 
+use super::aside;
 use super::disk::{Disk, NoRoom, prepared_path};
 use super::mmap::{self, Maps};
 
@@ -51,6 +52,8 @@ pub enum OpenError {
     Foreign(PathBuf, String),
     /// Nobody can tell whose it is.
     Damaged(PathBuf, Damage),
+    /// Something cannot be read that no other node has.
+    Irreplaceable(PathBuf, Vec<Damage>),
 }
 
 impl std::fmt::Display for OpenError {
@@ -75,6 +78,17 @@ impl std::fmt::Display for OpenError {
                  add it again with an empty directory",
                 path.display()
             ),
+            Self::Irreplaceable(path, damage) => {
+                let damage: Vec<String> = damage.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "data directory {}: {}; no other node has what this one had, so nothing was changed: bring the file back \
+                     as it was, or restore the newest backup into a new directory (quorate snapshot restore). If other nodes have \
+                     joined since this one was founded, let them remove it, and add it again with an empty directory",
+                    path.display(),
+                    damage.join("; ")
+                )
+            }
         }
     }
 }
@@ -114,13 +128,31 @@ impl DataDir {
             }
         }
         let (mut recovered, journal, ios) = dir.recover(&mut read)?;
+        if aside::is_irreplaceable(&recovered) {
+            return Err(OpenError::Irreplaceable(path.to_owned(), recovered.damage));
+        }
         for damage in &recovered.damage {
             tracing::warn!("{damage}; the groups that may have lost something by it wait to be replaced");
         }
-        dir.perform(&ios, &mut |wait| !wait).map_err(failed)?;
+        dir.begin(&recovered, &ios).map_err(failed)?;
         dir.give_back(&read.contents, &ios, &journal).map_err(failed)?;
         detach(&read, &mut recovered);
         Ok((dir, recovered, journal))
+    }
+
+    /// Does what recovery asks for. What it has no use for after damage is kept.
+    fn begin(&mut self, recovered: &Recovered, ios: &[Io]) -> io::Result<()> {
+        if recovered.damage.is_empty() {
+            self.perform(ios, &mut |wait| !wait)?;
+            return aside::let_go(self.path(), recovered);
+        }
+        let (removed, done): (Vec<_>, Vec<_>) =
+            ios.iter().cloned().partition(|io| matches!(io, Io::Remove { .. }));
+        let place = aside::place(self.path(), recovered);
+        tracing::warn!("what cannot be used any more is kept in {}", place.display());
+        aside::copy(self.path(), &place)?;
+        self.perform(&done, &mut |wait| !wait)?;
+        aside::keep(self.path(), &place, &removed)
     }
 
     /// Reads what `read` has brought. Whatever is to be written to must not be mapped: it is read again as a copy.

@@ -1,5 +1,6 @@
 //! The journal's files and its threads. What is written where is decided in `quorate_engine::journal`.
 
+mod aside;
 mod background;
 mod dir;
 mod disk;

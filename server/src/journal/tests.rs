@@ -105,6 +105,81 @@ fn a_directory_is_found_again_as_it_was_left() {
     assert_eq!(size(3), SEGMENT_SIZE);
 }
 
+/// Changes a byte of the first segment, behind its header.
+fn flip(scratch: &Scratch) {
+    let path = scratch.0.join(Name::Segment(1).path());
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[600] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// All files but the lock, with what is in them.
+fn files_of(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(files_of(&path));
+        } else if !path.ends_with("LOCK") {
+            files.push((path.clone(), fs::read(path).unwrap()));
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn what_no_other_node_has_is_left_as_it_is() {
+    let scratch = scratch("alone");
+    let alone = Founding { founders: vec![(NodeId(2), "b:2".to_owned())], ..founding(2) };
+    let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &alone).unwrap();
+    commit(&mut dir, &mut journal, 1);
+    // A frontier, without which this would be a torn tail.
+    let mut ios = Vec::new();
+    journal.idle(&mut ios);
+    dir.perform(&ios, &mut |_| false).unwrap();
+    drop((dir, journal));
+    flip(&scratch);
+    let before = files_of(&scratch.0);
+    let error = DataDir::open(&scratch.0, &alone).expect_err("it cannot be read").to_string();
+    assert!(error.contains("is damaged at offset") && error.contains("bring the file back"), "{error}");
+    assert!(files_of(&scratch.0) == before, "nothing was changed");
+    flip(&scratch);
+    let (_, recovered, _) = DataDir::open(&scratch.0, &alone).unwrap();
+    assert_eq!(
+        (recovered.damage.len(), recovered.entries[&GroupId(3)].len()),
+        (0, 1),
+        "the cause has passed"
+    );
+}
+
+#[test]
+fn what_a_damaged_start_cannot_use_is_kept_until_all_is_whole() {
+    let scratch = scratch("aside");
+    let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+    commit(&mut dir, &mut journal, 1);
+    let mut ios = Vec::new();
+    journal.idle(&mut ios);
+    dir.perform(&ios, &mut |_| false).unwrap();
+    drop((dir, journal));
+    flip(&scratch);
+    let spoiled = fs::read(scratch.0.join(Name::Segment(1).path())).unwrap();
+    let kept = scratch.0.join("damaged/2");
+    for start in 0..2 {
+        let (_, recovered, _) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+        assert_eq!(recovered.damage.is_empty(), start == 1, "it is told once");
+        assert_eq!(recovered.rows[&GroupId(3)].standing, Standing::Lost);
+        assert_eq!(fs::read(kept.join(Name::Segment(1).path())).unwrap(), spoiled);
+        assert!(kept.join("hardstate").exists() && kept.join("meta").exists());
+        assert!(!scratch.0.join(Name::Segment(1).path()).exists());
+    }
+    let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+    commit(&mut dir, &mut journal, 1);
+    drop((dir, journal));
+    DataDir::open(&scratch.0, &founding(2)).unwrap();
+    assert!(!scratch.0.join("damaged").exists(), "the group is whole again");
+}
+
 #[test]
 fn commits_behind_a_start_find_their_segment_zeroed() {
     let scratch = scratch("zeroed");
