@@ -5,11 +5,11 @@
 //!
 //! Invariants:
 //! - Where a body lies is no part of the state: digests, walks and snapshots do not know it.
-//! - A body in a mapping has the checksum of what was written. It is compared whenever the bytes are to go anywhere, because
-//!   the system may have read them from the disk anew since. When it fails, `take_damage` says so, and the engine lets
-//!   nothing of the turn leave the node.
-//! - Only bodies lie in mappings, and only under the key that the file has them under. What is kept elsewhere (a reply
-//!   of a client session, a letter in the outbox, a dead letter) is a copy. So no file but the newest is held for long.
+//! - A body in a mapping has the checksum of what was written. Whenever the bytes are to go anywhere they are copied, and the copy is
+//!   compared, because the system may read them from the disk anew at any time. When it fails, `take_damage` says so, and the engine
+//!   lets nothing of the turn leave the node.
+//! - Only bodies lie in mappings, and only under the key that the file has them under. What is told, or kept elsewhere (a
+//!   reply of a client session, a letter in the outbox, a dead letter), is a copy. So no file but the newest is held for long.
 
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -33,8 +33,13 @@ struct Body {
 }
 
 impl Body {
-    fn is_sound(&self) -> bool {
-        self.mapped.is_none_or(|known| known == crc32fast::hash(&self.bytes))
+    /// What may leave: bytes that nobody changes any more.
+    fn taken(&self) -> Bytes {
+        if self.mapped.is_some() { Bytes::copy_from_slice(&self.bytes) } else { self.bytes.clone() }
+    }
+
+    fn is_sound(&self, taken: &[u8]) -> bool {
+        self.mapped.is_none_or(|known| known == crc32fast::hash(taken))
     }
 }
 
@@ -113,32 +118,30 @@ impl Bodies {
 
     /// A body, to be told to somebody.
     pub(super) fn get(&mut self, key: &MessageKey) -> Option<Bytes> {
-        self.checked(key).map(|body| body.bytes)
+        let body = self.rows.get(key)?;
+        let taken = body.taken();
+        #[cfg(feature = "faults")]
+        if self.unchecked {
+            return Some(taken);
+        }
+        if body.is_sound(&taken) {
+            return Some(taken);
+        }
+        // It has a body as long as the turn lasts, of which nothing leaves the node.
+        self.damaged = Some(body.bytes.clone());
+        Some(Bytes::new())
     }
 
     /// A body, to be kept elsewhere.
     pub(super) fn copy(&mut self, key: &MessageKey) -> Option<Bytes> {
-        let Body { bytes, mapped } = self.checked(key)?;
-        Some(if mapped.is_some() { Bytes::copy_from_slice(&bytes) } else { keep(bytes) })
+        let is_mapped = self.rows.get(key)?.mapped.is_some();
+        let taken = self.get(key)?;
+        Some(if is_mapped { taken } else { keep(taken) })
     }
 
     /// A body as it lies there, not to be told or kept.
     pub(super) fn unchecked(&self, key: &MessageKey) -> Option<Bytes> {
         self.rows.get(key).map(|body| body.bytes.clone())
-    }
-
-    fn checked(&mut self, key: &MessageKey) -> Option<Body> {
-        let body = self.rows.get(key)?.clone();
-        #[cfg(feature = "faults")]
-        if self.unchecked {
-            return Some(body);
-        }
-        if body.is_sound() {
-            return Some(body);
-        }
-        // It has a body as long as the turn lasts, of which nothing leaves the node.
-        self.damaged = Some(body.bytes);
-        Some(Body { bytes: Bytes::new(), mapped: None })
     }
 
     /// A body that was found not to be what was written, once.
@@ -207,11 +210,12 @@ impl Rows for Bodies {
         let unchecked = false;
         let mut rows = 0;
         let goes_on = table.walk(|key, body| {
-            if !unchecked && !body.is_sound() {
-                *damaged = Some(body.bytes.clone());
-            }
             key.put(out);
             body.put(out);
+            // What was put ends with the bytes.
+            if !unchecked && !body.is_sound(&out[out.len() - body.bytes.len()..]) {
+                *damaged = Some(body.bytes.clone());
+            }
             rows += 1;
             out.len() < target
         });
