@@ -26,6 +26,9 @@ use crate::keep::keep;
 use crate::table::{Rows, Table, load_row};
 use crate::trash::Trash;
 
+/// The number of what says only which tokens are stale: nobody held the lock, and nobody watches it.
+pub const NO_WATCH: u64 = 0;
+
 /// Deliberate bugs, for the tests of the checkers.
 #[cfg(feature = "faults")]
 #[derive(Debug, Clone, Default)]
@@ -126,6 +129,10 @@ impl Fences {
         if let Some(watch) = fence.watch.filter(|watch| watch.number > newest) {
             row = Some(self.raise(&fence.lock, watch.number, watch.floor));
         }
+        if let Some(free) = fence.watch.filter(|watch| watch.number == NO_WATCH && fence.token < watch.floor)
+        {
+            return Err(stale(fence, free.floor));
+        }
         match row {
             Some(row) if fence.token < row.floor => Err(stale(fence, row.floor)),
             Some(_) => Ok(()),
@@ -201,6 +208,15 @@ mod tests {
         assert_eq!(failure.code, Code::Fenced);
         assert!(failure.text.starts_with("9 is the lowest token"), "{}", failure.text);
         assert_eq!(fences.check(&write(9, None)), Ok(()));
+    }
+
+    #[test]
+    fn what_nobody_watches_is_refused_if_it_is_stale_and_never_executed() {
+        let mut fences = Fences::new();
+        assert_eq!(code(fences.check(&write(5, Some((NO_WATCH, 9))))), Some(Code::Fenced));
+        assert_eq!(code(fences.check(&write(9, Some((NO_WATCH, 9))))), Some(Code::Err), "it is no watch");
+        assert_eq!(fences.check(&write(5, Some((1, 5)))), Ok(()), "nothing is kept of it");
+        assert_eq!(code(fences.check(&write(5, Some((NO_WATCH, 9))))), Some(Code::Fenced));
     }
 
     #[test]

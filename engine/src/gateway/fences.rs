@@ -4,7 +4,8 @@
 //! Invariants:
 //! - A watch goes along for half as long as the system group keeps it at the least, counted from before it was asked for.
 //!   Then it is asked for again, so a partition always knows of a watch that is in use.
-//! - What was stale when nobody held the lock is stale for ever; so that is answered here.
+//! - What was stale when nobody held the lock is stale for ever; so that is answered here. But what was sent in a client session may
+//!   have been executed before, by way of another node: its partition knows, and is told what is stale.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use quorate_protocol::reply::Reply;
 
 use super::Gateway;
 use super::slot::{Part, Slot};
-use crate::fence::stale;
+use crate::fence::{NO_WATCH, stale};
 use crate::keep::keep;
 
 /// How long fenced writes are refused after the system group has refused a watch; microseconds.
@@ -73,10 +74,11 @@ impl Gateway {
     pub(super) fn fence_refusal(&self, now: u64, slot: &Slot) -> Option<Reply> {
         // What may have been executed already is not refused.
         let parts = slot.parts.iter().filter(|part| !part.maybe);
+        let is_new = slot.client.is_none();
         let mut all = parts.flat_map(|part| fences(part).map(|fence| (fence, part.group)));
         all.find_map(|(fence, group)| match self.fences.get(now, fence, group)? {
             Known::Refused(why) => Some(why.clone()),
-            Known::Free(floor) if fence.token < *floor => Some(stale(fence, *floor)),
+            Known::Free(floor) if is_new && fence.token < *floor => Some(stale(fence, *floor)),
             Known::Free(_) | Known::Watched(_) => None,
         })
     }
@@ -112,6 +114,7 @@ impl Gateway {
             let known = self.fences.known.get(&(fence.lock.clone(), group));
             fence.watch = match known {
                 Some((_, Known::Watched(watch))) => Some(*watch),
+                Some((_, Known::Free(floor))) => Some(Watch { number: NO_WATCH, floor: *floor }),
                 _ => None,
             };
         }
