@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quorate_protocol::id::{ClusterId, NodeId};
-use quorate_protocol::limits::{CACHE_MEMORY, NODES_MAX, PARTITIONS, STORE_MEMORY};
+use quorate_protocol::limits::{CACHE_MEMORY, NODE_ID_MAX, NODES_MAX, PARTITIONS, STORE_MEMORY};
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -215,7 +215,7 @@ impl CommandLine {
         match self.command {
             Some(Mode::Dev(flags)) => Ok(Plan::Dev(flags)),
             Some(Mode::Check(flags)) => Ok(Plan::Check(flags)),
-            Some(Mode::Restore(flags)) => Ok(Plan::Restore(flags)),
+            Some(Mode::Restore(flags)) => flags.founders().map(|_| Plan::Restore(flags)),
             None => {
                 let file = self.node.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
                 Ok(Plan::Node(Box::new(self.node.or(file).check()?)))
@@ -272,12 +272,9 @@ impl NodeFlags {
 
     fn check(self) -> Result<Config, String> {
         let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-        let node = NodeId(self.node_id.unwrap_or(1));
+        let node = own_id(self.node_id.unwrap_or(1))?;
         let listen = self.listen.unwrap_or(loopback(7411));
         let peer_listen = self.peer_listen.unwrap_or(loopback(7412));
-        if node.0 == 0 {
-            return Err("--node-id 0 is not allowed; nodes are numbered from 1".into());
-        }
         let origin = match (&self.initial_cluster, &self.join) {
             (Some(_), Some(_)) => {
                 return Err(
@@ -324,17 +321,34 @@ impl NodeFlags {
     }
 }
 
+/// What `--node-id` says.
+pub(crate) fn own_id(id: u64) -> Result<NodeId, String> {
+    if !(1..=NODE_ID_MAX).contains(&id) {
+        return Err(format!("--node-id {id} is not allowed; nodes are numbered from 1 to {NODE_ID_MAX}"));
+    }
+    Ok(NodeId(id))
+}
+
 pub(crate) fn parse_cluster(spec: &str) -> Result<Vec<(NodeId, String)>, String> {
-    let mut nodes = BTreeMap::new();
+    let mut nodes: BTreeMap<NodeId, String> = BTreeMap::new();
     for part in spec.split(',').map(str::trim) {
         let parsed = part.split_once('=').and_then(|(id, address)| {
-            let id = id.trim().parse().ok().filter(|&id: &u64| id > 0)?;
-            let (host, port) = address.trim().rsplit_once(':')?;
-            (!host.is_empty() && port.parse::<u16>().is_ok()).then(|| (id, address.trim().to_owned()))
+            let (id, address) = (id.trim().parse::<u64>().ok()?, address.trim());
+            is_address(address).then(|| (id, address.to_owned()))
         });
         let Some((id, address)) = parsed else {
             return Err(format!("--initial-cluster: '{part}' is not ID=HOST:PEERPORT"));
         };
+        if !(1..=NODE_ID_MAX).contains(&id) {
+            return Err(format!(
+                "--initial-cluster: node {id} is not allowed; nodes are numbered from 1 to {NODE_ID_MAX}"
+            ));
+        }
+        if let Some((NodeId(other), _)) = nodes.iter().find(|(node, at)| node.0 != id && **at == address) {
+            return Err(format!(
+                "--initial-cluster gives nodes {other} and {id} the address {address}; give each node its own"
+            ));
+        }
         if nodes.insert(NodeId(id), address).is_some() {
             return Err(format!("--initial-cluster names node {id} twice"));
         }
@@ -563,6 +577,10 @@ mod tests {
         for (args, expected) in [
             (&["--initial-cluster", "1"][..], "'1' is not ID=HOST:PEERPORT"),
             (&["--initial-cluster", "1=a:1,1=b:1"], "names node 1 twice"),
+            (&["--initial-cluster", "1=a:1,2=b:1,3=a:1"], "nodes 1 and 3 the address a:1"),
+            (&["--initial-cluster", "1=a:1,0=b:1"], "node 0 is not allowed"),
+            (&["--initial-cluster", "1=a:1,4294967296=b:1"], "node 4294967296 is not allowed"),
+            (&["--node-id", "4294967296", "--join", "a:1"], "numbered from 1 to 4294967295"),
             (&["--initial-cluster", "2=a:1"], "does not name node 1"),
             (&["--node-id", "0"], "nodes are numbered from 1"),
             (&["--join", "a:1"], "--join needs --node-id"),

@@ -19,10 +19,9 @@ use quorate_engine::snapshot::{Header, Loader, Writer};
 use quorate_engine::state::State;
 use quorate_protocol::backup::{Head, Part, Piece, Reader, when};
 use quorate_protocol::id::{Boot, ClusterId, Identity, NodeId};
-use quorate_protocol::limits::NODE_ID_MAX;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::config::{founders_spec, parse_cluster};
+use crate::config::{founders_spec, own_id, parse_cluster};
 use crate::journal::{OpenError, Restoring};
 
 /// Bytes that are read at once.
@@ -48,6 +47,9 @@ pub struct RestoreFlags {
     pub initial_cluster_token: String,
 }
 
+/// Nodes, and where they listen for others.
+type Founders = Vec<(NodeId, String)>;
+
 /// A file that has proved to be whole.
 struct Backup {
     file: File,
@@ -70,13 +72,24 @@ pub fn run(flags: &RestoreFlags) -> Result<(), String> {
     Ok(())
 }
 
-fn restore(flags: &RestoreFlags, out: &mut Vec<u8>) -> Result<(), String> {
-    let founders = parse_cluster(&flags.initial_cluster)?;
-    let node = NodeId(flags.node_id);
-    if !(1..=NODE_ID_MAX).contains(&node.0) || !founders.iter().any(|(id, _)| *id == node) {
-        let id = node.0;
-        return Err(format!("--initial-cluster does not name node {id}; add it, or correct --node-id"));
+impl RestoreFlags {
+    /// This node and the new cluster's nodes, as far as that can be known without the file.
+    ///
+    /// # Errors
+    /// With one line that says what to correct.
+    pub fn founders(&self) -> Result<(NodeId, Founders), String> {
+        let node = own_id(self.node_id)?;
+        let founders = parse_cluster(&self.initial_cluster)?;
+        if !founders.iter().any(|(id, _)| *id == node) {
+            let id = node.0;
+            return Err(format!("--initial-cluster does not name node {id}; add it, or correct --node-id"));
+        }
+        Ok((node, founders))
     }
+}
+
+fn restore(flags: &RestoreFlags, out: &mut Vec<u8>) -> Result<(), String> {
+    let (node, founders) = flags.founders()?;
     let mut backup = Backup::open(&flags.file)?;
     let spec = founders_spec(&founders);
     let name = format!("{:016x} {spec} {}", backup.hash, flags.initial_cluster_token);

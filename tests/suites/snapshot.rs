@@ -260,7 +260,21 @@ fn a_file_that_is_not_whole_is_refused_and_nothing_is_left_behind() {
     refused(&[&whole[..], b"more"].concat(), "behind the end of the backup");
 
     let ran = restore(&file, &new, 1, &["--node-id", "7"]);
-    assert!(ran.code != Some(0) && !new.data_dir(1).exists(), "{ran:?}");
+    assert!(ran.code == Some(2) && !new.data_dir(1).exists(), "{ran:?}");
+    // What no node can be called is refused before the file is looked at, whoever's name it is.
+    let named = |spec: &str, id: &str| {
+        let mut command = Command::new(binary());
+        command.arg("restore").arg(&file).arg("--data-dir").arg(new.data_dir(1));
+        run(command.args(["--initial-cluster", spec, "--node-id", id]), "")
+    };
+    for (spec, id, why) in [
+        ("1=a:1,4294967296=b:1", "1", "node 4294967296 is not allowed"),
+        ("4294967296=a:1", "4294967296", "--node-id 4294967296 is not allowed"),
+        ("1=a:1,2=a:1", "1", "nodes 1 and 2 the address a:1"),
+    ] {
+        let ran = named(spec, id);
+        assert!(ran.code == Some(2) && ran.err.contains(why) && !new.data_dir(1).exists(), "{ran:?}");
+    }
     fs::create_dir_all(new.data_dir(1).join("journal")).expect("it can be made");
     let ran = restore(&file, &new, 1, &[]);
     assert!(ran.code == Some(1) && ran.err.contains("is not empty; restore into a new one"), "{ran:?}");
