@@ -20,6 +20,8 @@ pub struct Status {
     /// Whether its session with the system group is open: without one it takes no locks and hands out no
     /// messages.
     pub has_session: bool,
+    /// The groups of which it has lost what it acknowledged: they wait to be replaced by the other nodes.
+    pub lost: Vec<u64>,
     /// The groups of which it holds a replica.
     pub groups: Vec<GroupStatus>,
 }
@@ -138,6 +140,8 @@ pub(crate) fn status(reply: Reply) -> Result<Status, Error> {
         boot: number(fields.take("boot"))?,
         role: text(fields.take("role"))?,
         has_session: text(fields.take("session"))? == "open",
+        // Earlier releases do not tell.
+        lost: maybe(fields.take("lost"), |lost| list(lost, number))?.unwrap_or_default(),
         groups: list(fields.take("groups"), group)?,
     })
 }

@@ -265,31 +265,42 @@ impl Loader {
 /// # Errors
 /// When something is damaged or missing.
 pub fn check(file: &Bytes, group: GroupId, index: Index) -> Result<Header, Malformed> {
-    let mut offset = 0usize;
+    check_upto(file, group, index, &mut 0)
+}
+
+/// The same; leaves in `offset` where the last chunk begins that was looked at, which is the bad one if there is one.
+///
+/// # Errors
+/// When something is damaged or missing.
+pub fn check_upto(
+    file: &Bytes,
+    group: GroupId,
+    index: Index,
+    offset: &mut usize,
+) -> Result<Header, Malformed> {
     let mut header = None;
     loop {
-        let frame = file.get(offset..).and_then(|rest| rest.first_chunk::<FRAME>());
+        let at = *offset;
+        let frame = file.get(at..).and_then(|rest| rest.first_chunk::<FRAME>());
         let Some(&[l0, l1, l2, l3, c0, c1, c2, c3, kind]) = frame else {
             return Err(Malformed("a snapshot ends without its footer"));
         };
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        let Some(payload) = file.get(offset + FRAME..).and_then(|rest| rest.get(..length)) else {
+        let Some(payload) = file.get(at + FRAME..).and_then(|rest| rest.get(..length)) else {
             return Err(Malformed("a snapshot ends within a chunk"));
         };
-        if chunk::checksum(kind, payload, (group, index, offset as u64))
-            != u32::from_le_bytes([c0, c1, c2, c3])
-        {
+        if chunk::checksum(kind, payload, (group, index, at as u64)) != u32::from_le_bytes([c0, c1, c2, c3]) {
             return Err(Malformed("a chunk of a snapshot is damaged"));
         }
         match (kind, header) {
             (HEADER, None) => {
-                header = Some(Header::from_wire(file.slice(offset + FRAME..offset + FRAME + length))?)
+                header = Some(Header::from_wire(file.slice(at + FRAME..at + FRAME + length))?);
             }
             (ROWS, Some(found)) => header = Some(found),
             (FOOTER, Some(found)) => return Ok(found),
             _ => return Err(Malformed("a chunk of a snapshot is not where it belongs")),
         }
-        offset += FRAME + length;
+        *offset += FRAME + length;
     }
 }
 

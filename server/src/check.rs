@@ -10,13 +10,13 @@ use bytes::Bytes;
 use clap::Args;
 use quorate_engine::batch::Batch;
 use quorate_engine::journal::{
-    COMMANDS, CONFIGURATION, Conf, Entry, Inspection, RESET, Row, Standing, entries_at, inspect, is_sound,
-    twin,
+    COMMANDS, CONFIGURATION, Conf, Entry, Inspection, RESET, Row, Standing, entries_at, inspect, twin,
+    unsound_at,
 };
 use quorate_protocol::id::{GroupId, Index, Replica};
 use quorate_protocol::wire::Wire;
 
-use crate::journal::{Look, OpenError};
+use crate::journal::{Look, OpenError, is_irreplaceable};
 
 /// Characters of a command that are shown.
 const SHOWN: usize = 400;
@@ -70,8 +70,7 @@ fn report(flags: &CheckFlags, out: &mut Vec<u8>) -> Result<bool, String> {
         }
     };
     write(out).map_err(|error| failed(&error))?;
-    let lost = found.recovered.rows.values().any(|row| row.standing == Standing::Lost);
-    Ok(found.recovered.damage.is_empty() && !lost)
+    Ok(found.recovered.damage.is_empty() && found.recovered.lost().next().is_none())
 }
 
 fn overview(look: &Look, found: &Inspection, out: &mut Vec<u8>) -> io::Result<()> {
@@ -88,7 +87,8 @@ fn overview(look: &Look, found: &Inspection, out: &mut Vec<u8>) -> io::Result<()
     for (&(group, index), bytes) in &look.contents.snapshots {
         let row = found.recovered.rows.get(&group).filter(|row| row.snapshot.0 == index);
         let named = row.map_or("no row names it".to_owned(), |row| format!("term {}", row.snapshot.1));
-        let sound = if is_sound(bytes, group, index) { "sound" } else { "not sound" };
+        let bad = unsound_at(bytes, group, index);
+        let sound = bad.map_or("sound".to_owned(), |offset| format!("not sound at offset {offset}"));
         writeln!(out, "snapshot of group {} at {index}: {named}, {} bytes, {sound}", group.0, bytes.len())?;
     }
     for segment in &found.segments {
@@ -114,7 +114,20 @@ fn overview(look: &Look, found: &Inspection, out: &mut Vec<u8>) -> io::Result<()
     for damage in &found.recovered.damage {
         writeln!(out, "DAMAGE: {damage}")?;
     }
-    if found.recovered.damage.is_empty() {
+    let lost: Vec<_> = found.recovered.lost().map(|group| group.0.to_string()).collect();
+    if !lost.is_empty() {
+        let (n, all, list) = (lost.len(), found.recovered.rows.len(), lost.join(", "));
+        let advice = if is_irreplaceable(&found.recovered) {
+            "no other node has it, so no start is made of this: bring the files back as they were, or restore the newest \
+             backup into a new directory"
+        } else {
+            "start it among the other nodes, which replace what is lost, and keep this directory until they have"
+        };
+        writeln!(
+            out,
+            "LOST: {n} of {all} groups ({list}): what this node acknowledged of them cannot be read any more; {advice}"
+        )?;
+    } else if found.recovered.damage.is_empty() {
         writeln!(out, "no damage")?;
     }
     Ok(())

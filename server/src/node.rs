@@ -4,11 +4,13 @@ use std::fs::DirBuilder;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_engine::effect::Input;
 use quorate_engine::engine::{Config as EngineConfig, Engine};
+use quorate_engine::journal::{Meta, Recovered};
 use quorate_engine::system::{addresses, identities};
 use quorate_protocol::id::{ClusterId, GroupId, NodeId};
 use quorate_protocol::peer::Join;
@@ -54,15 +56,8 @@ pub fn run(config: &Config) -> Result<(), String> {
     let counts = Arc::clone(&shared.counts);
     let desk =
         Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings(), counts));
-    tracing::info!(
-        "node {} starts (boot {}): clients {}, peers {}, admin {}, data {}",
-        config.node.0,
-        recovered.meta.boot.0,
-        ports.client_address,
-        ports.peer_address,
-        ports.admin_address,
-        dir.path().display(),
-    );
+    ports.tell(&recovered.meta, dir.path());
+    warn_of_the_lost(&recovered);
     let seed = me.meta.cluster.0;
     let engine = Engine::new(clock::now(), engine_config(config, seed), recovered);
     let data = dir.path().to_owned();
@@ -108,6 +103,21 @@ pub fn run(config: &Config) -> Result<(), String> {
     let _ = thread.join();
     runtime.shutdown_background();
     Ok(())
+}
+
+/// Said at every start until it is over, not only by the one that found the damage.
+fn warn_of_the_lost(recovered: &Recovered) {
+    let lost: Vec<_> = recovered.lost().map(|group| group.0.to_string()).collect();
+    if !lost.is_empty() {
+        tracing::warn!(
+            "{} of {} groups have lost what this node acknowledged of them ({}); the other nodes replace them when they \
+             have majorities without it: STATUS shows as `lost` what is still to come, and quorate-server check what the \
+             directory holds",
+            lost.len(),
+            recovered.rows.len(),
+            lost.join(", ")
+        );
+    }
 }
 
 fn engine_config(config: &Config, seed: u64) -> EngineConfig {
@@ -188,6 +198,18 @@ impl Ports {
         let (client_address, peer_address, admin_address) =
             (address(&client)?, address(&peer)?, address(&admin)?);
         Ok(Self { client, peer, admin, client_address, peer_address, admin_address })
+    }
+
+    fn tell(&self, meta: &Meta, data: &Path) {
+        tracing::info!(
+            "node {} starts (boot {}): clients {}, peers {}, admin {}, data {}",
+            meta.node.0,
+            meta.boot.0,
+            self.client_address,
+            self.peer_address,
+            self.admin_address,
+            data.display(),
+        );
     }
 }
 

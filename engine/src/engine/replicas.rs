@@ -129,6 +129,11 @@ impl Replicas {
         self.idle.insert(group, row);
     }
 
+    /// Groups of which the replica here has lost what it acknowledged, and is not replaced yet.
+    pub(super) fn lost_here(&self) -> impl Iterator<Item = GroupId> {
+        self.idle.iter().filter(|(_, row)| row.standing == Standing::Lost).map(|(&group, _)| group)
+    }
+
     /// Rows that are to be written before anything else.
     pub(super) fn take_rows(&mut self) -> Vec<(GroupId, Row)> {
         core::mem::take(&mut self.rows)
@@ -241,9 +246,8 @@ impl Engine {
             Some(Led { group, term, next: conf.next, replicas: conf.replicas() })
         };
         let leading: Vec<Led> = self.leading.iter().filter_map(led).collect();
-        let is_lost = |(_, row): &(&GroupId, &Row)| row.standing == Standing::Lost;
-        let lost: Vec<_> =
-            self.replicas.idle.iter().filter(is_lost).map(|(&group, row)| (group, row.incarnation)).collect();
+        let lost = self.replicas.lost_here().map(|group| (group, self.replicas.idle[&group].incarnation));
+        let lost: Vec<_> = lost.collect();
         for &to in &self.replicas.peers {
             let (leading, lost) = (leading.clone(), lost.clone());
             let frame = RaftFrame { leading, lost, reluctant: self.is_reluctant(), ..RaftFrame::default() };

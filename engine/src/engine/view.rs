@@ -112,6 +112,10 @@ impl Engine {
                 system.and_then(Group::system).map_or(Reply::Nil, |s| Reply::int(u64::from(s.level()))),
             ),
             ("session", Reply::text(if self.household.has_session() { "open" } else { "none" })),
+            (
+                "lost",
+                Reply::Array(self.replicas.lost_here().map(|group| Reply::int(group.0.into())).collect()),
+            ),
             ("writeback", backs),
             ("groups", Reply::Array(self.report().into_iter().map(group).collect())),
         ])

@@ -9,7 +9,7 @@ use quorate_protocol::id::{GroupId, Index, Term};
 
 use super::recover::{Contents, Damage, Options, recover};
 use super::walk::Source;
-use super::{Entry, Recovered, SEGMENT_SIZE};
+use super::{Entry, Recovered, SEGMENT_SIZE, unsound_at};
 
 /// A segment as it lies there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +73,14 @@ pub fn inspect(contents: &Contents) -> Result<Inspection, Damage> {
         segments.push(report);
     }
     Ok(Inspection { recovered, segments })
+}
+
+impl Contents {
+    /// Where the first chunk of a snapshot begins that is not what was written; 0 if all is well, or nothing there.
+    pub(super) fn unsound_at(&self, group: GroupId, index: Index) -> u64 {
+        let bytes = self.snapshots.get(&(group, index));
+        bytes.and_then(|bytes| unsound_at(bytes, group, index)).unwrap_or(0)
+    }
 }
 
 /// Whether this very record is what a start would use.

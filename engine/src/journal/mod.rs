@@ -174,6 +174,13 @@ pub struct Recovered {
     pub damage: Vec<Damage>,
 }
 
+impl Recovered {
+    /// The groups whose replicas here have lost what they acknowledged, in this start or one before it.
+    pub fn lost(&self) -> impl Iterator<Item = GroupId> {
+        self.rows.iter().filter(|(_, row)| row.standing == Standing::Lost).map(|(&group, _)| group)
+    }
+}
+
 /// A file of a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum File {
@@ -421,7 +428,19 @@ fn record_of(entry: &Entry) -> Record {
 /// Whether the bytes of a snapshot file are those that were written; what the rows in it say is not looked at.
 #[must_use]
 pub fn is_sound(file: &Bytes, group: GroupId, index: Index) -> bool {
-    snapshot::check(file, group, index).is_ok_and(|header| (header.group, header.index) == (group, index))
+    unsound_at(file, group, index).is_none()
+}
+
+/// Where in a snapshot file the first chunk begins that is not what was written.
+#[must_use]
+pub fn unsound_at(file: &Bytes, group: GroupId, index: Index) -> Option<u64> {
+    let mut offset = 0;
+    match snapshot::check_upto(file, group, index, &mut offset) {
+        Ok(header) if (header.group, header.index) == (group, index) => None,
+        // It is whole, and somebody else's.
+        Ok(_) => Some(0),
+        Err(_) => Some(offset as u64),
+    }
 }
 
 /// What is to be done to found an empty directory, in a life of its node (0 is the first). Afterwards `recover` makes

@@ -286,7 +286,7 @@ impl Found {
                 Some(_) => "its chunks are not those that were written",
                 None => "it is missing",
             };
-            self.lose(group, Damage { file, offset: 0, what: what.into() });
+            self.lose(group, Damage { file, offset: contents.unsound_at(group, index), what: what.into() });
         }
     }
 

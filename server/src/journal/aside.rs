@@ -16,7 +16,8 @@ use quorate_engine::journal::{File as Name, Io, Meta, Recovered, Row, Standing};
 const ASIDE: &str = "damaged";
 
 /// Whether some group has lost what nobody else has.
-pub(super) fn is_irreplaceable(recovered: &Recovered) -> bool {
+#[must_use]
+pub fn is_irreplaceable(recovered: &Recovered) -> bool {
     let lost = |row: &&Row| row.standing == Standing::Lost;
     !recovered.damage.is_empty()
         && recovered.rows.values().filter(lost).any(|row| is_alone(row, &recovered.meta))

@@ -8,6 +8,7 @@ mod mmap;
 mod restore;
 mod sync;
 
+pub use aside::is_irreplaceable;
 pub use dir::{DataDir, Founding, Look, OpenError};
 pub use mmap::{map, stop_on_unreadable_pages};
 pub use restore::Restoring;

@@ -104,10 +104,13 @@ pub(crate) async fn status(cluster: &mut Cluster, screen: &Screen) -> Result<Exi
     let statuses = ask_all(&view.members).await;
     let groups = groups(&view.partitions, &statuses);
     let health = |member: &Member| match statuses.get(&member.node) {
+        Some(Ok(status)) if !status.lost.is_empty() => "lost groups".to_owned(),
         Some(Ok(status)) if status.has_session => "ok".to_owned(),
         Some(Ok(_)) => "no session".to_owned(),
         Some(Err(_)) => "no answer".to_owned(),
         None if member.standing == "gone" => "removed".to_owned(),
+        // Of a node that has heard of no member yet, only the founding is known.
+        None if member.standing == "unknown" => "unknown".to_owned(),
         None => "not started".to_owned(),
     };
     if screen.is_json() {
