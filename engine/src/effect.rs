@@ -99,6 +99,8 @@ pub enum Input {
     },
     /// The node is about to stop: leadership is handed over, as far as others can take it. `Engine::is_idle` says when.
     Resign,
+    /// The node has been removed from its cluster; its clients are told so. Its own log may end before that.
+    Removed,
     /// Whether the disk has room: while it has none, nothing is written for clients.
     Room(bool),
     /// A frame of the snapshot lane.

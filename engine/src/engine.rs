@@ -261,6 +261,7 @@ impl Engine {
             Input::BackgroundDone(number) => self.background_done(mono, number),
             Input::Mapped { group, index, bytes } => self.mapped(group, index, bytes),
             Input::PieceRead { conn, request, bytes } => self.piece_read(conn, request, bytes),
+            Input::Removed => self.gateway.remove(),
             Input::Room(room) => self.replicas.room = room,
             Input::Resign => {
                 self.replicas.resigning = true;

@@ -140,6 +140,8 @@ wire_enum! {
         Joined(joined: Joined) = 3,
         /// The cluster cannot decide it at the moment, and why: ask again, or another member.
         Later(why: String) = 4,
+        /// No, never again: the node, or the member whose data directory it shows, was removed; and what to do about it.
+        Removed(why: String) = 5,
     }
 }
 

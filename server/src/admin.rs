@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use quorate_protocol::id::NodeId;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
@@ -25,8 +26,14 @@ const HEAD: Duration = Duration::from_secs(5);
 /// How long a connection may last.
 const VISIT: Duration = Duration::from_secs(10);
 
-/// Serves up to `max` at a time, until the process ends.
-pub async fn serve(listener: TcpListener, max: usize, shared: Arc<Shared>, desk: Arc<Desk>) {
+/// Serves up to `max` at a time, until the process ends. `own` is this node, and which life of its id it is in.
+pub async fn serve(
+    listener: TcpListener,
+    max: usize,
+    own: (NodeId, u32),
+    shared: Arc<Shared>,
+    desk: Arc<Desk>,
+) {
     let mut gate = Gate::new("admin", max);
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -37,7 +44,7 @@ pub async fn serve(listener: TcpListener, max: usize, shared: Arc<Shared>, desk:
         let (shared, desk) = (Arc::clone(&shared), Arc::clone(&desk));
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = answer(&request, &shared, &desk);
+                let response = answer(&request, own, &shared, &desk);
                 async { Ok::<_, Infallible>(response) }
             });
             let mut http = http1::Builder::new();
@@ -49,12 +56,20 @@ pub async fn serve(listener: TcpListener, max: usize, shared: Arc<Shared>, desk:
     }
 }
 
-fn answer(request: &Request<Incoming>, shared: &Shared, desk: &Desk) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    (node, life): (NodeId, u32),
+    shared: &Shared,
+    desk: &Desk,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
     }
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "alive\n"),
+        "/readyz" if shared.book.is_disowned(node, life) => {
+            text(StatusCode::SERVICE_UNAVAILABLE, "this node has been removed from its cluster; stop it\n")
+        }
         // A node that knows the members has applied the system group's log, so it has heard of a leader.
         "/readyz" if shared.book.is_informed() => text(StatusCode::OK, "ready\n"),
         "/metrics" => {

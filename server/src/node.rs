@@ -71,13 +71,14 @@ pub fn run(config: &Config) -> Result<(), String> {
         .map_err(|error| format!("no threads can be had for clients: {error}"))?;
     let loops = Arc::new(loops);
     runtime.block_on(async {
+        let own = (me.meta.node, me.meta.boot.life());
         tokio::spawn(peers::dial_all(me.clone(), Arc::clone(&shared)));
         tokio::spawn(peers::read_pieces(data, Arc::clone(&shared)));
         tokio::spawn(peers::say_held_back(Arc::clone(&shared)));
         let room = listen::room();
         tokio::spawn(peers::accept_all(ports.peer, room.peers, me, Arc::clone(&shared)));
         let tasks = TaskTracker::new();
-        tokio::spawn(admin::serve(ports.admin, room.admin, Arc::clone(&shared), Arc::clone(&desk)));
+        tokio::spawn(admin::serve(ports.admin, room.admin, own, Arc::clone(&shared), Arc::clone(&desk)));
         tokio::spawn(listen::accept_all(
             ports.client,
             room,

@@ -6,6 +6,8 @@
 //! its topic once, and one that is in doubt once at the most.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -173,6 +175,36 @@ fn five_nodes_of_three_and_three_others_of_five_lose_nothing_and_double_nothing(
     }
 }
 
+/// What a node's admin port answers to those who would send it clients.
+fn readyz(cluster: &Cluster, id: usize) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", cluster.admin_port(id))).ok()?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// A removed node sends everybody away, though the log that it has may end before its removal; after a restart, too.
+fn knows_that_it_is_removed(cluster: &mut Cluster, id: usize) {
+    for again in [false, true] {
+        if again {
+            cluster.kill(id);
+            cluster.spawn(id);
+        }
+        let word = "this node has been removed from its cluster";
+        poll("it is not ready", || {
+            let answer = readyz(cluster, id)?;
+            (answer.starts_with("HTTP/1.1 503 ") && answer.contains(word)).then_some(())
+        });
+        let answer = cluster.client(id).ask("SET a b");
+        let expected = format!("-CLUSTERDOWN node {id} was removed from the cluster and serves nobody");
+        assert!(answer.starts_with(&expected) && answer.contains("use another node"), "{answer}");
+    }
+    let line = "this node has been removed from its cluster and serves nobody any more";
+    assert_eq!(cluster.log(id).matches(line).count(), 2, "once a start");
+    assert!(readyz(cluster, 5).is_some_and(|answer| answer.starts_with("HTTP/1.1 200 ")));
+}
+
 /// Two nodes more, then two of the first ones fewer.
 fn story(cluster: &mut Cluster, load: &Load) {
     load.goes_on(50);
@@ -189,6 +221,7 @@ fn story(cluster: &mut Cluster, load: &Load) {
         load.places.lock().expect("nobody panics with it").retain(|place| *place != address);
         assert_eq!(cluster.client(left[0]).ask(&format!("MEMBER REMOVE {gone}")), "OK");
         settled(cluster, left);
+        knows_that_it_is_removed(cluster, gone);
         cluster.stop(gone);
         load.goes_on(50);
     }

@@ -283,7 +283,7 @@ fn greetings() -> [Greeting; 2] {
     [Opening::Hello(hello()), Opening::Join(join)].map(|opening| Greeting { version: 1, opening })
 }
 
-fn welcomes() -> [Welcome; 4] {
+fn welcomes() -> [Welcome; 5] {
     let nodes = vec![(NodeId(1), "127.0.0.1:7412".to_owned()), (NodeId(2), "127.0.0.1:7422".to_owned())];
     let joined =
         Joined { cluster: ClusterId(1), partitions: 16, founders: nodes.clone(), members: nodes, life: 2 };
@@ -292,6 +292,7 @@ fn welcomes() -> [Welcome; 4] {
         Welcome::No("because".into()),
         Welcome::Joined(joined),
         Welcome::Later("not yet".into()),
+        Welcome::Removed("for good".into()),
     ]
 }
 

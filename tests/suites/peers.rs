@@ -58,7 +58,7 @@ fn answer(port: u16, greeting: &[u8]) -> Welcome {
 
 fn refusal(welcome: Welcome) -> String {
     match welcome {
-        Welcome::No(why) => why,
+        Welcome::No(why) | Welcome::Removed(why) => why,
         other => panic!("it is not refused: {other:?}"),
     }
 }

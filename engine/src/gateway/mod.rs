@@ -105,6 +105,8 @@ pub struct Gateway {
     /// Boxed: a connection is taken out and put back at every step.
     conns: BTreeMap<u64, Box<Conn>>,
     routes: Vec<Route>,
+    /// Whether this node is no member any more: then nobody answers what it sends.
+    removed: bool,
     /// Groups of which this node holds a replica.
     replicas: BTreeSet<GroupId>,
     /// Nodes to which a link stands.
@@ -137,6 +139,7 @@ impl Gateway {
             boot,
             partitions,
             conns: BTreeMap::new(),
+            removed: false,
             routes: alloc::vec![Route::default(); usize::from(partitions) + 1],
             replicas: BTreeSet::new(),
             links: [me].into(),
@@ -246,6 +249,11 @@ impl Gateway {
     /// The client sessions that are connected.
     pub fn clients(&self) -> impl Iterator<Item = ClientId> {
         self.conns.values().filter_map(|conn| conn.client)
+    }
+
+    /// This node has been removed from its cluster.
+    pub fn remove(&mut self) {
+        self.removed = true;
     }
 
     /// The node's session; 0 while it has none. Whoever held something under another one is closed.

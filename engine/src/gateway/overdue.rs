@@ -139,8 +139,12 @@ impl Gateway {
         }
     }
 
-    /// Who is missing: a fenced write may wait for the system group, which says who compares a lock's tokens.
+    /// Why nobody takes a request. Who is missing: a fenced write may wait for the system group, which says who compares a lock's tokens.
     fn down_text(&self, now: u64, id: u64, counter: u64) -> String {
+        if self.removed {
+            let me = self.me.0;
+            return format!("node {me} was removed from the cluster and serves nobody; use another node");
+        }
         let parked = self.conns[&counter].slots[&id].parts.iter().find(|part| is_parked(part));
         let group = parked.map(|part| if self.lacks_watch(now, part) { GroupId(0) } else { part.group });
         match group {

@@ -104,7 +104,9 @@ impl Visit {
             // Who does not know the cluster may invent any id.
             let known = if hello.cluster == self.me.meta.cluster { node } else { NodeId(0) };
             self.complain(Kind::Refused, known, &why);
-            self.say(&mut stream, &Welcome::No(why)).await;
+            let is_own = (hello.cluster, hello.to) == (self.me.meta.cluster, self.me.meta.node);
+            let over = is_own && shared.book.is_over(node, hello.identity, hello.boot.life());
+            self.say(&mut stream, &if over { Welcome::Removed(why) } else { Welcome::No(why) }).await;
             return;
         }
         if !self.say(&mut stream, &Welcome::Yes(self.me.hello(node, hello.lane))).await {
@@ -123,7 +125,7 @@ impl Visit {
         let (node, address) = (join.node.0, &join.peer_address);
         let welcome = join::answer(&join, &self.me, &self.shared).await;
         match &welcome {
-            Welcome::No(why) | Welcome::Later(why) => {
+            Welcome::No(why) | Welcome::Later(why) | Welcome::Removed(why) => {
                 let line = format!("node {node} at {address} asks to join and is refused: {why}");
                 self.shared.peers.complain(Kind::Join, join.node, line);
             }

@@ -17,6 +17,7 @@
 //! - At most `NODES_MAX` nodes that are no members are known by hearsay.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use quorate_engine::effect::Member;
@@ -38,6 +39,8 @@ struct Rows {
 #[derive(Debug, Default)]
 pub struct Book {
     rows: Mutex<Rows>,
+    /// Another member says that this very node has been removed.
+    disowned: AtomicBool,
     news: Notify,
 }
 
@@ -81,6 +84,26 @@ impl Book {
     pub fn is_removed(&self, node: NodeId, life: u32) -> bool {
         let rows = self.rows.lock();
         rows.members.get(&node).is_some_and(|member| member.removed && member.life >= life)
+    }
+
+    /// Another member says that this node has been removed. Nobody who is removed comes back with its directory, so
+    /// whoever knows of it is right, and the end of this node's own log need not have come here.
+    pub fn disown(&self) {
+        self.disowned.store(true, Ordering::Relaxed);
+        self.news.notify_waiters();
+    }
+
+    /// Whether this node, in this life of its id, is known to have been removed.
+    #[must_use]
+    pub fn is_disowned(&self, own: NodeId, life: u32) -> bool {
+        self.disowned.load(Ordering::Relaxed) || self.is_removed(own, life)
+    }
+
+    /// Whether a node with this data directory will never be let in again.
+    #[must_use]
+    pub fn is_over(&self, node: NodeId, identity: Identity, life: u32) -> bool {
+        let is_retired = |member: &Member| member.retired.contains(&identity);
+        self.is_removed(node, life) || self.rows.lock().members.get(&node).is_some_and(is_retired)
     }
 
     /// Why a node with this data directory, founded in this life of its, is not let in.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_engine::effect::Side;
+use quorate_engine::effect::{Input, Side};
 use quorate_protocol::id::NodeId;
 use quorate_protocol::limits::SNAPSHOT_OUTPUT_MAX;
 use quorate_protocol::peer::{Hello, Lane};
@@ -27,8 +27,9 @@ pub async fn dial_all(me: Me, shared: Arc<Shared>) {
     let mut removed = false;
     loop {
         let news = shared.book.news();
-        if shared.book.is_removed(me.meta.node, me.meta.boot.life()) && !std::mem::replace(&mut removed, true)
-        {
+        if !removed && shared.book.is_disowned(me.meta.node, me.meta.boot.life()) {
+            removed = true;
+            shared.mailbox.post(Input::Removed, 0);
             tracing::warn!(
                 "this node has been removed from its cluster and serves nobody any more; stop it, or start it with an \
                  empty data directory and --join to bring it back"

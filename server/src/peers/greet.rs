@@ -111,6 +111,10 @@ pub(super) async fn open(
             Some(why) => Err(why),
         },
         Welcome::No(why) | Welcome::Later(why) => Err(why),
+        Welcome::Removed(why) => {
+            shared.book.disown();
+            Err(why)
+        }
         Welcome::Joined(_) => Err("it answers what it was not asked".to_owned()),
     }
 }

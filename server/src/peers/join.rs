@@ -47,7 +47,9 @@ pub async fn ask(members: &[String], join: &Join) -> Result<Joined, String> {
         for member in members {
             match timeout(ANSWER, ask_one(member, join)).await {
                 Ok(Ok(Welcome::Joined(joined))) => return Ok(joined),
-                Ok(Ok(Welcome::No(why))) => return Err(format!("--join {member}: {why}")),
+                Ok(Ok(Welcome::No(why) | Welcome::Removed(why))) => {
+                    return Err(format!("--join {member}: {why}"));
+                }
                 Ok(Ok(Welcome::Later(why))) => last = format!("--join {member}: {why}"),
                 Ok(Ok(Welcome::Yes(_))) => return Err(format!("--join {member}: it is no member's answer")),
                 Ok(Err(why)) => {

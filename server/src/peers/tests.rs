@@ -113,6 +113,9 @@ async fn a_node_that_is_not_known_is_let_in_and_dialled_back_until_it_is_removed
     one.shared.book.learn(vec![one.as_member(false), four.as_member(true)]);
     one.loses_link(4, Side::Opener).await;
     four.loses_link(1, Side::Opener).await;
+    // Its own log may never say so: who refuses it does.
+    four.is_told("it was removed", |input| matches!(input, Input::Removed)).await;
+    assert!(four.shared.book.is_disowned(NodeId(4), 0) && !one.shared.book.is_disowned(NodeId(1), 0));
     let mut hello = four.me.hello(NodeId(1), Lane::Raft);
     let greet = async |hello| {
         let mut first = Vec::new();
@@ -120,7 +123,7 @@ async fn a_node_that_is_not_known_is_let_in_and_dialled_back_until_it_is_removed
         answer_to(&one, &first).await
     };
     let refused = |answer: Welcome, words: &str| match answer {
-        Welcome::No(why) => assert!(why.contains(words), "{why}"),
+        Welcome::No(why) | Welcome::Removed(why) => assert!(why.contains(words), "{why}"),
         other => panic!("{other:?}"),
     };
     refused(greet(hello.clone()).await, "node 4 has been removed from this cluster; start it with an empty");
