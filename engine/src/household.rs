@@ -84,6 +84,8 @@ pub struct Household {
     renouncing: bool,
     /// The life that began when the node's former replicas were renounced.
     renounced: Option<u32>,
+    /// Why no session was to be had, as it was said last.
+    said: String,
 }
 
 impl Household {
@@ -104,6 +106,7 @@ impl Household {
             untold_at: 0,
             renouncing: false,
             renounced: None,
+            said: String::new(),
         }
     }
 
@@ -323,9 +326,13 @@ impl Household {
             self.session = Session::Live { id, until, renew_at: now + RENEW_EVERY, renewing: false };
             gateway.set_session(id);
             fx.push(Effect::Log(Level::Info, format!("session {} is open", id.0)));
+            self.said.clear();
         } else {
-            if let Some(failure) = reply.failure() {
-                fx.push(Effect::Log(Level::Warn, format!("this node got no session: {failure}")));
+            let said = reply.failure().map(|failure| format!("this node got no session: {failure}"));
+            // It asks again several times a second, until the reason is gone.
+            if let Some(said) = said.filter(|said| *said != self.said) {
+                fx.push(Effect::Log(Level::Warn, said.clone()));
+                self.said = said;
             }
             self.session = Session::None { ask_at: now + AGAIN };
         }

@@ -158,14 +158,17 @@ async fn founding(config: &Config) -> Result<(Founding, Vec<(NodeId, String)>), 
         }
     }
     // A directory that cannot be made is found out before the cluster has a member more.
-    DirBuilder::new().recursive(true).mode(0o700).create(config.data_dir.join("journal")).map_err(
-        |error| {
-            let path = config.data_dir.display();
-            format!("data directory {path}: {error}; check the path and its permissions (--data-dir)")
-        },
-    )?;
+    let inner = config.data_dir.join("journal");
+    let made: Vec<_> = inner.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(inner).map_err(|error| {
+        let path = config.data_dir.display();
+        format!("data directory {path}: {error}; check the path and its permissions (--data-dir)")
+    })?;
     let join = Join { node: config.node, peer_address: config.peer_advertise.clone() };
-    let joined = peers::join::ask(members, &join).await?;
+    let joined = peers::join::ask(members, &join).await.inspect_err(|_| {
+        // Whatever anybody has put there meanwhile stays: only empty directories go.
+        made.iter().for_each(|path| _ = std::fs::remove_dir(path));
+    })?;
     tracing::info!("the cluster of nodes {} has let this node in", names(&joined.members));
     let founding = Founding {
         cluster: joined.cluster,

@@ -57,6 +57,28 @@ fn a_port_that_is_taken_is_named() {
     assert!(!scratch.path().join("d").exists(), "a node without ports makes no directory");
 }
 
+/// Whoever is not let in leaves nothing behind; what was there before stays.
+#[test]
+fn a_refused_join_makes_no_directory() {
+    let cluster = Cluster::start(1);
+    let scratch = Scratch::new();
+    let (outer, inner) = (scratch.path().join("outer"), scratch.path().join("outer/d"));
+    let join = || {
+        let [client, peer, admin] = free_ports();
+        let mut command = Command::new(binary());
+        for (flag, port) in [("--listen", client), ("--peer-listen", peer), ("--admin-listen", admin)] {
+            command.args([flag, &format!("127.0.0.1:{port}")]);
+        }
+        command.args(["--node-id", "1", "--join", &cluster.peer_address(1).to_string()]);
+        run(command.arg("--end-with-stdin").arg("--data-dir").arg(&inner), "")
+    };
+    refused(&join(), &["--join", "this is node 1; choose another --node-id"]);
+    assert!(!outer.exists(), "it made them all");
+    fs::create_dir(&outer).expect("it can be made");
+    refused(&join(), &["--join", "this is node 1; choose another --node-id"]);
+    assert!(outer.exists() && !inner.exists(), "it made one of them");
+}
+
 #[test]
 fn a_directory_in_use_is_not_touched() {
     let cluster = Cluster::start(1);

@@ -51,6 +51,28 @@ impl Wish {
     fn leaves(&self) -> bool {
         self.standing != "active"
     }
+
+    /// Whether the change had been decided before it was asked for.
+    fn is_old(&self, before: &View, node: u64) -> bool {
+        match before.members.iter().find(|member| member.node == node) {
+            Some(row) => !row.standing.is_empty() && heard(row, self.standing),
+            None => self.standing == "gone",
+        }
+    }
+
+    /// What is to be said when so few nodes are left to hold groups that none of them, or no second one, may fail.
+    fn thin(&self, before: &View, node: u64) -> Option<String> {
+        let active = before.members.iter().filter(|member| member.standing == "active");
+        let left = active.filter(|member| member.node != node).count();
+        let text = match left {
+            _ if !self.leaves() => return None,
+            1 => "1 active node is left: each group has one replica there, and is lost with it".to_owned(),
+            2 => "2 active nodes are left: groups have two replicas, and stand still when either node fails"
+                .to_owned(),
+            _ => return None,
+        };
+        Some(format!("{text}; add a node, or `quorate member cancel` one that is draining"))
+    }
 }
 
 /// Has the cluster decide, and watches what follows if that is wanted.
@@ -60,14 +82,27 @@ pub(crate) async fn run(
     change: &Change,
 ) -> Result<ExitCode, Trouble> {
     let wish = Wish::of(change);
+    let before = cluster.view(None).await.ok();
     let reply = cluster.client().await?.call(wish.words.clone()).await?;
     let node: u64 =
         wish.node.parse().map_err(|_| Trouble::internal("a node id that is no number was taken"))?;
+    let note = |text: &str| {
+        if !screen.is_json() {
+            screen.note(text)
+        }
+    };
+    let already = before.as_ref().is_some_and(|before| wish.is_old(before, node));
+    if let Some(text) = before.as_ref().and_then(|before| wish.thin(before, node)).filter(|_| !already) {
+        note(&text);
+    }
     if !wish.wait {
         screen.reply(&reply);
-        if !screen.is_json() {
-            screen.note("replicas move now; `quorate status` shows how far they are");
-        }
+        note(&if already {
+            let standing = if wish.standing == "gone" { "being removed" } else { wish.standing };
+            format!("node {node} was {standing} already; `quorate status` shows whether replicas still move")
+        } else {
+            "replicas move now; `quorate status` shows how far they are".to_owned()
+        });
         return Ok(ExitCode::SUCCESS);
     }
     tokio::select! {
@@ -129,7 +164,7 @@ impl Concerned {
 
 /// Whether a node's row shows that the change has been decided. A node that does not tell standings has to be believed.
 fn heard(row: &Member, standing: &str) -> bool {
-    let on_its_way = standing == "gone" && row.standing == "leaving";
+    let on_its_way = standing == "gone" && matches!(&row.standing[..], "leaving" | "closing");
     row.standing.is_empty() || row.standing == standing || on_its_way
 }
 
@@ -225,6 +260,23 @@ mod tests {
         assert_eq!(stage("leaving", &[here, here, away]), Stage::Moved(0));
         assert_eq!(stage("leaving", &[here, away, away]), Stage::Moved(1));
         assert_eq!(stage("leaving", &[away, away, away]), Stage::Moved(2));
+        assert_eq!(stage("closing", &[away, away, away]), Stage::Moved(2), "its session runs out");
         assert_eq!(stage("gone", &[away, away, away]), Stage::Done);
+    }
+
+    #[test]
+    fn what_is_said_of_a_change_is_true() {
+        let wish =
+            |standing| Wish { words: Vec::new(), node: "4".to_owned(), wait: false, standing, done: "" };
+        let old = |standing, wanted| wish(wanted).is_old(&view(standing, "d:1", &[]), 4);
+        assert!(old("active", "active") && old("draining", "draining") && old("closing", "gone"));
+        assert!(!old("draining", "active") && !old("active", "draining") && !old("active", "gone"));
+        assert!(wish("gone").is_old(&view("active", "", &[]), 9), "MEMBERS does not show what is gone");
+        assert!(!wish("active").is_old(&view("active", "", &[]), 9));
+        // Node 1 is the other one.
+        let thin = |wanted, node| wish(wanted).thin(&view("active", "d:1", &[]), node);
+        assert!(thin("draining", 4).is_some_and(|text| text.starts_with("1 active node is left")));
+        assert!(thin("gone", 9).is_some_and(|text| text.starts_with("2 active nodes are left")));
+        assert_eq!(thin("active", 4), None);
     }
 }
