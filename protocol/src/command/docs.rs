@@ -99,7 +99,7 @@ Verbs and options are case-insensitive; options are `NAME value` pairs in any or
 command says seconds. Contention, emptiness and absence are **nil, never an error**. Every error begins with an
 upper-case code and says what to do next. `HELP LOCK` shows one command, `COMMAND DOCS` everything below.
 
-Names (locks, keys, owners) have at most 1 KiB, topics 1,020 bytes (their dead letters' name must fit), values and messages 8 MiB. Names with the same `{tag}` lie in the
+Names (locks, keys, owners) have 1 byte to 1 KiB, topics 1,020 bytes (their dead letters' name must fit), values and messages 8 MiB. Names with the same `{tag}` lie in the
 same partition, as in Redis Cluster.
 
 ## Outcome and order
