@@ -12,6 +12,7 @@ use quorate_protocol::reply::Reply;
 use quorate_protocol::resp::{Dialect, encode};
 
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes};
+use crate::time::over_at;
 
 /// A state machine that a script can talk to.
 pub(crate) trait Subject {
@@ -76,7 +77,8 @@ impl<S: Subject> Script<S> {
     fn run(&mut self, event: impl FnOnce(&mut S, &Ctx, &mut Outcomes)) -> Outcomes {
         self.ctx.at.offset += 1;
         let mut out = vec![];
-        self.subject.expire(&self.ctx, &mut out);
+        // The first stamp at which what lasts until now is over.
+        self.subject.expire(&Ctx { time: over_at(self.ctx.time), ..self.ctx }, &mut out);
         event(&mut self.subject, &self.ctx, &mut out);
         self.subject.check();
         out

@@ -33,6 +33,7 @@ use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 use crate::portion::Portion;
 use crate::ring::Ring;
 use crate::table::{Rows, Table, load_row};
+use crate::time::{is_over, over_at};
 use crate::trash::Trash;
 
 mod floors;
@@ -243,13 +244,17 @@ impl System {
     }
 
     fn expire_sessions(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
-        let over = |row: &&NodeRow| row.session != SessionId(0) && row.deadline <= ctx.time;
+        let over = |row: &&NodeRow| row.session != SessionId(0) && is_over(row.deadline, ctx.time);
         let nodes: Vec<NodeId> = self.nodes.iter().filter(|(_, row)| over(row)).map(|(id, _)| *id).collect();
         for node in nodes {
             self.end_node(ctx, node, out);
         }
-        let clients: Vec<ClientId> =
-            self.clients.iter().filter(|&(_, &deadline)| deadline <= ctx.time).map(|(id, _)| *id).collect();
+        let clients: Vec<ClientId> = self
+            .clients
+            .iter()
+            .filter(|&(_, &deadline)| is_over(deadline, ctx.time))
+            .map(|(id, _)| *id)
+            .collect();
         for client in clients {
             if !portion.take(CLIENT_COST) {
                 break;
@@ -262,7 +267,7 @@ impl System {
         let live =
             self.nodes.iter().filter(|(_, row)| row.session != SessionId(0)).map(|(_, row)| row.deadline);
         self.next_end =
-            live.chain(self.clients.iter().map(|(_, &deadline)| deadline)).min().unwrap_or(u64::MAX);
+            live.chain(self.clients.iter().map(|(_, &deadline)| deadline)).min().map_or(u64::MAX, over_at);
     }
 
     /// The earliest group time at which something may end.
@@ -445,7 +450,7 @@ impl System {
             deadline: ctx.time + SESSION_LEASE,
             client_address: open.client_address,
         };
-        self.next_end = self.next_end.min(row.deadline);
+        self.next_end = self.next_end.min(over_at(row.deadline));
         self.nodes.insert(open.node, row);
         self.members_changed = true;
         self.raise_level();
@@ -659,8 +664,8 @@ mod tests {
         assert_eq!(forget(&mut system, 9), Reply::Int(0), "its clients count on its session");
         assert_eq!(apply(&mut system, 10, conn, renewal()), Reply::Int(0), "which gets no more of its lease");
         assert_refused(&open(&mut system, 10, 3, 8, 2), "is being removed");
-        let over = Ctx { at: LogPos { index: 0, offset: 10 }, time: 8 + SESSION_LEASE };
-        assert_eq!(system.next_deadline(), Some(1 + SESSION_LEASE), "the others are not renewed here");
+        let over = Ctx { at: LogPos { index: 0, offset: 10 }, time: 9 + SESSION_LEASE };
+        assert_eq!(system.next_deadline(), Some(2 + SESSION_LEASE), "the others are not renewed here");
         system.expire(&over, &mut Portion::endless(), &mut Outcomes::new());
         assert_eq!(forget(&mut system, 11), Reply::Int(1));
         assert_eq!(system.level(), 2, "the old release is gone");

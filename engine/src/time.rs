@@ -2,11 +2,26 @@
 //!
 //! Every entry carries a stamp. A leader goes on from the highest stamp in its log and adds what its own
 //! clock has advanced since it began to lead, so stamps never fall and time stands still without a leader.
-//! A deadline takes effect only at a log position, by the stamp there: never early, late by at most the
-//! time without a leader and `STAMP_EVERY` per change of leader.
+//! A deadline takes effect only at a log position, by the stamp there: never early, late by at most a millisecond, the
+//! time without a leader, and `STAMP_EVERY` per change of leader.
+//!
+//! Subtlety: stamps are whole milliseconds, so two of them can be nearly one further apart than what they were taken of. A lease
+//! that ended as soon as a stamp shows its length would end early for a holder that counts its own clock: it ends behind that (`is_over`).
 
 /// A group with deadlines commits a stamp at least this often; milliseconds.
 pub const STAMP_EVERY: u64 = 1000;
+
+/// Whether a lease, a wait or a delay that lasts up to `deadline` is over at `time`.
+#[must_use]
+pub fn is_over(deadline: u64, time: u64) -> bool {
+    time > deadline
+}
+
+/// The first group time at which that is over.
+#[must_use]
+pub fn over_at(deadline: u64) -> u64 {
+    deadline.saturating_add(1)
+}
 
 /// A leader's reading of group time.
 #[derive(Debug, Clone, Copy)]
@@ -68,5 +83,22 @@ mod tests {
         assert!(!clock.is_due(9_300_000, Some(801)));
         assert!(clock.is_due(9_301_000, Some(801)));
         assert!(clock.is_due(10_250_000, Some(u64::MAX)));
+    }
+
+    /// Whenever in their milliseconds it begins and is looked at.
+    #[test]
+    fn nothing_is_over_before_its_length_has_passed() {
+        for begin in (9_000_000..9_002_000).step_by(100) {
+            let mut clock = GroupClock::new(9_000_000, 500);
+            let deadline = clock.stamp(begin) + 7;
+            for length in (5_000..7_000).step_by(100) {
+                assert!(
+                    !is_over(deadline, clock.read(begin + length)),
+                    "begun at {begin}, over after {length} us"
+                );
+            }
+            assert!(is_over(deadline, clock.read(begin + 8_000)));
+            assert!(clock.is_due(begin + 8_000, Some(over_at(deadline))));
+        }
     }
 }

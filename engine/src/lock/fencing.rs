@@ -33,6 +33,7 @@ use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcomes, answer};
 use crate::portion::Portion;
 use crate::table::{Rows, Table, load_row, take_row};
+use crate::time::{is_over, over_at};
 use crate::trash::Trash;
 
 wire_enum! {
@@ -203,7 +204,7 @@ impl Fencing {
     /// When the next watch ends, in group time.
     #[must_use]
     pub fn next_end(&self) -> Option<u64> {
-        self.ends.first().map(|(until, _)| *until)
+        self.ends.first().map(|(until, _)| over_at(*until))
     }
 
     /// Ends the watches whose time has come, as far as the portion goes.
@@ -211,7 +212,7 @@ impl Fencing {
         #[cfg(feature = "faults")]
         self.tell_now(time);
         while let Some((until, watch)) = self.ends.first()
-            && *until <= time
+            && is_over(*until, time)
             && portion.take(2)
         {
             let watch = watch.clone();

@@ -41,6 +41,7 @@ use index::{Index, Key, Line};
 
 use crate::portion::Portion;
 use crate::table::{Rows, Table, load_row, take_row};
+use crate::time::{is_over, over_at};
 use crate::trash::Trash;
 
 /// Names of which refused tries are remembered; beyond it the memory starts anew.
@@ -198,7 +199,7 @@ impl Locks {
         if self.has_rest() {
             return Some(0);
         }
-        let locks = self.index.deadlines.first().map(|(deadline, ..)| *deadline);
+        let locks = self.index.deadlines.first().map(|(deadline, ..)| over_at(*deadline));
         locks.into_iter().chain(self.fencing.next_end()).min()
     }
 
@@ -338,7 +339,7 @@ impl Locks {
         self.work_off(ctx, portion, out);
         self.fencing.expire(ctx.time, portion);
         while let Some((deadline, is_wait, key)) = self.index.deadlines.first() {
-            if *deadline > ctx.time || !portion.take(2) {
+            if !is_over(*deadline, ctx.time) || !portion.take(2) {
                 break;
             }
             let key = key.clone();

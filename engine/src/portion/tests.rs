@@ -80,7 +80,7 @@ fn a_connection_with_many_locks_ends_by_portions_on_every_replica_alike() {
     (0..1000).for_each(|n| locks.lock(&ctx(n, 0), &asker(1 + n % 2), lock(n, 0), &mut out));
     locks.lock(&ctx(1001, 0), &asker(3), lock(999, 1000), &mut out);
     locks.end_session(&ctx(1002, 0), NodeId(1), SessionId(2), &mut out);
-    assert_eq!(locks.next_deadline(), Some(1000), "nothing was left of another session");
+    assert_eq!(locks.next_deadline(), Some(1001), "nothing was left of another session");
     let of_session = ConnId { counter: 3, ..conn(3) };
     out.clear();
     locks.close(&ctx(1003, 0), conn(1), &mut out);

@@ -220,7 +220,7 @@ fn a_watch_ends_when_nobody_has_asked_for_it_for_long() {
     town.watch(3);
     town.script.pass(599_999);
     assert_eq!(town.post(3), None);
-    assert_eq!(town.script.subject.next_deadline(), Some(1000 + 900_000));
+    assert_eq!(town.script.subject.next_deadline(), Some(1001 + 900_000));
     town.script.pass(1);
     let Some(Item::Unwatched(ended)) = town.post(3) else { panic!("it is over") };
     assert_eq!(ended, ("db".into(), 2));
