@@ -14,8 +14,9 @@ const KEYS: usize = 6;
 /// A figure of a node's STATUS.
 fn figure(client: &mut Client, name: &str) -> u64 {
     let status = client.ask_all("STATUS");
-    let line = status.lines().find_map(|line| line.trim().strip_prefix(&format!("{name}: ")));
-    line.and_then(|figure| figure.parse().ok()).expect("STATUS has it")
+    // Lists may have the same name.
+    let figure = |line: &str| line.trim().strip_prefix(&format!("{name}: "))?.parse().ok();
+    status.lines().find_map(figure).expect("STATUS has it")
 }
 
 fn home_of(client: &mut Client, key: &str) -> usize {

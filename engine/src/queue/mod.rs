@@ -39,7 +39,6 @@ use crate::keep::keep;
 use crate::outcome::{Asker, Ctx, Outcome, Outcomes, answer};
 use crate::portion::Portion;
 use crate::table::{Rows, Table, load_row, take_row};
-use crate::time::{is_over, over_at};
 use crate::trash::Trash;
 use bodies::Bodies;
 pub use bodies::MAPPED_FROM;
@@ -160,7 +159,7 @@ impl Queues {
         if !self.closing.is_empty() {
             return Some(0);
         }
-        self.index.due.first().map(|(time, _)| over_at(*time))
+        self.index.due.first().map(|(time, _)| crate::time::over_at(*time))
     }
 
     /// PUB
@@ -413,7 +412,7 @@ impl Queues {
     pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
         self.work_off(ctx, portion, out);
         while let Some((time, due)) = self.index.due.first() {
-            if !is_over(*time, ctx.time) || !portion.take(2) {
+            if !crate::time::is_over(*time, ctx.time) || !portion.take(2) {
                 break;
             }
             match due.clone() {
