@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use quorate_tests::sim::{Bug, Settings, run};
 
 /// Seeds that a deliberate bug may take to be seen.
-const SEEDS: u64 = 80;
+const SEEDS: u64 = 200;
 
 fn settings(seconds: u64) -> Settings {
     Settings { seconds, ..Settings::default() }
