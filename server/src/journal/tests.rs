@@ -105,6 +105,14 @@ fn a_directory_is_found_again_as_it_was_left() {
     assert_eq!(size(3), SEGMENT_SIZE);
 }
 
+/// A commit, and a frontier, without which its damage would be a torn tail.
+fn commit_and_vouch(dir: &mut DataDir, journal: &mut Journal) {
+    commit(dir, journal, 1);
+    let mut ios = Vec::new();
+    journal.idle(&mut ios);
+    dir.perform(&ios, &mut |_| false).unwrap();
+}
+
 /// Changes a byte of the first segment, behind its header.
 fn flip(scratch: &Scratch) {
     let path = scratch.0.join(Name::Segment(1).path());
@@ -133,11 +141,7 @@ fn what_no_other_node_has_is_left_as_it_is() {
     let scratch = scratch("alone");
     let alone = Founding { founders: vec![(NodeId(2), "b:2".to_owned())], ..founding(2) };
     let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &alone).unwrap();
-    commit(&mut dir, &mut journal, 1);
-    // A frontier, without which this would be a torn tail.
-    let mut ios = Vec::new();
-    journal.idle(&mut ios);
-    dir.perform(&ios, &mut |_| false).unwrap();
+    commit_and_vouch(&mut dir, &mut journal);
     drop((dir, journal));
     flip(&scratch);
     let before = files_of(&scratch.0);
@@ -157,10 +161,7 @@ fn what_no_other_node_has_is_left_as_it_is() {
 fn what_a_damaged_start_cannot_use_is_kept_until_all_is_whole() {
     let scratch = scratch("aside");
     let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
-    commit(&mut dir, &mut journal, 1);
-    let mut ios = Vec::new();
-    journal.idle(&mut ios);
-    dir.perform(&ios, &mut |_| false).unwrap();
+    commit_and_vouch(&mut dir, &mut journal);
     drop((dir, journal));
     flip(&scratch);
     let spoiled = fs::read(scratch.0.join(Name::Segment(1).path())).unwrap();
