@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quorate_engine::effect::Input;
-use quorate_engine::journal::{Conf, File, Standing};
+use quorate_engine::journal::{Conf, File, Row, Standing};
 use quorate_engine::ring::Ring;
 use quorate_protocol::id::{GroupId, NodeId};
 use quorate_protocol::op::{MemberAdd, MemberOp, Op, Pub};
@@ -138,6 +138,77 @@ fn a_replica_that_has_lost_what_it_acknowledged_is_replaced() {
         town.replies_of(1).iter().filter(|(id, _)| *id >= 10_000).all(|(_, reply)| reply.failure().is_none())
     );
     assert!(town.agree(&[1, 2]));
+}
+
+/// Nodes that have lost what they had of a group.
+fn lose(town: &mut Town, group: GroupId, nodes: [u64; 2]) {
+    for node in nodes {
+        let disk = town.disks.get_mut(&NodeId(node)).expect("a disk");
+        disk.entries.remove(&group);
+        let row = disk.rows.get_mut(&group).expect("it is held everywhere");
+        (row.standing, row.snapshot) = (Standing::Lost, (0, 0));
+        town.start(node);
+    }
+}
+
+#[test]
+fn a_replica_that_was_put_back_as_it_was_counts_again() {
+    let mut town = Town::new(3);
+    town.run(30);
+    work(&mut town, 1, 1, 40);
+    town.run_until("all agree", |town| town.agree(&[1, 2, 3]));
+    let ring = Ring::new((1..=3).map(NodeId));
+    let group = (1..=16).map(GroupId).find(|group| ring.voters(*group).first() == Some(&NodeId(1)));
+    let group = group.expect("node 1 is to lead some");
+    let (row, log) =
+        (town.disks[&NodeId(2)].rows[&group].clone(), town.disks[&NodeId(2)].entries[&group].clone());
+    lose(&mut town, group, [2, 3]);
+    town.run(200);
+    assert!(town.engine(1).report().iter().any(|one| one.group == group && one.leader.is_none()));
+    let disk = town.disks.get_mut(&NodeId(2)).expect("a disk");
+    disk.rows.insert(group, row);
+    disk.entries.insert(group, log);
+    town.start(2);
+    for _ in 0..600 {
+        town.run(1);
+        let conf = &town.disks[&NodeId(1)].rows[&group].conf;
+        assert!(conf.voters.len() > 1, "what node 2 has is not thrown away: {conf:?}");
+    }
+    let rows = |node: u64| &town.disks[&NodeId(node)].rows[&group];
+    assert!(rows(2).standing == Standing::Whole && rows(2).incarnation == 0, "{:?}", rows(2));
+    assert_eq!((rows(3).standing, rows(1).conf.voters.len()), (Standing::Whole, 3), "node 3 was replaced");
+    assert!(town.agree(&[1, 2, 3]));
+}
+
+#[test]
+fn a_group_stands_still_and_says_so_when_most_of_its_nodes_have_renounced_what_they_had() {
+    let mut town = Town::new(5);
+    town.run(50);
+    work(&mut town, 1, 1, 20);
+    // A partition, and the node of it that keeps what it has.
+    let places = places(&town);
+    let holders = |group: &GroupId| places[group].iter().copied().collect::<Vec<_>>();
+    let group = (1..=16).map(GroupId).find(|group| !holders(group).contains(&NodeId(1)));
+    let group = group.expect("node 1 does not hold all");
+    let struck = &holders(&group)[..2];
+    for node in struck {
+        let disk = town.disks.get_mut(node).expect("a disk");
+        disk.entries.clear();
+        disk.files.clear();
+        let lost = Row { incarnation: u32::MAX, standing: Standing::Lost, ..Row::default() };
+        disk.rows = (0..=16).map(|group| (GroupId(group), lost.clone())).collect();
+        town.start(node.0);
+    }
+    let last = holders(&group)[2];
+    town.run_until("they have renounced it", |town| {
+        struck.iter().all(|node| town.disks[node].rows[&group].standing == Standing::Absent)
+    });
+    town.run(600);
+    let mut warnings =
+        town.logs.iter().filter(|(node, line)| *node == last && line.contains("have lost what"));
+    let named = format!("{}", group.0);
+    let names = |line: &str| line.split([' ', ',', ':']).any(|word| word == named);
+    assert!(warnings.any(|(_, line)| names(line)), "node {} says so of group {named}", last.0);
 }
 
 #[test]

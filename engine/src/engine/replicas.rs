@@ -149,8 +149,8 @@ impl Engine {
             } else {
                 self.replicas.reluctant.remove(&from);
             }
-            // Such a frame says all that is lost. What was lost under any incarnation is not, once it has a new one.
-            self.replicas.lost.retain(|(_, lost)| lost.node != from || lost.incarnation != u32::MAX);
+            // Such a frame says all that is lost: what is not named has been replaced, or put back as it was.
+            self.replicas.lost.retain(|(_, lost)| lost.node != from);
         }
         for (group, incarnation) in frame.lost {
             self.replicas.lost.insert((group, Replica { node: from, incarnation }));
@@ -324,10 +324,12 @@ impl Engine {
 
     /// Warns of groups that cannot go on, because a majority has lost what it acknowledged. Nothing is made up for them.
     fn tell_of_the_doomed(&mut self) {
-        let lost = &self.replicas.lost;
+        let (lost, lives) = (&self.replicas.lost, self.lives());
         let is_lost = |group: GroupId, replica: Replica| {
             let any = Replica { incarnation: u32::MAX, ..replica };
-            lost.contains(&(group, replica)) || lost.contains(&(group, any))
+            // What belongs to a former life of its node was renounced with all else that the node had.
+            let renounced = lives.get(&replica.node).is_some_and(|life| replica.life() < *life);
+            renounced || lost.contains(&(group, replica)) || lost.contains(&(group, any))
         };
         let short = |group: GroupId, voters: &[Replica]| {
             let left = voters.iter().filter(|replica| !is_lost(group, **replica)).count();

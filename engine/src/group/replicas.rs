@@ -97,6 +97,10 @@ impl Group {
             replicas.iter().copied().filter(|replica| *replica == me || !lost(*replica)).collect()
         };
         let (voters, learners) = (whole(&conf.voters), whole(&conf.learners));
+        if 2 * voters.len() <= conf.voters.len() {
+            // What most have lost is not for the rest to decide: the files may be put back as they were.
+            return None;
+        }
         if voters.len() < conf.voters.len() || learners.len() < conf.learners.len() {
             return Some(Target { voters, learners });
         }

@@ -174,6 +174,8 @@ pub(crate) struct Town {
     pub(crate) watch: Option<Watch>,
     /// Until when a node's view would show a key, as it was told last.
     pub(crate) shown: BTreeMap<(NodeId, Bytes), u64>,
+    /// Lines of the nodes' logs.
+    pub(crate) logs: Vec<(NodeId, String)>,
     /// Steps that every node counts of its work, and the most that a turn has added to each.
     pub(crate) steps: Steps,
 }
@@ -221,6 +223,7 @@ impl Town {
             gathers: false,
             watch: None,
             shown: BTreeMap::new(),
+            logs: Vec::new(),
             steps: None,
         };
         (1..=n).for_each(|id| this.start(id));
@@ -350,8 +353,8 @@ impl Town {
             | Effect::Close { .. }
             | Effect::Members(_)
             | Effect::Cache(_)
-            | Effect::Track(_)
-            | Effect::Log(..) => {}
+            | Effect::Track(_) => {}
+            Effect::Log(_, line) => self.logs.push((node, line)),
         }
     }
 
