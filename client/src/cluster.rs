@@ -1,5 +1,7 @@
 //! The cluster, as the node at the other end sees it.
 
+use quorate_protocol::backup::Crossing;
+use quorate_protocol::id::GroupId;
 use quorate_protocol::reply::Reply;
 
 use crate::session::Again;
@@ -76,7 +78,7 @@ pub struct PartitionInfo {
 }
 
 /// The newest snapshot that a node has of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotInfo {
     /// 0 is the system group, others are partitions.
     pub group: u64,
@@ -88,6 +90,8 @@ pub struct SnapshotInfo {
     pub time: u64,
     /// Bytes of its file.
     pub bytes: u64,
+    /// How far dead letters had crossed between this group and others.
+    pub crossings: Vec<Crossing>,
 }
 
 impl Client {
@@ -176,12 +180,22 @@ pub(crate) fn partitions(reply: Reply) -> Result<Vec<PartitionInfo>, Error> {
 /// Reads the answer of SNAPSHOT LIST.
 pub(crate) fn snapshots(reply: Reply) -> Result<Vec<SnapshotInfo>, Error> {
     list(reply, |row| {
-        let numbers = list(row, number)?;
-        let Ok([group, index, term, time, bytes]) = <[u64; 5]>::try_from(numbers) else {
+        let fields = list(row, Ok)?;
+        let Ok([group, index, term, time, bytes, crossings]) = <[Reply; 6]>::try_from(fields) else {
             return Err(unexpected(Reply::Nil));
         };
-        Ok(SnapshotInfo { group, index, term, time, bytes })
+        let crossings = list(crossings, crossing)?;
+        let [group, index, term, time, bytes] = [group, index, term, time, bytes].map(number);
+        Ok(SnapshotInfo { group: group?, index: index?, term: term?, time: time?, bytes: bytes?, crossings })
     })
+}
+
+fn crossing(row: Reply) -> Result<Crossing, Error> {
+    let Ok([other, left, arrived]) = <[u64; 3]>::try_from(list(row, number)?) else {
+        return Err(unexpected(Reply::Nil));
+    };
+    let other = u16::try_from(other).map_err(|_| unexpected(Reply::int(other)))?;
+    Ok(Crossing { other: GroupId(other), left, arrived })
 }
 
 fn group(row: Reply) -> Result<GroupStatus, Error> {

@@ -508,7 +508,7 @@ impl Engine {
         self.household.introduce(mono, &mut self.gateway);
         self.household.watch(mono, &mut self.gateway);
         for group in self.groups.values().filter(|group| group.leading().is_some()) {
-            self.household.deliver(mono, group.outbox(), &mut self.gateway);
+            self.household.deliver(mono, group.outbox(), group.keeps_letters_until(), &mut self.gateway);
         }
     }
 

@@ -76,6 +76,8 @@ pub struct Household {
     watching: BTreeSet<Fenced>,
     /// No watch is asked for before this: one was not to be had.
     watch_at: u64,
+    /// Source → until when it is not told what has arrived.
+    kept: BTreeMap<GroupId, u64>,
     /// By source and target.
     deliveries: BTreeMap<(GroupId, GroupId), Delivery>,
     /// Closed connections of which a group refused to hear, to be told again.
@@ -101,6 +103,7 @@ impl Household {
             introduce_at: 0,
             watching: BTreeSet::new(),
             watch_at: 0,
+            kept: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             untold: Vec::new(),
             untold_at: 0,
@@ -199,9 +202,11 @@ impl Household {
         }
     }
 
-    /// Brings a group's outbox items to their targets; called on the group's leader.
-    pub fn deliver(&mut self, now: u64, outbox: &Outbox, gateway: &mut Gateway) {
+    /// Brings a group's outbox items to their targets; called on the group's leader. `keep`: until when it keeps letters
+    /// that have arrived.
+    pub fn deliver(&mut self, now: u64, outbox: &Outbox, keep: u64, gateway: &mut Gateway) {
         let source = outbox.source();
+        self.kept.insert(source, keep);
         for target in outbox.targets() {
             let most = match self.deliveries.get(&(source, target)) {
                 Some(Delivery::UnderWay) => continue,
@@ -244,7 +249,12 @@ impl Household {
                 }
             }
             Errand::Parcel(source, target, first) => {
+                let keep = self.kept.get(&source).copied().unwrap_or(0);
                 let waits = match number {
+                    // They are brought once more then. What the system group tells is not in any backup.
+                    Some(_) if now < keep && source != GroupId::SYSTEM => {
+                        Delivery::Waits { until: keep, full: false }
+                    }
                     Some(upto) if upto >= first => {
                         let work = Work::Taken(Receipted { target, upto });
                         return gateway.run_errand(now, source, work, Errand::Receipt(source, target));

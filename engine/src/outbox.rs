@@ -90,6 +90,14 @@ impl Outbox {
         self.items.discard(trash, Item::weight);
     }
 
+    /// How far each target that was ever told anything has everything: the last number that it has said to have.
+    pub fn left(&self) -> impl Iterator<Item = (GroupId, u64)> {
+        self.last.iter().map(|(&target, &last)| {
+            let first = self.items.range((target, 0)..=(target, u64::MAX)).next();
+            (target, first.map_or(last, |((_, number), _)| number - 1))
+        })
+    }
+
     /// Whose it is.
     #[must_use]
     pub fn source(&self) -> GroupId {
@@ -237,6 +245,16 @@ impl Inbox {
     #[must_use]
     pub fn taken(&self, source: GroupId) -> u64 {
         self.taken.get(&source).copied().unwrap_or(0)
+    }
+
+    /// The last number that was taken of each source's items.
+    pub fn arrived(&self) -> impl Iterator<Item = (GroupId, u64)> {
+        self.taken.iter().map(|(&source, &last)| (source, last))
+    }
+
+    /// A source begins to count anew.
+    pub fn forget(&mut self, source: GroupId) {
+        self.taken.remove(&source);
     }
 
     /// Shows what is new in a parcel to `take`, with its place in the parcel, in order, up to an item for which `take`

@@ -9,8 +9,10 @@
 //! counts compare because group 0 posts every end to every partition in the command that counts it: the n-th end that
 //! arrives at any partition is the n-th that group 0 has counted, whatever else it tells that partition in between.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use bytes::Bytes;
+use quorate_protocol::backup::Crossing;
 use quorate_protocol::id::{ConnId, GroupId, LogPos, NodeId, SessionId};
 use quorate_protocol::op::Op;
 use quorate_protocol::peer::{Introduction, Item, Parcel, Receipted, Work};
@@ -64,14 +66,31 @@ impl Partition {
         }
     }
 
-    /// What goes over into another cluster of so many partitions: the keys and the topics. Letters on their way are
-    /// sent anew.
+    /// What goes over into another cluster of so many partitions: the keys and the topics, and the letters on their way
+    /// with their numbers, so that one which had arrived by the other partition's cut does not arrive again.
     #[must_use]
     pub fn rebased(self, group: GroupId, partitions: u16) -> Self {
-        let mut rebased = Self { store: self.store, queues: self.queues, ..Self::new(group, partitions) };
+        let Self { store, queues, outbox, inbox, .. } = self;
+        let mut rebased = Self { store, queues, outbox, inbox, ..Self::new(group, partitions) };
+        // What the system group tells begins anew there.
+        rebased.inbox.forget(GroupId::SYSTEM);
         rebased.queues.rebase();
         rebased.post_letters();
         rebased
+    }
+
+    /// How far letters have crossed between this partition and others.
+    #[must_use]
+    pub fn crossings(&self) -> Vec<Crossing> {
+        let mut crossings: BTreeMap<GroupId, Crossing> = BTreeMap::new();
+        let of = |other: GroupId| Crossing { other, left: 0, arrived: 0 };
+        for (target, left) in self.outbox.left() {
+            crossings.entry(target).or_insert(of(target)).left = left;
+        }
+        for (source, arrived) in self.inbox.arrived().filter(|(source, _)| *source != GroupId::SYSTEM) {
+            crossings.entry(source).or_insert(of(source)).arrived = arrived;
+        }
+        crossings.into_values().collect()
     }
 
     /// Switches deliberate bugs on.

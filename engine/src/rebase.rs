@@ -5,9 +5,10 @@
 //!
 //! ```text
 //!  goes over         keys, versions, deadlines · topics, messages, attempts, publishers' ids · the feature level
+//!                    letters on their way to other partitions, and what has arrived of them
 //!  jumps             log index (and with it ids and versions to come) · fencing tokens
 //!  begins anew       members, replicas, lives, boots · sessions and what they were answered · locks, waiters
-//!                    leases (messages are ready again) · consumers · the outbox (letters are posted anew)
+//!                    leases (messages are ready again) · consumers · what the system group tells others
 //! ```
 //!
 //! Invariants:
@@ -36,8 +37,8 @@ pub fn rebase(header: &Header, state: State, meta: &Meta) -> Result<(Header, Sta
     let group = header.group;
     let index = header.index.checked_add(INDEXES_LEFT_OUT).filter(|&index| index <= INDEX_MAX);
     let index = index.ok_or("it has been restored so often that no places in its log are left")?;
-    let state = state.rebased(group, meta)?;
-    Ok((Header::new(group, (index, header.term), header.time, founding(group, meta)), state))
+    let (state, conf) = (state.rebased(group, meta)?, founding(group, meta));
+    Ok((Header::new(group, (index, header.term), header.time, conf, state.crossings()), state))
 }
 
 /// The row of a replica that begins with this snapshot.

@@ -3,7 +3,7 @@
 //! ```text
 //!  file:    chunks (protocol/src/chunk.rs): header, rows, rows, …, footer
 //!
-//!  header (kind 1): "QSNP", version u8, group u16, index u64, term u64, group time u64, configuration
+//!  header (kind 1): "QSNP", version u8, group u16, index u64, term u64, group time u64, configuration, crossings
 //!  rows   (kind 2): sections of one table each: table u64, rows u64, the rows (key, value) in key order
 //!  footer (kind 3): rows u64 in the whole file, digest u64 of the state
 //! ```
@@ -19,6 +19,7 @@ mod pass;
 
 use alloc::vec::Vec;
 use bytes::Bytes;
+use quorate_protocol::backup::Crossing;
 use quorate_protocol::chunk::{self, Chunks, FOOTER, FRAME, HEADER, ROWS};
 use quorate_protocol::id::{GroupId, Index, Term};
 use quorate_protocol::limits::SNAPSHOT_SLICE as SLICE;
@@ -31,7 +32,7 @@ use crate::trash::Trash;
 pub use pass::Pass;
 
 /// The version of the format.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const MAGIC: u32 = u32::from_le_bytes(*b"QSNP");
 
 wire_struct! {
@@ -52,14 +53,37 @@ wire_struct! {
         pub time: u64,
         /// The configuration at the index.
         pub conf: Conf,
+        /// How far dead letters had crossed between this group and others.
+        pub crossings: Vec<Crossing>,
     }
 }
 
 impl Header {
     /// Of this release's format.
     #[must_use]
-    pub fn new(group: GroupId, at: (Index, Term), time: u64, conf: Conf) -> Self {
-        Self { magic: MAGIC, version: VERSION, group, index: at.0, term: at.1, time, conf }
+    pub fn new(group: GroupId, at: (Index, Term), time: u64, conf: Conf, crossings: Vec<Crossing>) -> Self {
+        Self { magic: MAGIC, version: VERSION, group, index: at.0, term: at.1, time, conf, crossings }
+    }
+
+    fn known(payload: Bytes, of: (GroupId, Index)) -> Result<Self, Malformed> {
+        let header = Self::from_wire(payload)?;
+        if (header.magic, header.version, (header.group, header.index)) != (MAGIC, VERSION, of) {
+            return Err(Malformed("a snapshot of another release, group or index"));
+        }
+        Ok(header)
+    }
+}
+
+/// The header of a snapshot, of which these are the first bytes.
+///
+/// # Errors
+/// When there is none, or another one.
+pub fn header_of(group: GroupId, index: Index, bytes: Bytes) -> Result<Header, Malformed> {
+    let mut chunks = Chunks::new(group, index);
+    chunks.feed(bytes);
+    match chunks.next()? {
+        Some((HEADER, payload)) => Header::known(payload, (group, index)),
+        _ => Err(Malformed("a snapshot begins with its header")),
     }
 }
 
@@ -213,7 +237,9 @@ impl Loader {
             // Its checksum costs time too.
             *room = room.saturating_sub(payload.len() / 8);
             match kind {
-                HEADER if self.header.is_none() => self.header = Some(self.read_header(payload)?),
+                HEADER if self.header.is_none() => {
+                    self.header = Some(Header::known(payload, self.chunks.of())?)
+                }
                 ROWS if self.header.is_some() && !self.complete => {
                     let copy = if self.maps { Bytes::copy_from_slice(&payload) } else { payload.clone() };
                     self.mapped = self.maps.then_some(payload);
@@ -229,15 +255,6 @@ impl Loader {
     /// Gives what was loaded away, to be dropped bit by bit.
     pub fn discard(self, trash: &mut Trash) {
         self.state.discard(trash);
-    }
-
-    fn read_header(&self, payload: Bytes) -> Result<Header, Malformed> {
-        let header = Header::from_wire(payload)?;
-        let known = (MAGIC, VERSION, self.chunks.of());
-        if (header.magic, header.version, (header.group, header.index)) != known {
-            return Err(Malformed("a snapshot of another release, group or index"));
-        }
-        Ok(header)
     }
 
     fn conclude(&mut self, mut payload: Bytes) -> Result<(), Malformed> {

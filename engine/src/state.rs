@@ -6,6 +6,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bytes::Bytes;
+use quorate_protocol::backup::Crossing;
 use quorate_protocol::id::GroupId;
 use quorate_protocol::peer::Work;
 use quorate_protocol::reply::Reply;
@@ -92,6 +93,12 @@ impl State {
                 Self::Partition(Box::new(partition.rebased(group, meta.partitions)))
             }
         })
+    }
+
+    /// How far dead letters have crossed between this group and others; none for the system group, which has no letters.
+    #[must_use]
+    pub fn crossings(&self) -> Vec<Crossing> {
+        if let Self::Partition(partition) = self { partition.crossings() } else { Vec::new() }
     }
 
     /// Switches deliberate bugs on.

@@ -27,7 +27,7 @@ fn ask(town: &mut Town, node: u64, what: NodeAsk) -> Reply {
     town.answer(node, id).expect("it has come")
 }
 
-/// `[group, index, term, group time, bytes]` of all that a node has.
+/// `[group, index, term, group time, bytes]` of all that a node has; no letters have crossed between groups.
 fn list(town: &mut Town, node: u64) -> Vec<[u64; 5]> {
     let Reply::Array(rows) = ask(town, node, NodeAsk::Snapshots) else { panic!("a list") };
     let numbers = |row: &Reply| {
@@ -36,7 +36,9 @@ fn list(town: &mut Town, node: u64) -> Vec<[u64; 5]> {
             Reply::Int(n) => u64::try_from(*n).expect("it is positive"),
             other => panic!("{other:?}"),
         };
-        values.iter().map(number).collect::<Vec<_>>().try_into().expect("five numbers")
+        let (crossings, numbers) = values.split_last().expect("six values");
+        assert_eq!(*crossings, Reply::Array([].into()));
+        numbers.iter().map(number).collect::<Vec<_>>().try_into().expect("five numbers")
     };
     rows.iter().map(numbers).collect()
 }

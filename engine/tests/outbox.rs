@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use quorate_engine::consensus::Role;
+use quorate_protocol::backup::{Crossing, cut_too_early};
+use quorate_protocol::command::NodeAsk;
 use quorate_protocol::id::{GroupId, NodeId};
-use quorate_protocol::op::{Ack, Fetch, Nack, Op, Pub, QSet, Receipt, partition_of_topic};
+use quorate_protocol::op::{Ack, Fetch, Nack, Op, Pub, QSet, Receipt, partition_of, partition_of_topic};
 use quorate_protocol::reply::Reply;
-use town::Town;
+use town::{Town, set};
 
 const JOBS: &str = "jobs";
 const DEAD: &str = "dead";
@@ -156,4 +158,68 @@ fn letters_wait_in_their_topic_while_nobody_hears_them() {
     town.run(300);
     assert_eq!(info(&mut town, JOBS, "leaving"), Some(0));
     assert_eq!(info(&mut town, DEAD, "ready"), Some(100), "all of them, once");
+}
+
+/// What a node's snapshots say of letters that have crossed.
+fn crossings(town: &mut Town, node: u64) -> BTreeMap<GroupId, Vec<Crossing>> {
+    let list =
+        |reply: &Reply| if let Reply::Array(values) = reply { values.to_vec() } else { panic!("{reply:?}") };
+    let number = |reply: &Reply| {
+        if let Reply::Int(n) = reply {
+            u64::try_from(*n).expect("it is positive")
+        } else {
+            panic!("{reply:?}")
+        }
+    };
+    let group = |reply: &Reply| GroupId(u16::try_from(number(reply)).expect("few groups"));
+    let id = town.ask_node(node, NodeAsk::Snapshots);
+    town.run(1);
+    let rows = list(&town.answer(node, id).expect("it looks at once"));
+    let crossing = |row: &Reply| {
+        let row = list(row);
+        Crossing { other: group(&row[0]), left: number(&row[1]), arrived: number(&row[2]) }
+    };
+    rows.iter()
+        .map(|row| {
+            let row = list(row);
+            (group(&row[0]), list(&row[5]).iter().map(crossing).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn a_letter_that_crosses_while_snapshots_are_taken_is_in_one_of_them_at_least() {
+    // Where letters arrive is cut long before the place that they leave.
+    let grave =
+        (0..).map(|n| format!("grave{n}")).find(|topic| home(topic) == GroupId(1)).expect("one of them");
+    assert!(home(JOBS) > GroupId(8), "{:?}", home(JOBS));
+    let (mut town, ids) = deadly_town();
+    let dlq = Some(grave.clone().into());
+    answer(&mut town, 1, &Op::QSet(QSet { topic: JOBS.into(), lease: None, max_deliver: Some(1), dlq }));
+    // What lies between is cut between them, and takes long.
+    let between = |key: &String| (GroupId(2)..home(JOBS)).contains(&partition_of(key.as_bytes(), 16));
+    for key in (0..).map(|n| format!("key{n}")).filter(between).take(80) {
+        answer(&mut town, 1, &set(&key, &"v".repeat(200_000)));
+    }
+    // A steady flow of them, in the midst of which snapshots are taken.
+    for (round, some) in ids.chunks(20).enumerate() {
+        let mut id = None;
+        for (n, letter) in some.iter().enumerate() {
+            if n == 10 {
+                id = Some(town.ask_node(1, NodeAsk::Snapshot));
+            }
+            town.ask_next(2, vec![nack(*letter)]);
+            town.run_some(10);
+        }
+        let id = id.expect("it was asked for");
+        town.run_until("the snapshots are taken", |town| town.answer(1, id).is_some());
+        assert_eq!(town.answer(1, id), Some(Reply::OK));
+        let cuts = crossings(&mut town, 1);
+        let early = cut_too_early(cuts.iter().map(|(group, crossings)| (*group, &crossings[..])));
+        assert!(early.is_empty(), "round {round}: {cuts:?}");
+        // Letters are kept for half a minute.
+        town.run(1600);
+        assert_eq!(info(&mut town, JOBS, "leaving"), Some(0), "then they have left");
+    }
+    assert_eq!(info(&mut town, &grave, "ready"), Some(100), "all of them, once");
 }

@@ -12,6 +12,8 @@
 //!
 //! Invariant: a file counts only with its tail, and with a snapshot of every group, each whole.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::chunk::Checker;
@@ -86,6 +88,33 @@ wire_struct! {
         /// Their CRC32.
         pub crc: u32,
     }
+}
+
+wire_struct! {
+    /// How far dead letters have crossed between a partition and another one, as the partition has it.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Crossing {
+        /// The other partition.
+        pub other: GroupId,
+        /// The last letter to it that has left for good: the other one has said that it has it.
+        pub left: u64,
+        /// The last letter from it that has arrived here.
+        pub arrived: u64,
+    }
+}
+
+/// The groups that were cut too early: another group's state had let go of a letter that is not yet in theirs, so it would
+/// be in neither. Who cuts them anew, later, has it.
+pub fn cut_too_early<'a>(cuts: impl Iterator<Item = (GroupId, &'a [Crossing])>) -> BTreeSet<GroupId> {
+    let cuts: BTreeMap<GroupId, &[Crossing]> = cuts.collect();
+    let arrived = |source: GroupId, target: GroupId| {
+        let known = cuts.get(&target)?.iter().find(|crossing| crossing.other == source)?;
+        Some(known.arrived)
+    };
+    let all = cuts.iter().flat_map(|(&source, crossings)| crossings.iter().map(move |to| (source, to)));
+    all.filter(|(source, to)| to.left > arrived(*source, to.other).unwrap_or(0))
+        .map(|(_, to)| to.other)
+        .collect()
 }
 
 /// Counts what goes into a file, and makes its tail. A copy from before a part lets that part be written anew.
@@ -282,6 +311,24 @@ mod tests {
             offset += chunk::put(kind, payload, (part.group, part.index, offset), &mut out);
         }
         out
+    }
+
+    #[test]
+    fn who_lacks_a_letter_that_has_left_elsewhere_was_cut_too_early() {
+        let early = |cuts: &[(u16, &[(u16, u64, u64)])]| -> Vec<u16> {
+            let crossing = |&(other, left, arrived)| Crossing { other: GroupId(other), left, arrived };
+            let cuts: Vec<(GroupId, Vec<Crossing>)> = cuts
+                .iter()
+                .map(|(group, crossings)| (GroupId(*group), crossings.iter().map(crossing).collect()))
+                .collect();
+            let early = cut_too_early(cuts.iter().map(|(group, crossings)| (*group, &crossings[..])));
+            early.into_iter().map(|group| group.0).collect()
+        };
+        assert_eq!(early(&[(0, &[]), (1, &[(2, 5, 0)]), (2, &[(1, 0, 5)])]), [0; 0]);
+        // One that has arrived and not left comes again, and is known by its number.
+        assert_eq!(early(&[(1, &[(2, 5, 0)]), (2, &[(1, 0, 6)])]), [0; 0]);
+        assert_eq!(early(&[(1, &[(2, 5, 0)]), (2, &[(1, 0, 4)])]), [2]);
+        assert_eq!(early(&[(1, &[(2, 1, 3), (3, 1, 0)]), (2, &[(1, 4, 1)]), (3, &[])]), [1, 3]);
     }
 
     fn backup() -> (Vec<u8>, Vec<Part>) {

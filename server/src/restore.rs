@@ -15,9 +15,9 @@ use bytes::BytesMut;
 use clap::Args;
 use quorate_engine::journal::Meta;
 use quorate_engine::rebase::{holds, rebase, row};
-use quorate_engine::snapshot::{Header, Loader, Writer};
+use quorate_engine::snapshot::{Header, Loader, Writer, header_of};
 use quorate_engine::state::State;
-use quorate_protocol::backup::{Head, Part, Piece, Reader, when};
+use quorate_protocol::backup::{Head, Part, Piece, Reader, cut_too_early, when};
 use quorate_protocol::id::{Boot, ClusterId, Identity, NodeId};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -91,6 +91,7 @@ impl RestoreFlags {
 fn restore(flags: &RestoreFlags, out: &mut Vec<u8>) -> Result<(), String> {
     let (node, founders) = flags.founders()?;
     let mut backup = Backup::open(&flags.file)?;
+    backup.check_letters(&flags.file)?;
     let spec = founders_spec(&founders);
     let name = format!("{:016x} {spec} {}", backup.hash, flags.initial_cluster_token);
     let meta = Meta {
@@ -188,11 +189,31 @@ impl Backup {
         }
     }
 
+    /// No dead letter is missing because its partition was cut before it came, and the other one after it had left.
+    fn check_letters(&mut self, path: &Path) -> Result<(), String> {
+        let mut cuts = Vec::new();
+        for (part, at) in self.parts.clone() {
+            let failed = |why: &dyn std::fmt::Display| unreadable(path, &part, why);
+            self.file.seek(SeekFrom::Start(at)).map_err(|error| failed(&error))?;
+            let mut bytes = vec![0; usize::try_from(part.bytes).unwrap_or(AT_ONCE).min(AT_ONCE)];
+            self.file.read_exact(&mut bytes).map_err(|error| failed(&error))?;
+            let header = header_of(part.group, part.index, bytes.into()).map_err(|why| failed(&why.0))?;
+            cuts.push((part.group, header.crossings));
+        }
+        let early = cut_too_early(cuts.iter().map(|(group, crossings)| (*group, &crossings[..])));
+        if let Some(group) = early.first() {
+            let (path, group) = (path.display(), group.0);
+            return Err(format!(
+                "{path}: partition {group} was cut before dead letters came that had left others by theirs; give another \
+                 backup (quorate snapshot save makes none like this)"
+            ));
+        }
+        Ok(())
+    }
+
     /// A group's state, as the new cluster begins with it.
     fn load(&mut self, part: &Part, at: u64, meta: &Meta, path: &Path) -> Result<(Header, State), String> {
-        let failed = |why: &dyn std::fmt::Display| {
-            format!("{}: the snapshot of group {} cannot be read: {why}", path.display(), part.group.0)
-        };
+        let failed = |why: &dyn std::fmt::Display| unreadable(path, part, why);
         self.file.seek(SeekFrom::Start(at)).map_err(|error| failed(&error))?;
         let mut loader = Loader::new(part.group, part.index, meta);
         let (mut left, mut complete) = (part.bytes, false);
@@ -212,6 +233,10 @@ impl Backup {
         }
         rebase(&header, state, meta).map_err(|why| failed(&why))
     }
+}
+
+fn unreadable(path: &Path, part: &Part, why: &dyn std::fmt::Display) -> String {
+    format!("{}: the snapshot of group {} cannot be read: {why}", path.display(), part.group.0)
 }
 
 fn random() -> io::Result<Identity> {

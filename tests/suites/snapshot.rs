@@ -211,6 +211,57 @@ fn what_was_acknowledged_before_is_in_the_new_clusters_and_no_number_comes_twice
     numbers_rise(&third, &Told { id, token, ..Told::default() });
 }
 
+/// Has messages of `jobs` die one by one until `over`, and be put into another partition; returns how many were published.
+fn die(client: &mut Client, over: &AtomicBool) -> u64 {
+    let mut n = 0;
+    while !over.load(Ordering::Relaxed) {
+        let id = number(&client.ask(&format!("PUB jobs {n}")));
+        n += 1;
+        client.ask_all("FETCH jobs");
+        assert_eq!(client.ask(&format!("NACK jobs {id}@1 DEAD")), "1");
+    }
+    n
+}
+
+#[test]
+fn a_message_that_dies_into_another_partition_meanwhile_is_in_the_backup_once() {
+    let scratch = Scratch::new();
+    let old = Cluster::start(3);
+    assert_eq!(old.client(1).ask("QSET jobs DLQ grave"), "OK");
+    let file = scratch.path().join("backup");
+    let (over, mut client) = (AtomicBool::new(false), old.client(2));
+    let published = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| die(&mut client, &over));
+        let mut observer = old.client(3);
+        let dead = |observer: &mut Client| observer.ask_all("QINFO grave").contains("ready: ");
+        poll("messages die", || dead(&mut observer).then_some(()));
+        let ran = save(&old, 1, &file);
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        writer.join().expect("the writer")
+    });
+    assert!(published > 10, "{published}");
+
+    let new = revived(&file, 1);
+    let mut client = new.client(1);
+    poll("all letters have come", || client.ask_all("QINFO jobs").contains("leaving: 0").then_some(()));
+    let (alive, dead) = (fetch_all(&mut client, "jobs"), fetch_all(&mut client, "grave"));
+    assert!(alive.keys().all(|body| !dead.contains_key(body)), "each is in one place");
+    let newest = alive.keys().chain(dead.keys()).filter_map(|body| body.parse::<u64>().ok()).max();
+    let newest = newest.expect("some had died before the backup began");
+    for n in 0..=newest {
+        assert!(alive.contains_key(&n.to_string()) || dead.contains_key(&n.to_string()), "{n} of {newest}");
+    }
+    let count = number(
+        client
+            .ask_all("QINFO grave")
+            .lines()
+            .find_map(|l| l.trim().strip_prefix("unacknowledged: "))
+            .expect("it says so"),
+    );
+    assert_eq!(count, dead.len() as u64, "none has come twice");
+}
+
 #[test]
 fn a_file_that_is_not_whole_is_refused_and_nothing_is_left_behind() {
     let scratch = Scratch::new();

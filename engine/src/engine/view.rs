@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::vec::Vec;
+use quorate_protocol::backup::Crossing;
 use quorate_protocol::id::{GroupId, NodeId};
 use quorate_protocol::reply::Reply;
 
@@ -70,8 +71,12 @@ impl Engine {
     fn snapshots(&self) -> Reply {
         let row = |(id, group): (&GroupId, &Group)| {
             let SnapshotReport { at, time, bytes } = group.snapshot_report()?;
-            let numbers = [u64::from(id.0), at.0, at.1, time, bytes];
-            Some(Reply::Array(numbers.map(Reply::int).into()))
+            let crossing = |to: &Crossing| {
+                Reply::Array([u64::from(to.other.0), to.left, to.arrived].map(Reply::int).into())
+            };
+            let crossings = Reply::Array(group.snapshot_crossings().iter().map(crossing).collect());
+            let numbers = [u64::from(id.0), at.0, at.1, time, bytes].map(Reply::int);
+            Some(Reply::Array(numbers.into_iter().chain([crossings]).collect()))
         };
         Reply::Array(self.groups.iter().filter_map(row).collect())
     }

@@ -185,6 +185,8 @@ pub struct Group {
     /// Why the node writes nothing for clients, if it is so.
     no_room: Option<&'static str>,
     reads: Vec<Read>,
+    /// When a SNAPSHOT last had a read round here.
+    saved_at: Option<u64>,
     rounds: BTreeMap<u64, Round>,
     ready_reads: BTreeMap<Index, Vec<Read>>,
     next_context: u64,
@@ -231,6 +233,7 @@ impl Group {
         let mut this = Self::new(now, setup, row.clone(), meta);
         if let Some((header, state)) = loaded {
             (this.applied, this.applied_term, this.time) = (header.index, header.term, header.time);
+            this.files.found(snapshot.len() as u64, &header);
             this.state = state;
             if this.state.may_be_mapped() {
                 this.mapped = Mapped::found(header.index, snapshot.clone());
@@ -239,7 +242,7 @@ impl Group {
         this.state.set_map_from(birth.map_from);
         this.map_from = birth.map_from;
         this.replayed = replayed;
-        this.files.recovered(snapshot.len() as u64, this.time, has_entries);
+        this.files.has_entries(has_entries);
         this.changed = false;
         Ok(this)
     }
@@ -299,6 +302,7 @@ impl Group {
             fills: Fills::default(),
             no_room: None,
             reads: Vec::new(),
+            saved_at: None,
             rounds: BTreeMap::new(),
             ready_reads: BTreeMap::new(),
             next_context: 1,

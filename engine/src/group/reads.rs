@@ -13,6 +13,10 @@ use quorate_protocol::reply::Reply;
 
 use super::{Group, READ_RETRY, Read, Round};
 
+/// How long letters are kept for a backup: longer than a node takes to begin the snapshots of all its groups, if it has
+/// not very much. Who is late is found out (see `backup::cut_too_early`). Microseconds.
+const KEEP_LETTERS: u64 = 30_000_000;
+
 impl Group {
     pub(super) fn ask_read_round(&mut self, now: u64) {
         if now < self.lease && !self.rounds.is_empty() {
@@ -85,7 +89,10 @@ impl Group {
                 self.has_looked(&read.work);
                 let Some(read) = self.wait_for_fill(now, read) else { continue };
                 let reply = match &read.work {
-                    Work::SeeIndex => Reply::int(self.applied),
+                    Work::SeeIndex => {
+                        self.saved_at = Some(now);
+                        Reply::int(self.applied)
+                    }
                     Work::Op(Op::CacheInfo(key)) => self.cache_info(now, key),
                     work => self.state.read(self.time, work),
                 };
@@ -93,6 +100,13 @@ impl Group {
                 self.tell_answer(&read.asker, Verdict::Reply(reply), grant);
             }
         }
+    }
+
+    /// Until when letters that have arrived elsewhere are kept here all the same: a backup is being made, and their
+    /// partitions may have been cut before they came.
+    #[must_use]
+    pub fn keeps_letters_until(&self) -> u64 {
+        self.saved_at.map_or(0, |at| at + KEEP_LETTERS)
     }
 
     /// Takes answered rounds: what holds for a round holds for all that were asked before it.

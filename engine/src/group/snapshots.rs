@@ -13,6 +13,7 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
+use quorate_protocol::backup::Crossing;
 use quorate_protocol::id::{Index, NodeId, Term};
 use quorate_protocol::peer::{RaftMessage, SnapshotAt, SnapshotFrame, SnapshotPiece};
 
@@ -86,9 +87,10 @@ struct Fetching {
 /// See the top of the file.
 #[derive(Default)]
 pub(super) struct Files {
-    /// Bytes of the newest snapshot, and group time of its state.
+    /// Bytes of the newest snapshot, group time of its state, and what it says of letters.
     size: u64,
     time: u64,
+    crossings: Vec<Crossing>,
     /// This replica's part of `WINDOW`.
     window: u64,
     /// The node's counter of log bytes when the oldest entry was written that no snapshot covers.
@@ -110,10 +112,15 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// What was found in the directory: bytes and group time of the snapshot, and whether there are entries behind it.
-    pub(super) fn recovered(&mut self, size: u64, time: u64, has_entries: bool) {
-        (self.size, self.time) = (size, time);
-        self.oldest = has_entries.then_some(0);
+    /// A snapshot was found in the directory, of so many bytes.
+    pub(super) fn found(&mut self, size: u64, header: &Header) {
+        (self.size, self.time) = (size, header.time);
+        self.crossings.clone_from(&header.crossings);
+    }
+
+    /// Whether entries were found behind it.
+    pub(super) fn has_entries(&mut self, has: bool) {
+        self.oldest = has.then_some(0);
     }
 
     /// Gives away what was loaded, to be dropped bit by bit.
@@ -144,6 +151,12 @@ impl Group {
     pub fn snapshot_report(&self) -> Option<SnapshotReport> {
         let report = SnapshotReport { at: self.row.snapshot, time: self.files.time, bytes: self.files.size };
         (report.at.0 > 0).then_some(report)
+    }
+
+    /// How far letters had crossed at the newest snapshot.
+    #[must_use]
+    pub fn snapshot_crossings(&self) -> &[Crossing] {
+        &self.files.crossings
     }
 
     /// The index of the newest snapshot that the row names, and that was handed out so for the disk.
@@ -194,8 +207,8 @@ impl Group {
 
     /// Begins a snapshot of the applied state. `counter`: the node's counter of log bytes.
     pub fn begin_snapshot(&mut self, counter: u64) {
-        let header =
-            Header::new(self.id, (self.applied, self.applied_term), self.time, self.consensus.conf().clone());
+        let (at, conf) = ((self.applied, self.applied_term), self.consensus.conf().clone());
+        let header = Header::new(self.id, at, self.time, conf, self.state.crossings());
         let writer = Writer::new(header, &mut self.state);
         self.files.begun = counter;
         self.files.writing = Some(Writing { writer, complete: false });
@@ -251,6 +264,7 @@ impl Group {
         let at = (header.index, header.term);
         assert!(at.0 > self.row.snapshot.0, "snapshots follow each other");
         (self.files.size, self.files.time) = (writer.len(), header.time);
+        self.files.crossings.clone_from(&header.crossings);
         self.files.copied = None;
         self.files.oldest = (self.consensus.last_index() > at.0).then_some(self.files.begun);
         self.row.snapshot = at;
@@ -426,6 +440,7 @@ impl Group {
         self.replayed = self.replayed.max(header.index);
         self.row.snapshot = at;
         (self.files.time, self.files.copied) = (header.time, None);
+        self.files.crossings = header.crossings;
         self.reset = Some(at);
         self.files.oldest = None;
         self.forget_maps();

@@ -124,7 +124,7 @@ impl Disk {
 
 /// A snapshot that is sound and says little.
 fn snapshot_bytes(group: GroupId, index: Index) -> Vec<u8> {
-    let header = snapshot::Header::new(group, (index, 1), 0, Conf::default()).to_wire();
+    let header = snapshot::Header::new(group, (index, 1), 0, Conf::default(), Vec::new()).to_wire();
     let mut out = Vec::new();
     for (kind, payload) in [(1, header), (2, vec![7; 700].into()), (3, vec![0; 16].into())] {
         let place = [&group.0.to_le_bytes()[..], &index.to_le_bytes(), &(out.len() as u64).to_le_bytes()];

@@ -7,8 +7,8 @@ use super::Queues;
 use super::rows::{MessageKey, State, TopicNumber};
 
 impl Queues {
-    /// What was with a consumer is to be delivered again, under the next number; nobody waits or listens any more. A
-    /// letter that was on its way to another partition has no place in the outbox again.
+    /// What was with a consumer is to be delivered again, under the next number; nobody waits or listens any more.
+    /// Letters on their way to another partition keep their places in the outbox.
     pub fn rebase(&mut self) {
         let waiters: Vec<u64> = self.waiters.iter().map(|(&place, _)| place).collect();
         for place in waiters {
@@ -18,14 +18,11 @@ impl Queues {
         for (topic, conn) in seats {
             self.remove_subscription(topic, conn);
         }
-        let bound = |state: &State| matches!(state, State::Leased(_) | State::Leaving(_));
-        let messages = self.messages.iter().filter(|(_, message)| bound(&message.state));
+        let leased = |state: &State| matches!(state, State::Leased(_));
+        let messages = self.messages.iter().filter(|(_, message)| leased(&message.state));
         let messages: Vec<MessageKey> = messages.map(|(&key, _)| key).collect();
         for key in messages {
-            self.change_message(key, |message| match &mut message.state {
-                State::Leaving(leaving) => leaving.posted = false,
-                state => *state = State::Ready,
-            });
+            self.change_message(key, |message| message.state = State::Ready);
         }
         let topics: Vec<TopicNumber> = self.index.lines.keys().copied().collect();
         topics.into_iter().for_each(|topic| self.close_if_idle(topic));

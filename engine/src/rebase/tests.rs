@@ -171,7 +171,7 @@ fn full_partition() -> (Old, Vec<u64>) {
 }
 
 fn rebased(old: State, group: GroupId, index: Index, nodes: &[u64]) -> (Header, State) {
-    let header = Header::new(group, (index, 6), 1234, founding(group, &meta(1, &[1, 2, 3])));
+    let header = Header::new(group, (index, 6), 1234, founding(group, &meta(1, &[1, 2, 3])), old.crossings());
     rebase(&header, old, &meta(2, nodes)).expect("there is room for more")
 }
 
@@ -212,11 +212,13 @@ fn of_a_partition_go_over_its_keys_and_its_topics() {
     }
     let (_, mut state) = rebased(old.state, HERE, 60, &[1]);
     let after = shown(&mut state);
-    // Keys, bodies, publishers' ids, the last topic's number: as they were.
-    for table in [401, 602, 606, 607] {
+    // Keys, bodies, publishers' ids, the last topic's number, letters on their way: as they were.
+    for table in [111, 112, 401, 602, 606, 607] {
         fresh.insert(table, before[&table].clone());
     }
-    for table in [101, 102, 113, 301, 302, 303, 304, 401, 602, 604, 605, 606, 607] {
+    // What has arrived from other partitions, but not from the system group.
+    fresh.insert(113, before[&113][10..].to_vec());
+    for table in [101, 102, 111, 112, 113, 301, 302, 303, 304, 401, 602, 604, 605, 606, 607] {
         assert_eq!(after[&table], fresh[&table], "table {table}");
     }
     let State::Partition(partition) = &mut state else { panic!("it is a partition") };
@@ -227,7 +229,14 @@ fn of_a_partition_go_over_its_keys_and_its_topics() {
         .iter()
         .map(|item| if let Item::Letter(letter) = item { &letter.body[..] } else { b"no letter" })
         .collect();
-    assert_eq!((parcel.first, bodies), (1, vec![&b"b"[..], b"c"]), "those that have not arrived leave anew");
+    assert_eq!(
+        (parcel.first, bodies),
+        (2, vec![&b"b"[..], b"c"]),
+        "they leave under the numbers that they had"
+    );
+    let crossings: Vec<_> =
+        partition.crossings().into_iter().map(|to| (to.other, to.left, to.arrived)).collect();
+    assert!(crossings.contains(&(target, 1, 0)) && crossings.contains(&(GroupId(9), 0, 1)), "{crossings:?}");
     assert_eq!(partition.queues.len(), 1, "topics go with those who listened");
 
     let mut new = Old { state, index: 60 + INDEXES_LEFT_OUT, ..Old::new(HERE) };
@@ -272,7 +281,7 @@ fn every_node_makes_the_same_file_which_is_a_sound_snapshot() {
 
 #[test]
 fn what_would_not_fit_is_refused() {
-    let header = |index| Header::new(HERE, (index, 1), 0, founding(HERE, &meta(1, &[1])));
+    let header = |index| Header::new(HERE, (index, 1), 0, founding(HERE, &meta(1, &[1])), Vec::new());
     let state = || State::new(HERE, &meta(1, &[1]));
     let last = INDEX_MAX - INDEXES_LEFT_OUT;
     assert!(rebase(&header(last), state(), &meta(2, &[1])).is_ok());

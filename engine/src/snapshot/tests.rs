@@ -58,7 +58,7 @@ fn filled() -> State {
 /// The bytes of a snapshot, while `meanwhile` goes on with the state after each slice.
 fn written(state: &mut State, mut meanwhile: impl FnMut(&mut State, u64)) -> Vec<u8> {
     let conf = Conf::founding(Vec::new(), Vec::new());
-    let mut writer = Writer::new(Header::new(GROUP, (9000, 2), 77, conf), state);
+    let mut writer = Writer::new(Header::new(GROUP, (9000, 2), 77, conf, Vec::new()), state);
     let mut file = Vec::new();
     let mut turn = 10_000;
     while let Some((offset, bytes)) = writer.slice(state) {

@@ -284,7 +284,7 @@ pub static TABLE: &[Spec] = &[
     row!(100 "SETRANGE" 4 WRITE, ONE, Keys, Idempotent, set_range, "SETRANGE key offset value", "Writes a part of a value; what is missing before it becomes zeros.", "the new length", "O(length)"),
     row!(69 "SNAPSHOT" -1 Flags::BLOCKING, NONE, Cluster, Idempotent, snapshot, "SNAPSHOT [LIST | READ group index offset]",
         "Writes a snapshot of every group that the node holds, with all that was acknowledged before; LIST and READ let it be copied (see `quorate snapshot save`).",
-        "OK once all are on stable storage; LIST: `[[group, index, term, group time, bytes], ...]`; READ: up to 256 KiB from the offset on, empty at the end, nil when that snapshot is not here any more",
+        "OK once all are on stable storage; LIST: `[[group, index, term, group time, bytes, crossings], ...]`, with crossings `[[other partition, last dead letter that has left for it, last that has arrived from it], ...]`; READ: up to 256 KiB from the offset on, empty at the end, nil when that snapshot is not here any more",
         "O(data)"),
     row!(64 "STATUS" 1 FAST, NONE, Cluster, Read, status, "STATUS", "Shows the node's view of every group it holds.",
         "a map: node, role, session, lost (groups whose replicas here wait to be replaced), and per group role, term, leader, commit and applied index, digest, index of the snapshot", "O(groups)"),

@@ -350,7 +350,7 @@ fn a_freed_segment_is_written_again_also_of_what_was_read_at_the_start() {
 /// A snapshot that is sound and says nothing.
 fn snapshot_file(index: u64) -> Vec<u8> {
     let group = GroupId(3);
-    let header = Header::new(group, (index, 1), 0, Conf::default()).to_wire();
+    let header = Header::new(group, (index, 1), 0, Conf::default(), Vec::new()).to_wire();
     let mut out = Vec::new();
     for (kind, payload) in [(1_u8, header), (3, vec![0; 16].into())] {
         let place = [&group.0.to_le_bytes()[..], &index.to_le_bytes(), &(out.len() as u64).to_le_bytes()];

@@ -7,6 +7,8 @@
 //! Invariants:
 //! - A backup appears under its name only when it is whole and on stable storage, and never in place of another file.
 //! - Every snapshot in it was taken after the program began: what was acknowledged before is in it.
+//! - A dead letter on its way from one partition to another is in one of them at least: where a group was cut too early for
+//!   that, it is cut anew (`backup::cut_too_early`). Nodes help by keeping letters for a while.
 //!
 //! Subtlety: nodes go on taking snapshots of their own, and keep only the newest of each group. One that has gone while
 //! it was being copied is copied anew, from its successor.
@@ -21,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use quorate_client::{Error, Node, SnapshotInfo};
-use quorate_protocol::backup::{Head, Part, Writer};
+use quorate_protocol::backup::{Crossing, Head, Part, Writer, cut_too_early};
 use quorate_protocol::chunk::Checker;
 use quorate_protocol::id::{ClusterId, GroupId};
 use quorate_protocol::limits::PARTITIONS_MAX;
@@ -36,6 +38,8 @@ use crate::trouble::{INTERRUPTED, NOT_FOUND, Trouble};
 
 /// How often a snapshot may go while it is copied.
 const TRIES: usize = 20;
+/// How often groups may be cut anew because letters cross between them.
+const CUTS: usize = 10;
 
 /// Saves the cluster to a file.
 pub(crate) async fn save(cluster: &mut Cluster, screen: &Screen, path: &Path) -> Result<ExitCode, Trouble> {
@@ -229,6 +233,45 @@ impl Sources {
         Ok(())
     }
 
+    /// Copies a group's snapshot from a node that has one; the cut, the node, and what the cut says of letters.
+    async fn copy(
+        &mut self,
+        group: GroupId,
+        target: &mut Target,
+        writer: &mut Writer,
+    ) -> Result<(Part, u64, Vec<Crossing>), Trouble> {
+        let before = writer.clone();
+        let mut tries = 0;
+        loop {
+            let node = self.of_group(u64::from(group.0)).await?;
+            let source = self.ready.get_mut(&node).expect("it has taken snapshots");
+            let info = source.list[&u64::from(group.0)].clone();
+            let part = part_of(&info)?;
+            match source.copy(part, target, writer).await {
+                Ok(true) => return Ok((part, node, info.crossings)),
+                Ok(false) if tries < TRIES => {
+                    tries += 1;
+                    if let Err(error) = source.look().await {
+                        self.lose(node, error);
+                    }
+                }
+                Ok(false) => self.lose(node, Error::Timeout),
+                Err(Stopped::Node(error)) => self.lose(node, error),
+                Err(Stopped::Here(trouble)) => return Err(trouble),
+            }
+            *writer = before.clone();
+            target.back_to(writer)?;
+        }
+    }
+
+    /// Has the nodes take snapshots anew whose groups were cut too early; whether there are any.
+    fn drop_early(&mut self, cuts: &BTreeMap<GroupId, Vec<Crossing>>) -> bool {
+        let early = cut_too_early(cuts.iter().map(|(&group, crossings)| (group, &crossings[..])));
+        let has = |source: &Source| early.iter().any(|group| source.list.contains_key(&u64::from(group.0)));
+        self.ready.retain(|_, source| !has(source));
+        !early.is_empty()
+    }
+
     /// A node is not asked any more.
     fn lose(&mut self, node: u64, error: Error) {
         self.ready.remove(&node);
@@ -317,38 +360,36 @@ impl Save {
     async fn run(cluster: &mut Cluster, target: &mut Target) -> Result<Self, Trouble> {
         let view = cluster.view(None).await?;
         let (head, mut sources) = (head(&view)?, Sources::of(&view));
-        // All of them first: the cuts of the groups are to be close to each other.
-        for group in head.groups() {
-            sources.of_group(u64::from(group.0)).await?;
-        }
         let mut writer = Writer::default();
         target.write(&head.to_wire(), &mut writer)?;
-        let mut parts = Vec::new();
-        for group in head.groups() {
-            let before = writer.clone();
-            let mut tries = 0;
-            let part = loop {
+        for _ in 0..CUTS {
+            // All of them first: the cuts of the groups are to be close to each other, and none is copied in vain.
+            let mut cuts = BTreeMap::new();
+            for group in head.groups() {
                 let node = sources.of_group(u64::from(group.0)).await?;
-                let source = sources.ready.get_mut(&node).expect("it has taken snapshots");
-                let part = part_of(&source.list[&u64::from(group.0)])?;
-                match source.copy(part, target, &mut writer).await {
-                    Ok(true) => break (part, node),
-                    Ok(false) if tries < TRIES => {
-                        tries += 1;
-                        if let Err(error) = source.look().await {
-                            sources.lose(node, error);
-                        }
-                    }
-                    Ok(false) => sources.lose(node, Error::Timeout),
-                    Err(Stopped::Node(error)) => sources.lose(node, error),
-                    Err(Stopped::Here(trouble)) => return Err(trouble),
+                cuts.insert(group, sources.ready[&node].list[&u64::from(group.0)].crossings.clone());
+            }
+            let mut late = sources.drop_early(&cuts);
+            if !late {
+                let before = writer.clone();
+                let mut parts = Vec::new();
+                for group in head.groups() {
+                    let (part, node, crossings) = sources.copy(group, target, &mut writer).await?;
+                    parts.push((part, node));
+                    cuts.insert(group, crossings);
                 }
-                writer = before.clone();
+                // Some may have been newer by the time they were copied.
+                late = sources.drop_early(&cuts);
+                if !late {
+                    return Ok(Self { writer, report: Report { cluster: head.cluster, parts } });
+                }
+                writer = before;
                 target.back_to(&writer)?;
-            };
-            parts.push(part);
+            }
         }
-        Ok(Self { writer, report: Report { cluster: head.cluster, parts } })
+        let text = "dead letters cross between partitions faster than the partitions can be cut; nothing was saved; try again \
+                    when fewer messages die";
+        Err(Trouble::new(crate::trouble::UNAVAILABLE, text))
     }
 }
 

@@ -54,7 +54,7 @@ fn offer(index: Index) -> RaftMessage {
 fn file(index: Index) -> Bytes {
     let mut state = State::new(GROUP, &meta());
     let conf = Conf::founding(alloc::vec![LEADER, ME], Vec::new());
-    let mut writer = Writer::new(Header::new(GROUP, (index, 1), 7, conf), &mut state);
+    let mut writer = Writer::new(Header::new(GROUP, (index, 1), 7, conf, Vec::new()), &mut state);
     let mut bytes = Vec::new();
     while let Some((_, slice)) = writer.slice(&mut state) {
         bytes.extend_from_slice(&slice);
