@@ -11,6 +11,7 @@
 //!   bytes below any such position are damage, above it a torn tail.
 //! - Segment numbers rise and are never used twice; a restart seals the segment that it found open, at the
 //!   recovered end, and goes on in the next.
+//! - Nothing is committed to a segment before the manifest names it, synced.
 //! - Rows (terms and votes above all) reach the disk, in both copies, before the entries of the same commit.
 //! - A segment is removed when its entries, and all in the segments before it, lie at or below their groups'
 //!   snapshots, and only after the manifest says that it need not be there.
@@ -371,10 +372,19 @@ impl Journal {
         out.push(Io::Write { file: File::Segment(self.segment), offset, bytes: bytes.into() });
     }
 
-    /// Seals the open segment and opens the next one, large enough for a record of `first` bytes.
+    /// Seals the open segment and opens the next one, large enough for a record of `first` bytes. The manifest names it
+    /// before anything is committed there: otherwise it could vanish, and with it what was acknowledged, and nobody
+    /// would miss it.
     fn roll(&mut self, first: u64, out: &mut Vec<Io>) {
         self.seal(out);
         self.open(self.segment + 1, first, out);
+        self.vouch(out);
+    }
+
+    /// Says in the manifest that the open segment is there, and synced as far as is planned by now.
+    fn vouch(&mut self, out: &mut Vec<Io>) {
+        out.push(Io::Sync { file: File::Segment(self.segment) });
+        self.manifest.write(self.segment, self.planned, out);
     }
 
     fn seal(&mut self, out: &mut Vec<Io>) {

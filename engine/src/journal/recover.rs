@@ -166,7 +166,7 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
     }
     journal.manifest.first = journal.manifest.pins.first_needed(&found.rows, journal.segment);
     journal.manifest.pins.release(journal.manifest.first);
-    journal.manifest.write(journal.segment, journal.synced, &mut out);
+    journal.vouch(&mut out);
     twin::replace(File::Meta, meta_number + 1, &meta.to_wire(), &mut out);
     found.remove_the_rest(contents, &journal, &mut out);
     journal.done();
@@ -196,7 +196,6 @@ impl Journal {
             self.seal(out);
         }
         self.open(number, 0, out);
-        out.push(Io::Sync { file: File::Segment(self.segment) });
     }
 }
 
