@@ -103,12 +103,33 @@ pub struct DataDir {
     _lock: File,
 }
 
+/// What a start has found, and what is to be done before it counts.
+pub(super) struct Start {
+    read: Found,
+    pub(super) recovered: Recovered,
+    journal: Journal,
+    pub(super) ios: Vec<Io>,
+}
+
 impl DataDir {
-    /// Locks a directory, founds it if it is empty, and reads it.
+    /// Locks a directory, founds it if it is empty, reads it, and does what recovery demands.
     ///
     /// # Errors
     /// With a sentence that says what to do.
     pub fn open(path: &Path, founding: &Founding) -> Result<(Self, Recovered, Journal), OpenError> {
+        let failed = |error| OpenError::Io(path.to_owned(), error);
+        let (mut dir, Start { read, mut recovered, journal, ios }) = Self::find(path, founding)?;
+        for damage in &recovered.damage {
+            tracing::warn!("{damage}; the groups that may have lost something by it wait to be replaced");
+        }
+        dir.begin(&recovered, &ios).map_err(failed)?;
+        dir.give_back(&read.contents, &ios, &journal).map_err(failed)?;
+        detach(&read, &mut recovered);
+        Ok((dir, recovered, journal))
+    }
+
+    /// Locks a directory, founds it if it is empty, and reads it. A directory that was founded is as it was.
+    pub(super) fn find(path: &Path, founding: &Founding) -> Result<(Self, Start), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
         for inner in ["journal", "snapshots"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(inner)).map_err(failed)?;
@@ -127,32 +148,23 @@ impl DataDir {
                 read = self::read(path, &dir.disk.maps, &BTreeSet::new()).map_err(failed)?;
             }
         }
-        let (mut recovered, journal, ios) = dir.recover(&mut read)?;
+        let (recovered, journal, ios) = dir.recover(&mut read)?;
         if aside::is_irreplaceable(&recovered) {
             return Err(OpenError::Irreplaceable(path.to_owned(), recovered.damage));
         }
-        for damage in &recovered.damage {
-            tracing::warn!("{damage}; the groups that may have lost something by it wait to be replaced");
-        }
-        dir.begin(&recovered, &ios).map_err(failed)?;
-        dir.give_back(&read.contents, &ios, &journal).map_err(failed)?;
-        detach(&read, &mut recovered);
-        Ok((dir, recovered, journal))
+        Ok((dir, Start { read, recovered, journal, ios }))
     }
 
-    /// Does what recovery asks for. What it has no use for after damage is kept.
-    fn begin(&mut self, recovered: &Recovered, ios: &[Io]) -> io::Result<()> {
+    /// Does what recovery asks for. What it has no use for after damage is kept first.
+    pub(super) fn begin(&mut self, recovered: &Recovered, ios: &[Io]) -> io::Result<()> {
         if recovered.damage.is_empty() {
             self.perform(ios, &mut |wait| !wait)?;
             return aside::let_go(self.path(), recovered);
         }
-        let (removed, done): (Vec<_>, Vec<_>) =
-            ios.iter().cloned().partition(|io| matches!(io, Io::Remove { .. }));
         let place = aside::place(self.path(), recovered);
         tracing::warn!("what cannot be used any more is kept in {}", place.display());
-        aside::copy(self.path(), &place)?;
-        self.perform(&done, &mut |wait| !wait)?;
-        aside::keep(self.path(), &place, &removed)
+        aside::keep(self.path(), &place, ios)?;
+        self.perform(ios, &mut |wait| !wait)
     }
 
     /// Reads what `read` has brought. Whatever is to be written to must not be mapped: it is read again as a copy.

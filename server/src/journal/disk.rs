@@ -42,6 +42,9 @@ pub(super) struct Disk {
     /// A file whose syncs fail.
     #[cfg(test)]
     pub(super) broken: Option<Name>,
+    /// How many things are done before the process is killed.
+    #[cfg(test)]
+    pub(super) lives_for: usize,
 }
 
 impl Disk {
@@ -54,6 +57,8 @@ impl Disk {
             maps: Maps::default(),
             #[cfg(test)]
             broken: None,
+            #[cfg(test)]
+            lives_for: usize::MAX,
         }
     }
 
@@ -71,6 +76,11 @@ impl Disk {
     }
 
     fn perform_one(&mut self, io: &Io) -> io::Result<()> {
+        #[cfg(test)]
+        match self.lives_for.checked_sub(1) {
+            Some(left) => self.lives_for = left,
+            None => return Err(io::Error::other("it is killed here")),
+        }
         match io {
             Io::Create { file, size } => self.create(*file, *size),
             Io::Write { file, offset, bytes } => {
@@ -163,11 +173,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Takes a file away; a segment is kept for later if it can be written again.
+    /// Takes a file away; a segment is kept for later if it can be written again. One with another name is somebody's still.
     fn remove(&mut self, name: Name) -> io::Result<()> {
         self.forget(name);
         let path = self.path_of(name);
-        let whole = |meta: fs::Metadata| meta.len() == SEGMENT_SIZE && meta.blocks() * 512 >= meta.len();
+        let whole = |meta: fs::Metadata| {
+            meta.len() == SEGMENT_SIZE && meta.blocks() * 512 >= meta.len() && meta.nlink() == 1
+        };
         if matches!(name, Name::Segment(_))
             && fs::metadata(&path).is_ok_and(whole)
             && !self.maps.is_held(name)

@@ -170,7 +170,7 @@ fn what_a_damaged_start_cannot_use_is_kept_until_all_is_whole() {
         let (_, recovered, _) = DataDir::open(&scratch.0, &founding(2)).unwrap();
         assert_eq!(recovered.damage.is_empty(), start == 1, "it is told once");
         assert_eq!(recovered.rows[&GroupId(3)].standing, Standing::Lost);
-        assert_eq!(fs::read(kept.join(Name::Segment(1).path())).unwrap(), spoiled);
+        assert!(fs::read(kept.join(Name::Segment(1).path())).unwrap() == spoiled);
         assert!(kept.join("hardstate").exists() && kept.join("meta").exists());
         assert!(!scratch.0.join(Name::Segment(1).path()).exists());
     }
@@ -179,6 +179,68 @@ fn what_a_damaged_start_cannot_use_is_kept_until_all_is_whole() {
     drop((dir, journal));
     DataDir::open(&scratch.0, &founding(2)).unwrap();
     assert!(!scratch.0.join("damaged").exists(), "the group is whole again");
+}
+
+/// A directory with a segment of full size whose first commit is damaged, and a row that names a snapshot; the files
+/// that a start has no use for.
+fn spoiled(scratch: &Scratch) -> Vec<(PathBuf, Vec<u8>)> {
+    let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+    fill(&mut dir, &mut journal, 1..=FIT + 1, (0, 0));
+    fs::write(scratch.0.join(Name::Snapshot(GroupId(3), 1).path()), snapshot_file(1)).unwrap();
+    fill(&mut dir, &mut journal, FIT + 2..=FIT + 2, (1, 1));
+    drop((dir, journal));
+    flip(scratch);
+    let names = [Name::Segment(1), Name::Segment(2), Name::Snapshot(GroupId(3), 1), Name::Hard, Name::Meta];
+    names.map(|name| (name.path().into(), fs::read(scratch.0.join(name.path())).unwrap())).into()
+}
+
+#[test]
+fn a_start_on_damage_that_is_killed_anywhere_destroys_nothing() {
+    let scratch = scratch("killed");
+    let held = spoiled(&scratch);
+    let is_kept = |place: &Path| {
+        held.iter().all(|(path, bytes)| fs::read(place.join(path)).is_ok_and(|kept| kept == *bytes))
+    };
+    let places =
+        || fs::read_dir(scratch.0.join("damaged")).map(|places| places.map(|one| one.unwrap().path()));
+    let (mut done, mut at_first) = (false, 0);
+    // One that was killed while it put the first file there, and whatever lies there since.
+    let first = scratch.0.join("damaged/2");
+    fs::create_dir_all(&first).unwrap();
+    fs::write(first.join("meta"), "of an earlier time").unwrap();
+    for steps in 0.. {
+        let (mut dir, start) = DataDir::find(&scratch.0, &founding(2)).unwrap();
+        if start.recovered.damage.is_empty() {
+            break;
+        }
+        assert_eq!(start.recovered.rows[&GroupId(3)].standing, Standing::Lost);
+        at_first += 1;
+        dir.disk.lives_for = steps;
+        done |= dir.begin(&start.recovered, &start.ios).is_ok();
+        assert!(places().unwrap().any(|place| is_kept(&place)), "killed after {steps} steps");
+    }
+    assert!(at_first > 5 && !done, "the rows were written, and it was killed before it took the files away");
+    for _ in 0..2 {
+        let (mut dir, recovered, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+        assert_eq!(recovered.rows[&GroupId(3)].standing, Standing::Lost);
+        assert!(!scratch.0.join(Name::Segment(2).path()).exists());
+        // Whatever is written from now on is not written over what is kept.
+        let mut ios = Vec::new();
+        let rows = vec![(
+            GroupId(4),
+            Row { standing: Standing::Whole, hard: Hard { term: 1, ..Hard::default() }, ..Row::default() },
+        )];
+        let entry =
+            |index| Entry { group: GroupId(4), term: 1, index, kind: 0, data: vec![7; 1 << 20].into() };
+        let first = recovered.entries.get(&GroupId(4)).map_or(0, Vec::len) as u64;
+        journal.plan(
+            &[Persist { seq: 1, rows, entries: (first + 1..first + 40).map(entry).collect() }],
+            &mut ios,
+        );
+        dir.perform(&ios, &mut |_| false).unwrap();
+        assert!(places().unwrap().any(|place| is_kept(&place)));
+    }
+    assert_eq!(fs::read(first.join("meta")).unwrap(), b"of an earlier time", "nothing is overwritten");
 }
 
 #[test]
