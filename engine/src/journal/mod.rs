@@ -34,7 +34,7 @@ use quorate_protocol::{wire_enum, wire_struct};
 
 pub use inspect::{Inspection, SegmentReport, entries_at, inspect};
 pub use manifest::HardFile;
-pub use recover::{Contents, Damage, Options, read_meta, recover};
+pub use recover::{Contents, Damage, Options, Refusal, read_meta, recover};
 
 use crate::snapshot;
 use manifest::Manifest;

@@ -1,5 +1,7 @@
 //! The journal on real files: starts, disks that fail or are full, segments that are used again.
 
+mod aside;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -181,68 +183,6 @@ fn what_a_damaged_start_cannot_use_is_kept_until_all_is_whole() {
     assert!(!scratch.0.join("damaged").exists(), "the group is whole again");
 }
 
-/// A directory with a segment of full size whose first commit is damaged, and a row that names a snapshot; the files
-/// that a start has no use for.
-fn spoiled(scratch: &Scratch) -> Vec<(PathBuf, Vec<u8>)> {
-    let (mut dir, _, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
-    fill(&mut dir, &mut journal, 1..=FIT + 1, (0, 0));
-    fs::write(scratch.0.join(Name::Snapshot(GroupId(3), 1).path()), snapshot_file(1)).unwrap();
-    fill(&mut dir, &mut journal, FIT + 2..=FIT + 2, (1, 1));
-    drop((dir, journal));
-    flip(scratch);
-    let names = [Name::Segment(1), Name::Segment(2), Name::Snapshot(GroupId(3), 1), Name::Hard, Name::Meta];
-    names.map(|name| (name.path().into(), fs::read(scratch.0.join(name.path())).unwrap())).into()
-}
-
-#[test]
-fn a_start_on_damage_that_is_killed_anywhere_destroys_nothing() {
-    let scratch = scratch("killed");
-    let held = spoiled(&scratch);
-    let is_kept = |place: &Path| {
-        held.iter().all(|(path, bytes)| fs::read(place.join(path)).is_ok_and(|kept| kept == *bytes))
-    };
-    let places =
-        || fs::read_dir(scratch.0.join("damaged")).map(|places| places.map(|one| one.unwrap().path()));
-    let (mut done, mut at_first) = (false, 0);
-    // One that was killed while it put the first file there, and whatever lies there since.
-    let first = scratch.0.join("damaged/2");
-    fs::create_dir_all(&first).unwrap();
-    fs::write(first.join("meta"), "of an earlier time").unwrap();
-    for steps in 0.. {
-        let (mut dir, start) = DataDir::find(&scratch.0, &founding(2)).unwrap();
-        if start.recovered.damage.is_empty() {
-            break;
-        }
-        assert_eq!(start.recovered.rows[&GroupId(3)].standing, Standing::Lost);
-        at_first += 1;
-        dir.disk.lives_for = steps;
-        done |= dir.begin(&start.recovered, &start.ios).is_ok();
-        assert!(places().unwrap().any(|place| is_kept(&place)), "killed after {steps} steps");
-    }
-    assert!(at_first > 5 && !done, "the rows were written, and it was killed before it took the files away");
-    for _ in 0..2 {
-        let (mut dir, recovered, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
-        assert_eq!(recovered.rows[&GroupId(3)].standing, Standing::Lost);
-        assert!(!scratch.0.join(Name::Segment(2).path()).exists());
-        // Whatever is written from now on is not written over what is kept.
-        let mut ios = Vec::new();
-        let rows = vec![(
-            GroupId(4),
-            Row { standing: Standing::Whole, hard: Hard { term: 1, ..Hard::default() }, ..Row::default() },
-        )];
-        let entry =
-            |index| Entry { group: GroupId(4), term: 1, index, kind: 0, data: vec![7; 1 << 20].into() };
-        let first = recovered.entries.get(&GroupId(4)).map_or(0, Vec::len) as u64;
-        journal.plan(
-            &[Persist { seq: 1, rows, entries: (first + 1..first + 40).map(entry).collect() }],
-            &mut ios,
-        );
-        dir.perform(&ios, &mut |_| false).unwrap();
-        assert!(places().unwrap().any(|place| is_kept(&place)));
-    }
-    assert_eq!(fs::read(first.join("meta")).unwrap(), b"of an earlier time", "nothing is overwritten");
-}
-
 #[test]
 fn commits_behind_a_start_find_their_segment_zeroed() {
     let scratch = scratch("zeroed");
@@ -411,16 +351,15 @@ fn a_freed_segment_is_written_again_also_of_what_was_read_at_the_start() {
 
 /// A snapshot that is sound and says nothing.
 fn snapshot_file(index: u64) -> Vec<u8> {
-    let group = GroupId(3);
-    let header = Header::new(group, (index, 1), 0, Conf::default()).to_wire();
+    let header = Header::new(GroupId(3), (index, 1), 0, Conf::default()).to_wire();
+    chunks(index, &[(1, header), (3, vec![0; 16].into())])
+}
+
+/// The file of a snapshot of group 3 with these chunks.
+fn chunks(index: u64, chunks: &[(u8, bytes::Bytes)]) -> Vec<u8> {
     let mut out = Vec::new();
-    for (kind, payload) in [(1_u8, header), (3, vec![0; 16].into())] {
-        let place = [&group.0.to_le_bytes()[..], &index.to_le_bytes(), &(out.len() as u64).to_le_bytes()];
-        let crc = crc32fast::hash(&[&[kind][..], &payload, &place.concat()].concat());
-        out.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
-        out.extend(crc.to_le_bytes());
-        out.push(kind);
-        out.extend(&payload);
+    for (kind, payload) in chunks {
+        quorate_protocol::chunk::put(*kind, payload, (GroupId(3), index, out.len() as u64), &mut out);
     }
     out
 }

@@ -182,6 +182,51 @@ fn a_missing_or_foreign_file_loses_what_it_was_needed_for() {
     assert!(text.contains("meta is damaged at offset 0: neither it nor its copy"), "{text}");
 }
 
+/// A file whose checksums are right, in a format that this release does not know.
+#[test]
+fn what_a_newer_release_wrote_is_no_damage() {
+    let (disk, expected) = settled();
+    let (&group, _) = expected.snapshots.first_key_value().unwrap();
+    let snapshot = File::Snapshot(group, expected.rows[&group].snapshot.0);
+    let last = *disk.live.keys().rfind(|file| matches!(file, File::Segment(_))).unwrap();
+    let File::Segment(number) = last else { panic!("it is one") };
+    let twin = |disk: &mut Disk, file| {
+        let number = twin::copies(&Bytes::copy_from_slice(&disk.live[&file]))[0].number;
+        let mut ios = Vec::new();
+        twin::replace(file, number + 1, b"in other words", &mut ios);
+        // The start after the upgrade has died in the middle: what an older copy says is of the past.
+        disk.perform(&ios[..2]);
+    };
+    let record = |disk: &mut Disk, number: u64, offset: u64| {
+        let live = disk.live.get_mut(&File::Segment(number)).unwrap();
+        let at = usize::try_from(offset).unwrap();
+        let place = Place { identity: Identity(77), segment: number, offset };
+        let mut record = live[at..at + usize::try_from(MARKER).unwrap()].to_vec();
+        record[9] = record::VERSION + 1;
+        let crc = record::tests::checksum_at(&record, place);
+        record[4..8].copy_from_slice(&crc.to_le_bytes());
+        live[at..at + record.len()].copy_from_slice(&record);
+    };
+    let header = snapshot::Header { version: 2, ..snapshot::Header::new(group, (1, 1), 0, Conf::default()) };
+    let mut bytes = Vec::new();
+    let File::Snapshot(_, index) = snapshot else { panic!("it is one") };
+    quorate_protocol::chunk::put(1, &header.to_wire(), (group, index, 0), &mut bytes);
+    type Change<'a> = &'a dyn Fn(&mut Disk);
+    let cases: [(File, Change<'_>); 5] = [
+        (File::Meta, &|disk| twin(disk, File::Meta)),
+        (File::Hard, &|disk| twin(disk, File::Hard)),
+        (last, &|disk| record(disk, number, 0)),
+        (File::Segment(number - 1), &|disk| record(disk, number - 1, 512)),
+        (snapshot, &|disk| drop(disk.live.insert(snapshot, bytes.clone()))),
+    ];
+    for (file, change) in cases {
+        let mut disk = disk.clone();
+        change(&mut disk);
+        let refused = disk.start().map(|_| ());
+        assert!(matches!(refused, Err(Refusal::Newer(found, _)) if found == file), "{file:?}: {refused:?}");
+    }
+}
+
 #[test]
 fn rows_that_are_older_than_the_log_lose_their_group() {
     let mut disk = Disk::founded(1);
