@@ -130,7 +130,13 @@ impl Disk {
         if fs::metadata(&prepared).is_ok_and(|meta| meta.len() == size) {
             return fs::rename(prepared, path);
         }
-        if size == SEGMENT_SIZE && take_spare(&self.path, &path)? {
+        self.make(name, &path, size)?;
+        // Too small for what is to be written, or only just made: `prepare` looks for the segment after that.
+        remove_if_there(&prepared)
+    }
+
+    fn make(&mut self, name: Name, path: &Path, size: u64) -> io::Result<()> {
+        if size == SEGMENT_SIZE && take_spare(&self.path, path)? {
             return Ok(());
         }
         let file = self.file(name)?;
@@ -275,11 +281,16 @@ fn write_zeroes(file: &File, from: u64, to: u64) -> io::Result<()> {
 /// was used before.
 pub(super) fn prepare(path: &Path, name: Name, size: u64) -> io::Result<()> {
     let prepared = prepared_path(path, name);
+    // Commits may have come to it meanwhile, and made it themselves.
+    let is_late = || path.join(name.path()).exists();
+    if is_late() {
+        return Ok(());
+    }
     if fs::metadata(&prepared).is_ok_and(|meta| meta.len() == size) {
         return Ok(());
     }
     if size == SEGMENT_SIZE && take_spare(path, &prepared)? {
-        return Ok(());
+        return if is_late() { remove_if_there(&prepared) } else { Ok(()) };
     }
     if !keep_reserve(path)? || room_at(path)? < 2 * size {
         return Err(ErrorKind::StorageFull.into());
@@ -290,7 +301,8 @@ pub(super) fn prepare(path: &Path, name: Name, size: u64) -> io::Result<()> {
         fs::remove_file(making)?;
         return Err(error);
     }
-    fs::rename(making, prepared)
+    fs::rename(making, &prepared)?;
+    if is_late() { remove_if_there(&prepared) } else { Ok(()) }
 }
 
 /// Sets a segment's room aside, for when there is none; whether it is there.

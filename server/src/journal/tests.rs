@@ -19,7 +19,7 @@ use quorate_protocol::id::{Boot, ClusterId, GroupId, NodeId};
 use quorate_protocol::wire::Wire;
 
 use super::dir::nameable;
-use super::disk::{Disk, ZEROES, reserve_path, spare_places};
+use super::disk::{Disk, ZEROES, prepare, prepared_path, reserve_path, spare_places};
 use super::*;
 
 /// What the threads have told.
@@ -347,6 +347,25 @@ fn a_freed_segment_is_written_again_also_of_what_was_read_at_the_start() {
     assert!(spare_places(&scratch.0).any(|place| place.exists() && inode(&place) == second));
     fill(&mut dir, &mut journal, 2 * FIT + 3..=3 * FIT + 11, (2 * FIT + 1, 1));
     assert!(held.iter().all(|entry| entry.data.iter().all(|&byte| byte == 7)));
+}
+
+#[test]
+fn a_segment_that_was_opened_before_it_was_made_ahead_leaves_nothing_behind() {
+    let scratch = scratch("late");
+    let (mut dir, ..) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+    let (late, large) = (Name::Segment(2), Name::Segment(3));
+    let mut create = |file, size| dir.perform(&[Io::Create { file, size }], &mut |_| false).unwrap();
+    create(late, SEGMENT_SIZE);
+    prepare(&scratch.0, late, SEGMENT_SIZE).unwrap();
+    prepare(&scratch.0, large, SEGMENT_SIZE).unwrap();
+    assert!(prepared_path(&scratch.0, large).exists());
+    create(large, 2 * SEGMENT_SIZE);
+    for name in [late, large] {
+        assert!(
+            scratch.0.join(name.path()).exists() && !prepared_path(&scratch.0, name).exists(),
+            "{name:?}"
+        );
+    }
 }
 
 /// A snapshot that is sound and says nothing.
