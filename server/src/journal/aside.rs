@@ -6,6 +6,8 @@
 //!   directory is changed, and under their own names too until the rows say what is lost. So a start that is killed anywhere
 //!   leaves the next one the same damage to find, or everything kept.
 //! - They stay there until a start finds every group whole: only then has the cluster shown that it can do without them.
+//!   A node that could not even say what it held renounces it, and no later start of it can know whether the others have become
+//!   whole: what it has put to `DIR/damaged/BOOT.keep/` is removed by hand only, and nothing else is removed as long as it is there.
 //!
 //! Subtlety: a file lies there as a second name of the same bytes, so it takes no room. What has two names is never written
 //! again (`Disk::remove`).
@@ -21,6 +23,8 @@ use super::dir::there;
 
 /// Where the files are.
 const ASIDE: &str = "damaged";
+/// How the name of a place ends that no start removes.
+const BY_HAND: &str = ".keep";
 
 /// Whether some group has lost what nobody else has.
 #[must_use]
@@ -43,8 +47,11 @@ fn is_alone(row: &Row, meta: &Meta) -> bool {
 /// The place for what this start has no use for. What a start that was killed has put somewhere stays there.
 pub(super) fn place(dir: &Path, recovered: &Recovered) -> PathBuf {
     let boot = recovered.meta.boot.0;
-    let first = dir.join(ASIDE).join(boot.to_string());
-    let further = (2..).map(|number: u32| dir.join(ASIDE).join(format!("{boot}-{number}")));
+    let unknown =
+        recovered.rows.values().any(|row| row.standing == Standing::Lost && row.incarnation == u32::MAX);
+    let end = if unknown { BY_HAND } else { "" };
+    let first = dir.join(ASIDE).join(format!("{boot}{end}"));
+    let further = (2..).map(|number: u32| dir.join(ASIDE).join(format!("{boot}-{number}{end}")));
     std::iter::once(first).chain(further).find(|place| !place.exists()).expect("some number is free")
 }
 
@@ -80,9 +87,13 @@ fn sync(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Lets go of all of it, if every group is whole.
+/// Lets go of all of it, if every group is whole and nothing is for somebody else to remove.
 pub(super) fn let_go(dir: &Path, recovered: &Recovered) -> io::Result<()> {
     if recovered.rows.values().any(|row| row.standing == Standing::Lost) {
+        return Ok(());
+    }
+    let Some(mut places) = there(fs::read_dir(dir.join(ASIDE)))? else { return Ok(()) };
+    if places.any(|place| place.is_ok_and(|place| place.file_name().to_string_lossy().ends_with(BY_HAND))) {
         return Ok(());
     }
     match fs::remove_dir_all(dir.join(ASIDE)) {

@@ -129,3 +129,31 @@ fn what_a_newer_release_wrote_is_refused_and_left_as_it_is() {
     assert!(refused.contains("nothing was changed: start the release that wrote it"), "{refused}");
     assert!(files_of(&scratch.0) == before);
 }
+
+#[test]
+fn what_a_node_held_that_cannot_say_what_it_held_is_removed_by_nobody() {
+    let scratch = scratch("renounced");
+    let held = spoiled(&scratch);
+    fs::remove_file(scratch.0.join("hardstate")).unwrap();
+    let (mut dir, recovered, mut journal) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+    // The engine renounces all that the directory may have held.
+    let rows = recovered
+        .rows
+        .iter()
+        .map(|(&group, row)| (group, Row { standing: Standing::Absent, incarnation: 9, ..row.clone() }));
+    let mut ios = Vec::new();
+    journal.plan(&[Persist { seq: 1, rows: rows.collect(), entries: Vec::new() }], &mut ios);
+    dir.perform(&ios, &mut |_| false).unwrap();
+    drop((dir, journal));
+    for _ in 0..2 {
+        let (_, recovered, _) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+        assert!(recovered.damage.is_empty() && recovered.lost().next().is_none());
+    }
+    let kept = scratch.0.join("damaged/2.keep");
+    for (path, bytes) in held.iter().filter(|(path, _)| !path.ends_with("hardstate")) {
+        assert!(fs::read(kept.join(path)).unwrap() == *bytes, "{}", path.display());
+    }
+    fs::remove_dir_all(kept).unwrap();
+    drop(DataDir::open(&scratch.0, &founding(2)).unwrap());
+    assert!(!scratch.0.join("damaged").exists(), "it was taken away by hand");
+}
