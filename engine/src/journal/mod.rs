@@ -7,8 +7,8 @@
 //! Invariants:
 //! - Bytes that were synced are never written again: commits begin at multiples of `SECTOR`.
 //! - Every commit begins with a marker that says up to where the journal was known to be synced before it,
-//!   and where the record before it ended; after a pause a `Frontier` says so in a block of its own. Bad
-//!   bytes below any such position are damage, above it a torn tail.
+//!   and where the record before it ended; after a pause a `Frontier` says so in a block of its own, or the
+//!   manifest, where a segment has no room for one. Bad bytes below any such position are damage, above it a torn tail.
 //! - Segment numbers rise and are never used twice; a restart seals the segment that it found open, at the
 //!   recovered end, and goes on in the next.
 //! - Nothing is committed to a segment before the manifest names it, synced.
@@ -322,8 +322,13 @@ impl Journal {
     /// Plans a frontier, if there is anything that it could vouch for. Then `done`, as after `plan`.
     pub fn idle(&mut self, out: &mut Vec<Io>) {
         let offset = self.end.next_multiple_of(BLOCK);
-        if !core::mem::take(&mut self.news) || offset + MARKER + room_for_seal() > self.size {
+        if !core::mem::take(&mut self.news) {
             return;
+        }
+        if offset + MARKER + room_for_seal() > self.size {
+            // There is no room for one at the segment's end. The manifest says the same, and needs no new segment for that,
+            // which a full disk may not have.
+            return self.manifest.write(self.segment, self.synced, out);
         }
         let mut bytes = Vec::new();
         self.mark(Kind::Frontier, offset, &mut bytes);

@@ -182,6 +182,34 @@ fn a_missing_or_foreign_file_loses_what_it_was_needed_for() {
     assert!(text.contains("meta is damaged at offset 0: neither it nor its copy"), "{text}");
 }
 
+#[test]
+fn a_last_commit_without_room_for_a_frontier_behind_it_is_vouched_for_all_the_same() {
+    let mut disk = Disk::founded(3);
+    let (_, mut journal) = disk.start().unwrap();
+    disk.perform(&plan(&mut journal, vote(1, 1)));
+    journal.done();
+    let mut without_room = 0;
+    for index in 1..=60 {
+        disk.perform(&plan(&mut journal, entry(index)));
+        journal.done();
+        let (segment, end) = journal.synced;
+        let mut ios = Vec::new();
+        journal.idle(&mut ios);
+        disk.perform(&ios);
+        journal.done();
+        without_room +=
+            usize::from(!ios.iter().any(|io| matches!(io, Io::Write { file: File::Segment(_), .. })));
+        let mut spoiled = disk.clone();
+        spoiled.live.get_mut(&File::Segment(segment)).unwrap()[usize::try_from(end).unwrap() - 100] ^= 1;
+        assert_ne!(spoiled.start().unwrap().0.damage, [], "entry {index}");
+        assert!(disk.clone().start().unwrap().0.damage.is_empty());
+        let mut again = Vec::new();
+        journal.idle(&mut again);
+        assert!(again.is_empty() && !journal.has_news(), "it is said once");
+    }
+    assert!(without_room > 5, "only {without_room} commits lay at the end of a segment");
+}
+
 /// A file whose checksums are right, in a format that this release does not know.
 #[test]
 fn what_a_newer_release_wrote_is_no_damage() {
