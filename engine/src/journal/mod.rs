@@ -474,6 +474,8 @@ pub fn found(meta: &Meta, life: u32, out: &mut Vec<Io>) {
 /// What is to be done to found a directory whose groups begin with these rows, and with snapshots that are on stable
 /// storage already. The manifest comes first: with it, and not before, the directory says what it is.
 pub fn found_with(meta: &Meta, rows: Vec<(GroupId, Row)>, out: &mut Vec<Io>) {
+    // As after a first start: without the manifest such a directory has lost what the rows named, and is not a new one.
+    let meta = &Meta { boot: Boot(meta.boot.0 + 1), ..meta.clone() };
     let contents = HardFile { meta: meta.clone(), segments: (0, 0), synced: (0, 0), rows, since: Vec::new() };
     twin::replace(File::Hard, 1, &contents.to_wire(), out);
     twin::replace(File::Meta, 1, &meta.to_wire(), out);

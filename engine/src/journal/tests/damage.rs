@@ -210,6 +210,19 @@ fn a_last_commit_without_room_for_a_frontier_behind_it_is_vouched_for_all_the_sa
     assert!(without_room > 5, "only {without_room} commits lay at the end of a segment");
 }
 
+#[test]
+fn a_restored_directory_that_loses_its_manifest_is_not_a_new_one() {
+    let mut disk = Disk::default();
+    disk.snapshot(GroupId(1), 5);
+    let mut ios = Vec::new();
+    found_with(&meta(), vec![(GroupId(1), Row { snapshot: (5, 1), ..row(1, 0) })], &mut ios);
+    disk.perform(&ios);
+    assert_eq!(disk.clone().start().unwrap().0.damage, []);
+    disk.live.remove(&File::Hard);
+    let (recovered, _) = disk.start().unwrap();
+    assert_eq!((recovered.damage.len(), lost(&recovered).len()), (1, 17));
+}
+
 /// A file whose checksums are right, in a format that this release does not know.
 #[test]
 fn what_a_newer_release_wrote_is_no_damage() {
