@@ -221,6 +221,31 @@ impl Household {
         }
     }
 
+    /// A target has answered a parcel with the last number that it has; none if it did not.
+    fn brought(
+        &mut self,
+        now: u64,
+        (source, target): (GroupId, GroupId),
+        first: u64,
+        number: Option<u64>,
+        gateway: &mut Gateway,
+    ) {
+        let keep = self.kept.get(&source).copied().unwrap_or(0);
+        let waits = match number {
+            // They are brought once more then. What the system group tells is in no backup.
+            Some(_) if now < keep && source != GroupId::SYSTEM => {
+                Delivery::Waits { until: keep, full: false }
+            }
+            Some(upto) if upto >= first => {
+                let work = Work::Taken(Receipted { target, upto });
+                return gateway.run_errand(now, source, work, Errand::Receipt(source, target));
+            }
+            Some(_) => Delivery::Waits { until: now + FULL_AGAIN, full: true },
+            None => Delivery::Waits { until: now + AGAIN, full: false },
+        };
+        self.deliveries.insert((source, target), waits);
+    }
+
     /// Takes the answer to an errand.
     pub fn finished(
         &mut self,
@@ -249,20 +274,7 @@ impl Household {
                 }
             }
             Errand::Parcel(source, target, first) => {
-                let keep = self.kept.get(&source).copied().unwrap_or(0);
-                let waits = match number {
-                    // They are brought once more then. What the system group tells is not in any backup.
-                    Some(_) if now < keep && source != GroupId::SYSTEM => {
-                        Delivery::Waits { until: keep, full: false }
-                    }
-                    Some(upto) if upto >= first => {
-                        let work = Work::Taken(Receipted { target, upto });
-                        return gateway.run_errand(now, source, work, Errand::Receipt(source, target));
-                    }
-                    Some(_) => Delivery::Waits { until: now + FULL_AGAIN, full: true },
-                    None => Delivery::Waits { until: now + AGAIN, full: false },
-                };
-                self.deliveries.insert((source, target), waits);
+                self.brought(now, (source, target), first, number, gateway);
             }
             Errand::Receipt(source, target) => {
                 if reply.failure().is_some() {

@@ -277,6 +277,18 @@ impl Loader {
     }
 }
 
+/// Whether a newer release has written a file: its first chunk is as it was written, and says so.
+#[must_use]
+pub fn is_newer(file: &Bytes, group: GroupId, index: Index) -> bool {
+    let Some(&[l0, l1, l2, l3, c0, c1, c2, c3, HEADER]) = file.first_chunk::<FRAME>() else { return false };
+    let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    let Some(payload) = file.get(FRAME..).and_then(|rest| rest.get(..length)) else { return false };
+    let sound = chunk::checksum(HEADER, payload, (group, index, 0)) == u32::from_le_bytes([c0, c1, c2, c3]);
+    // Magic and version come first, whatever follows them.
+    let newer = payload.get(4).is_some_and(|version| *version > VERSION);
+    sound && newer && payload.starts_with(&MAGIC.to_le_bytes())
+}
+
 /// The header of a snapshot file whose chunks are all as they were written; what its rows say is not looked at.
 ///
 /// # Errors
@@ -311,7 +323,11 @@ pub fn check_upto(
         }
         match (kind, header) {
             (HEADER, None) => {
-                header = Some(Header::from_wire(file.slice(at + FRAME..at + FRAME + length))?);
+                let found = Header::from_wire(file.slice(at + FRAME..at + FRAME + length))?;
+                if (found.magic, found.version) != (MAGIC, VERSION) {
+                    return Err(Malformed("a snapshot of another release"));
+                }
+                header = Some(found);
             }
             (ROWS, Some(found)) => header = Some(found),
             (FOOTER, Some(found)) => return Ok(found),

@@ -315,20 +315,16 @@ mod tests {
 
     #[test]
     fn who_lacks_a_letter_that_has_left_elsewhere_was_cut_too_early() {
-        let early = |cuts: &[(u16, &[(u16, u64, u64)])]| -> Vec<u16> {
-            let crossing = |&(other, left, arrived)| Crossing { other: GroupId(other), left, arrived };
-            let cuts: Vec<(GroupId, Vec<Crossing>)> = cuts
-                .iter()
-                .map(|(group, crossings)| (GroupId(*group), crossings.iter().map(crossing).collect()))
-                .collect();
-            let early = cut_too_early(cuts.iter().map(|(group, crossings)| (*group, &crossings[..])));
-            early.into_iter().map(|group| group.0).collect()
+        let to = |other, left, arrived| Crossing { other: GroupId(other), left, arrived };
+        let early = |cuts: &[&[Crossing]]| -> Vec<u16> {
+            let cuts = (0..).map(GroupId).zip(cuts.iter().copied());
+            cut_too_early(cuts).into_iter().map(|group| group.0).collect()
         };
-        assert_eq!(early(&[(0, &[]), (1, &[(2, 5, 0)]), (2, &[(1, 0, 5)])]), [0; 0]);
+        assert_eq!(early(&[&[], &[to(2, 5, 0)], &[to(1, 0, 5)]]), [0; 0]);
         // One that has arrived and not left comes again, and is known by its number.
-        assert_eq!(early(&[(1, &[(2, 5, 0)]), (2, &[(1, 0, 6)])]), [0; 0]);
-        assert_eq!(early(&[(1, &[(2, 5, 0)]), (2, &[(1, 0, 4)])]), [2]);
-        assert_eq!(early(&[(1, &[(2, 1, 3), (3, 1, 0)]), (2, &[(1, 4, 1)]), (3, &[])]), [1, 3]);
+        assert_eq!(early(&[&[], &[to(2, 5, 0)], &[to(1, 0, 6)]]), [0; 0]);
+        assert_eq!(early(&[&[], &[to(2, 5, 0)], &[to(1, 0, 4)]]), [2]);
+        assert_eq!(early(&[&[], &[to(2, 1, 3), to(3, 1, 0)], &[to(1, 4, 1)], &[]]), [1, 3]);
     }
 
     fn backup() -> (Vec<u8>, Vec<Part>) {

@@ -54,7 +54,7 @@ fn report(flags: &CheckFlags, out: &mut Vec<u8>) -> Result<bool, String> {
         return Err(failed(&"there is no such directory; give the --data-dir of a node"));
     }
     let look = Look::at(&flags.dir).map_err(|error| failed(&error))?;
-    let unknown = |damage| OpenError::Damaged(flags.dir.clone(), damage).to_string();
+    let unknown = |refusal| OpenError::Refused(flags.dir.clone(), refusal).to_string();
     let founded = quorate_engine::journal::read_meta(&look.contents).map_err(unknown)?;
     if founded.is_none() {
         return Err(failed(&"no node has founded it; give the --data-dir of a node"));

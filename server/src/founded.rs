@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use quorate_engine::journal::{Contents, Damage, File, Meta, read_meta};
+use quorate_engine::journal::{Contents, File, Meta, Refusal, read_meta};
 
 /// What a directory was founded as; `None` when it was never founded.
 ///
 /// # Errors
-/// When it has been used and does not say.
-pub fn founded(dir: &Path) -> Result<Option<Meta>, Damage> {
+/// When it has been used and does not say, or not to this release.
+pub fn founded(dir: &Path) -> Result<Option<Meta>, Refusal> {
     let read = |file: File| std::fs::read(dir.join(file.path())).ok().map(Bytes::from);
     let mut contents = Contents { meta: read(File::Meta), hard: read(File::Hard), ..Contents::default() };
     let journal = std::fs::read_dir(dir.join("journal")).into_iter().flatten().flatten();

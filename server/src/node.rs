@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use quorate_engine::effect::Input;
 use quorate_engine::engine::{Config as EngineConfig, Engine};
-use quorate_engine::journal::{Meta, Recovered};
+use quorate_engine::journal::{Entry, Journal, Meta};
 use quorate_engine::system::{addresses, identities};
 use quorate_protocol::id::{ClusterId, GroupId, NodeId};
 use quorate_protocol::peer::Join;
@@ -22,7 +22,7 @@ use crate::answers::Desk;
 use crate::config::{Config, Eviction, Origin};
 use crate::driver::{self, DiskListener, Shared};
 use crate::founded::founded;
-use crate::journal::{DataDir, Founding, SyncThread};
+use crate::journal::{DataDir, Founding, SyncThread, Unreadable};
 use crate::loops::Loops;
 use crate::view::View;
 use crate::{admin, clock, listen, peers};
@@ -41,25 +41,21 @@ pub fn run(config: &Config) -> Result<(), String> {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
     let ports = runtime.block_on(Ports::bind(config))?;
     let (founding, members) = runtime.block_on(founding(config))?;
-    let (dir, recovered, journal) =
-        DataDir::open(&config.data_dir, &founding).map_err(|error| error.to_string())?;
-    let view = View::new(recovered.meta.partitions, config.cache_memory);
+    let Opened { dir, journal, meta, log, engine } =
+        open(&config.data_dir, &founding, |seed| engine_config(config, seed))?;
+    let view = View::new(meta.partitions, config.cache_memory);
     let shared = Arc::new(Shared::new(view));
-    let log = recovered.entries.get(&GroupId::SYSTEM).map(Vec::as_slice).unwrap_or_default();
-    let founders = recovered.meta.founders.iter().cloned();
-    shared.book.begin(founders.chain(addresses(log)).chain(members), identities(log));
+    let founders = meta.founders.iter().cloned();
+    shared.book.begin(founders.chain(addresses(&log)).chain(members), identities(&log));
     let me = peers::Me {
-        meta: recovered.meta.clone(),
+        meta: meta.clone(),
         client_address: config.advertise.clone(),
         peer_address: config.peer_advertise.clone(),
     };
     let counts = Arc::clone(&shared.counts);
     let desk =
         Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings(), counts));
-    ports.tell(&recovered.meta, dir.path());
-    warn_of_the_lost(&recovered);
-    let seed = me.meta.cluster.0;
-    let engine = Engine::new(clock::now(), engine_config(config, seed), recovered);
+    ports.tell(&meta, dir.path());
     let data = dir.path().to_owned();
     let disk = SyncThread::start(dir, journal, DiskListener(Arc::clone(&shared)));
     let thread = {
@@ -106,16 +102,49 @@ pub fn run(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
+/// A data directory and what was loaded from it.
+pub(crate) struct Opened {
+    pub(crate) dir: DataDir,
+    journal: Journal,
+    meta: Meta,
+    /// The system group's log behind its snapshot.
+    log: Vec<Entry>,
+    pub(crate) engine: Engine,
+}
+
+/// Opens the data directory and loads the groups. That one cannot be loaded is seen only then; nothing of it has been changed
+/// yet, and the directory is opened again with what is known now: damage as any other.
+pub(crate) fn open(
+    path: &Path,
+    founding: &Founding,
+    settings: impl Fn(u64) -> EngineConfig,
+) -> Result<Opened, String> {
+    let mut unreadable = Unreadable::new();
+    loop {
+        let (dir, recovered, journal) =
+            DataDir::open_without(path, founding, &unreadable).map_err(|error| error.to_string())?;
+        let meta = recovered.meta.clone();
+        let log = recovered.entries.get(&GroupId::SYSTEM).cloned().unwrap_or_default();
+        let lost: Vec<_> = recovered.lost().collect();
+        let groups = recovered.rows.len();
+        let engine = Engine::new(clock::now(), settings(meta.cluster.0), recovered);
+        if engine.unreadable().is_empty() {
+            warn_of_the_lost(&lost, groups);
+            return Ok(Opened { dir, journal, meta, log, engine });
+        }
+        unreadable.extend(engine.unreadable().clone());
+    }
+}
+
 /// Said at every start until it is over, not only by the one that found the damage.
-fn warn_of_the_lost(recovered: &Recovered) {
-    let lost: Vec<_> = recovered.lost().map(|group| group.0.to_string()).collect();
+fn warn_of_the_lost(lost: &[GroupId], groups: usize) {
+    let lost: Vec<_> = lost.iter().map(|group| group.0.to_string()).collect();
     if !lost.is_empty() {
         tracing::warn!(
-            "{} of {} groups have lost what this node acknowledged of them ({}); the other nodes replace them when they \
+            "{} of {groups} groups have lost what this node acknowledged of them ({}); the other nodes replace them when they \
              have majorities without it: STATUS shows as `lost` what is still to come, and quorate-server check what the \
              directory holds",
             lost.len(),
-            recovered.rows.len(),
             lost.join(", ")
         );
     }

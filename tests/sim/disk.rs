@@ -171,10 +171,11 @@ impl Disk {
         }
     }
 
-    /// A commit is done: until something vouches for it, its part in the last segment may be lost.
+    /// A commit is done: until something vouches for it, its part in the last segment may be lost; but not the segment's
+    /// first record, which the manifest vouches for.
     pub fn note_commit(&mut self, plan: &[Io]) {
         let writes = plan.iter().filter_map(|io| match io {
-            Io::Write { file: file @ File::Segment(_), offset, bytes } => {
+            Io::Write { file: file @ File::Segment(_), offset, bytes } if *offset > 0 => {
                 let begin = usize::try_from(*offset).expect("files are small");
                 Some((*file, begin, begin + bytes.len()))
             }

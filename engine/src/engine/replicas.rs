@@ -20,7 +20,7 @@ use crate::consensus::is_of_leader;
 use crate::effect::{Effect, Effects, Level, Member};
 use crate::gateway::Errand;
 use crate::group::{Birth, Found, Group};
-use crate::journal::{Conf, Entry, Hard, Meta, Row, Standing};
+use crate::journal::{Conf, Damage, Entry, File, Hard, Meta, Row, Standing};
 use crate::members::{Members, Targets};
 use crate::ring::Ring;
 use crate::system::System;
@@ -41,6 +41,8 @@ pub(super) struct Replicas {
     idle: BTreeMap<GroupId, Row>,
     /// Rows that are to be written.
     rows: Vec<(GroupId, Row)>,
+    /// Groups whose snapshots could not be loaded at the start.
+    unreadable: BTreeMap<GroupId, Damage>,
     /// Replicas of other nodes that have lost what they acknowledged.
     lost: BTreeSet<(GroupId, Replica)>,
     /// Groups without a leader of which so many voters are lost that there will be none.
@@ -117,6 +119,9 @@ impl Replicas {
                     birth.group.0
                 );
                 self.notices.push((Level::Warn, text));
+                let file = File::Snapshot(birth.group, row.snapshot.0);
+                let damage = Damage { file, offset: 0, what: malformed.0.into() };
+                self.unreadable.insert(birth.group, damage);
                 self.lose(birth.group, row);
                 None
             }
@@ -141,6 +146,14 @@ impl Replicas {
 }
 
 impl Engine {
+    /// Groups of which it was found while they were loaded that they cannot be. If there are any, a shell drops the engine
+    /// before its first turn, and opens the directory again, knowing of them (`Options::unreadable`): so they are damage as any
+    /// other, and nothing is removed where nobody else has it. An engine that goes on takes them for lost.
+    #[must_use]
+    pub fn unreadable(&self) -> &BTreeMap<GroupId, Damage> {
+        &self.replicas.unreadable
+    }
+
     pub(super) fn raft(&mut self, mono: u64, from: NodeId, frame: RaftFrame) {
         self.replicas.peers.insert(from);
         if !frame.leading.is_empty() || (frame.messages.is_empty() && frame.cache.is_empty()) {

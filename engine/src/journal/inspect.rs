@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{GroupId, Index, Term};
 
-use super::recover::{Contents, Damage, Options, recover};
+use super::recover::{Contents, Options, Refusal, recover};
 use super::walk::Source;
 use super::{Entry, Recovered, SEGMENT_SIZE, unsound_at};
 
@@ -42,8 +42,8 @@ pub struct Inspection {
 /// Looks at a directory.
 ///
 /// # Errors
-/// When it cannot say whose it is.
-pub fn inspect(contents: &Contents) -> Result<Inspection, Damage> {
+/// When it cannot say whose it is, or a newer release has written something of it.
+pub fn inspect(contents: &Contents) -> Result<Inspection, Refusal> {
     let (recovered, ..) = recover(contents, &Options::new(SEGMENT_SIZE))?;
     let source = Source { identity: recovered.meta.identity, bound: true };
     let mut segments = Vec::new();

@@ -7,10 +7,11 @@
 //! Invariants:
 //! - Bytes that were synced are never written again: commits begin at multiples of `SECTOR`.
 //! - Every commit begins with a marker that says up to where the journal was known to be synced before it,
-//!   and where the record before it ended; after a pause a `Frontier` says so in a block of its own. Bad
-//!   bytes below any such position are damage, above it a torn tail.
+//!   and where the record before it ended; after a pause a `Frontier` says so in a block of its own, or the
+//!   manifest, where a segment has no room for one. Bad bytes below any such position are damage, above it a torn tail.
 //! - Segment numbers rise and are never used twice; a restart seals the segment that it found open, at the
 //!   recovered end, and goes on in the next.
+//! - Nothing is committed to a segment before the manifest names it, synced.
 //! - Rows (terms and votes above all) reach the disk, in both copies, before the entries of the same commit.
 //! - A segment is removed when its entries, and all in the segments before it, lie at or below their groups'
 //!   snapshots, and only after the manifest says that it need not be there.
@@ -33,7 +34,7 @@ use quorate_protocol::{wire_enum, wire_struct};
 
 pub use inspect::{Inspection, SegmentReport, entries_at, inspect};
 pub use manifest::HardFile;
-pub use recover::{Contents, Damage, Options, read_meta, recover};
+pub use recover::{Contents, Damage, Options, Refusal, read_meta, recover};
 
 use crate::snapshot;
 use manifest::Manifest;
@@ -321,8 +322,13 @@ impl Journal {
     /// Plans a frontier, if there is anything that it could vouch for. Then `done`, as after `plan`.
     pub fn idle(&mut self, out: &mut Vec<Io>) {
         let offset = self.end.next_multiple_of(BLOCK);
-        if !core::mem::take(&mut self.news) || offset + MARKER + room_for_seal() > self.size {
+        if !core::mem::take(&mut self.news) {
             return;
+        }
+        if offset + MARKER + room_for_seal() > self.size {
+            // There is no room for one at the segment's end. The manifest says the same, and needs no new segment for that,
+            // which a full disk may not have.
+            return self.manifest.write(self.segment, self.synced, out);
         }
         let mut bytes = Vec::new();
         self.mark(Kind::Frontier, offset, &mut bytes);
@@ -371,10 +377,19 @@ impl Journal {
         out.push(Io::Write { file: File::Segment(self.segment), offset, bytes: bytes.into() });
     }
 
-    /// Seals the open segment and opens the next one, large enough for a record of `first` bytes.
+    /// Seals the open segment and opens the next one, large enough for a record of `first` bytes. The manifest names it
+    /// before anything is committed there: otherwise it could vanish, and with it what was acknowledged, and nobody
+    /// would miss it.
     fn roll(&mut self, first: u64, out: &mut Vec<Io>) {
         self.seal(out);
         self.open(self.segment + 1, first, out);
+        self.vouch(out);
+    }
+
+    /// Says in the manifest that the open segment is there, and synced as far as is planned by now.
+    fn vouch(&mut self, out: &mut Vec<Io>) {
+        out.push(Io::Sync { file: File::Segment(self.segment) });
+        self.manifest.write(self.segment, self.planned, out);
     }
 
     fn seal(&mut self, out: &mut Vec<Io>) {
@@ -459,6 +474,8 @@ pub fn found(meta: &Meta, life: u32, out: &mut Vec<Io>) {
 /// What is to be done to found a directory whose groups begin with these rows, and with snapshots that are on stable
 /// storage already. The manifest comes first: with it, and not before, the directory says what it is.
 pub fn found_with(meta: &Meta, rows: Vec<(GroupId, Row)>, out: &mut Vec<Io>) {
+    // As after a first start: without the manifest such a directory has lost what the rows named, and is not a new one.
+    let meta = &Meta { boot: Boot(meta.boot.0 + 1), ..meta.clone() };
     let contents = HardFile { meta: meta.clone(), segments: (0, 0), synced: (0, 0), rows, since: Vec::new() };
     twin::replace(File::Hard, 1, &contents.to_wire(), out);
     twin::replace(File::Meta, 1, &meta.to_wire(), out);

@@ -124,6 +124,20 @@ impl Record {
     }
 }
 
+/// Whether a record lies at `place.offset` that a newer release has written, and that this one cannot read.
+#[must_use]
+pub fn is_newer(segment: &Bytes, place: Place) -> bool {
+    let found = || {
+        let start = usize::try_from(place.offset).ok()?;
+        let header = segment.get(start..start.checked_add(HEADER)?)?;
+        let length = u32::from_le_bytes(header[0..4].try_into().expect("four bytes")) as usize;
+        let bytes = segment.get(start..(start + HEADER).checked_add(length)?)?;
+        let crc = u32::from_le_bytes(header[4..8].try_into().expect("four bytes"));
+        Some(header[9] > VERSION && checksum(bytes, place, true) == crc)
+    };
+    found().unwrap_or(false)
+}
+
 /// Bytes that a record with a body of this length takes.
 #[must_use]
 pub fn size_of_body(length: usize) -> usize {
@@ -148,4 +162,14 @@ fn checksum(record: &[u8], place: Place, with_place: bool) -> u32 {
 /// The deliberate bug "a recycled record is accepted": takes any record whose bytes look whole.
 fn checksum_of_any(record: &[u8], crc: u32) -> bool {
     record.len() >= HEADER && crc != 0
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The checksum of a record without padding that lies at a place.
+    pub(in crate::journal) fn checksum_at(record: &[u8], place: Place) -> u32 {
+        checksum(record, place, true)
+    }
 }

@@ -3,7 +3,8 @@
 //! Charter: takes the bytes of all files, returns what the node goes on from, a journal that writes behind
 //! it, and what must be done to the files first. Nothing is guessed: a group that may have lost anything that
 //! it acknowledged is `Lost`, on the disk too before the node speaks, and the node goes on without it. Refused is
-//! only a directory that cannot say whose it is.
+//! only a directory that cannot say whose it is, and one of which a newer release has written something: there
+//! nothing is damaged.
 //!
 //! Invariants:
 //! - Bad bytes in the journal may have been anybody's: every group that relies on it is lost, and all of the
@@ -21,8 +22,9 @@ use quorate_protocol::id::{Boot, GroupId, Index};
 use quorate_protocol::wire::Wire;
 
 use super::manifest::{HardFile, Manifest, Pins};
-use super::walk::{Last, Reader, damage};
+use super::walk::{Last, Reader};
 use super::{Entry, File, Io, Journal, MARKER, Meta, Recovered, Row, SECTOR, is_sound, twin};
+use crate::snapshot;
 
 /// The bytes of a data directory.
 #[derive(Debug, Clone, Default)]
@@ -55,11 +57,39 @@ impl core::fmt::Display for Damage {
     }
 }
 
+/// Why a directory is not started on. Nothing of it is changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// It cannot say whose it is.
+    Nameless(Damage),
+    /// A newer release has written something that this one cannot read.
+    Newer(File, u64),
+}
+
+impl Refusal {
+    fn nameless<T>(what: &str) -> Result<T, Self> {
+        Err(Self::Nameless(Damage { file: File::Meta, offset: 0, what: what.into() }))
+    }
+}
+
+impl core::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Nameless(damage) => damage.fmt(f),
+            Self::Newer(file, offset) => {
+                write!(f, "{} was written by a newer release (at offset {offset})", file.path())
+            }
+        }
+    }
+}
+
 /// How a directory is read.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The size of new segments.
     pub segment_size: u64,
+    /// Groups whose snapshots could not be loaded, though their bytes are as they were written.
+    pub unreadable: BTreeMap<GroupId, Damage>,
     /// Deliberate bug: records are valid wherever they lie.
     #[cfg(feature = "faults")]
     pub accept_recycled: bool,
@@ -74,6 +104,7 @@ impl Options {
     pub fn new(segment_size: u64) -> Self {
         Self {
             segment_size,
+            unreadable: BTreeMap::new(),
             #[cfg(feature = "faults")]
             accept_recycled: false,
             #[cfg(feature = "faults")]
@@ -93,11 +124,13 @@ impl Options {
 /// What a directory is, without using it; `None` when it was never founded.
 ///
 /// # Errors
-/// When it holds files but does not say what it is.
-pub fn read_meta(contents: &Contents) -> Result<Option<(u64, Meta)>, Damage> {
+/// When it holds files but does not say what it is, or says it in words of a newer release.
+pub fn read_meta(contents: &Contents) -> Result<Option<(u64, Meta)>, Refusal> {
     let copies = copies_of(contents.meta.as_ref());
+    refuse_newer::<Meta>(File::Meta, &copies)?;
     let own = newest::<Meta>(&copies).map(|(copy, meta)| (copy.number, meta));
     let copies = copies_of(contents.hard.as_ref());
+    refuse_newer::<HardFile>(File::Hard, &copies)?;
     let copied = newest::<HardFile>(&copies).map(|(_, hard)| hard.meta);
     match (own, copied) {
         // A start writes the manifest first.
@@ -108,11 +141,9 @@ pub fn read_meta(contents: &Contents) -> Result<Option<(u64, Meta)>, Damage> {
         (None, Some(copied)) => Ok(Some((0, copied))),
         (None, None) => {
             if contents.hard.is_some() || !contents.segments.is_empty() || !contents.snapshots.is_empty() {
-                return damage(
-                    File::Meta,
-                    0,
-                    "neither it nor its copy in hardstate can be read, but the directory has been used",
-                );
+                let what =
+                    "neither it nor its copy in hardstate can be read, but the directory has been used";
+                return Refusal::nameless(what);
             }
             Ok(None)
         }
@@ -121,6 +152,13 @@ pub fn read_meta(contents: &Contents) -> Result<Option<(u64, Meta)>, Damage> {
 
 fn copies_of(file: Option<&Bytes>) -> Vec<twin::Copy> {
     file.map(twin::copies).unwrap_or_default()
+}
+
+/// A copy with a sound checksum is as somebody has written it. If it cannot be read all the same, that was a newer release;
+/// an older copy beside it says nothing any more.
+fn refuse_newer<T: Wire>(file: File, copies: &[twin::Copy]) -> Result<(), Refusal> {
+    let newer = copies.iter().find(|copy| T::from_wire(copy.contents.clone()).is_err());
+    newer.map_or(Ok(()), |copy| Err(Refusal::Newer(file, copy.offset)))
 }
 
 /// The newest copy that says something.
@@ -133,17 +171,17 @@ fn newest<T: Wire>(copies: &[twin::Copy]) -> Option<(&twin::Copy, T)> {
 /// The shell does what is in the list, in order, before anything of the node leaves it.
 ///
 /// # Errors
-/// When the directory cannot say whose it is.
-pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Journal, Vec<Io>), Damage> {
+/// When the directory cannot say whose it is, or a newer release has written something of it.
+pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Journal, Vec<Io>), Refusal> {
     let Some((meta_number, mut meta)) = read_meta(contents)? else {
-        return damage(File::Meta, 0, "the directory was never founded");
+        return Refusal::nameless("the directory was never founded");
     };
     let mut found = Found::default();
     let mut out = Vec::new();
     let (number, hard) = found.read_hard(contents, &meta, options, &mut out);
     repair_meta(contents, &mut out);
-    let (last, pins) = found.read_journal(contents, &hard, options);
-    found.read_snapshots(contents);
+    let (last, pins) = found.read_journal(contents, &hard, options)?;
+    found.read_snapshots(contents, options)?;
     meta.boot = Boot(meta.boot.0 + 1);
     let highest = contents.segments.last_key_value().map_or(0, |(&number, _)| number).max(hard.segments.1);
     // Without a manifest nobody knows which numbers were used before: they are left far behind.
@@ -166,7 +204,7 @@ pub fn recover(contents: &Contents, options: &Options) -> Result<(Recovered, Jou
     }
     journal.manifest.first = journal.manifest.pins.first_needed(&found.rows, journal.segment);
     journal.manifest.pins.release(journal.manifest.first);
-    journal.manifest.write(journal.segment, journal.synced, &mut out);
+    journal.vouch(&mut out);
     twin::replace(File::Meta, meta_number + 1, &meta.to_wire(), &mut out);
     found.remove_the_rest(contents, &journal, &mut out);
     journal.done();
@@ -196,7 +234,6 @@ impl Journal {
             self.seal(out);
         }
         self.open(number, 0, out);
-        out.push(Io::Sync { file: File::Segment(self.segment) });
     }
 }
 
@@ -252,33 +289,50 @@ impl Found {
     }
 
     /// Reads the journal: the logs, where it ends, and what pins its segments. Without a readable one there is none.
-    fn read_journal(&mut self, contents: &Contents, hard: &HardFile, options: &Options) -> (Last, Pins) {
+    fn read_journal(
+        &mut self,
+        contents: &Contents,
+        hard: &HardFile,
+        options: &Options,
+    ) -> Result<(Last, Pins), Refusal> {
         if self.unknown {
-            return (Last::none(), Pins::default());
+            return Ok((Last::none(), Pins::default()));
         }
         let mut reader = Reader::new(hard, options.segment_size, options.bound());
-        let last = match reader.segments(&contents.segments) {
+        let read = reader.segments(&contents.segments);
+        if let Some((number, offset)) = reader.newer {
+            return Err(Refusal::Newer(File::Segment(number), offset));
+        }
+        let last = match read {
             Ok(last) => last,
             Err(damage) => {
                 self.damage.push(damage);
                 self.rows.values_mut().filter(|row| row.is_held()).for_each(Row::lose);
-                return (Last::none(), Pins::default());
+                return Ok((Last::none(), Pins::default()));
             }
         };
         (self.entries, self.anew) = reader.conclude();
         for (group, damage) in reader.broken {
             self.lose(group, damage);
         }
-        (last, reader.pins)
+        Ok((last, reader.pins))
     }
 
     /// Looks for the snapshot of every row that names one.
-    fn read_snapshots(&mut self, contents: &Contents) {
+    fn read_snapshots(&mut self, contents: &Contents, options: &Options) -> Result<(), Refusal> {
         let named = self.rows.iter().filter(|(_, row)| row.is_held() && row.snapshot.0 > 0);
         let named: Vec<_> = named.map(|(&group, row)| (group, row.snapshot.0)).collect();
         for (group, index) in named {
             let file = File::Snapshot(group, index);
-            let what = match contents.snapshots.get(&(group, index)) {
+            let bytes = contents.snapshots.get(&(group, index));
+            if bytes.is_some_and(|bytes| snapshot::is_newer(bytes, group, index)) {
+                return Err(Refusal::Newer(file, 0));
+            }
+            if let Some(damage) = options.unreadable.get(&group) {
+                self.lose(group, damage.clone());
+                continue;
+            }
+            let what = match bytes {
                 Some(bytes) if is_sound(bytes, group, index) => {
                     self.snapshots.insert(group, bytes.clone());
                     continue;
@@ -288,6 +342,7 @@ impl Found {
             };
             self.lose(group, Damage { file, offset: contents.unsound_at(group, index), what: what.into() });
         }
+        Ok(())
     }
 
     /// A group may have lost something that it acknowledged.

@@ -106,7 +106,7 @@ impl Disk {
         self.live.contains_key(&file)
     }
 
-    fn start(&mut self) -> Result<(Recovered, Journal), Damage> {
+    fn start(&mut self) -> Result<(Recovered, Journal), Refusal> {
         let (recovered, mut journal, ios) = recover(&self.contents(), &Options::new(SMALL))?;
         self.perform(&ios);
         journal.done();

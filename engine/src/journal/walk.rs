@@ -21,11 +21,11 @@ use quorate_protocol::id::{GroupId, Identity, Index, Term};
 use quorate_protocol::wire::Wire;
 
 use super::manifest::{HardFile, Pins};
-use super::record::{Kind, Place, Record};
+use super::record::{Kind, Place, Record, is_newer};
 use super::recover::Damage;
 use super::{BLOCK, Entry, File, MARKER, Marker, RESET, Row, SECTOR};
 
-pub(super) fn damage<T>(file: File, offset: u64, what: impl ToString) -> Result<T, Damage> {
+fn damage<T>(file: File, offset: u64, what: impl ToString) -> Result<T, Damage> {
     Err(Damage { file, offset, what: what.to_string() })
 }
 
@@ -114,6 +114,13 @@ impl Source {
         Some((record.kind, marker))
     }
 
+    /// Where a newer release has written a record, if there is one where the walk has ended.
+    fn newer(self, number: u64, bytes: &Bytes, end: u64) -> Option<u64> {
+        let at = [end, end.next_multiple_of(SECTOR), end.next_multiple_of(BLOCK)];
+        let place = |offset| Place { identity: self.identity, segment: number, offset };
+        at.into_iter().find(|&offset| is_newer(bytes, place(offset)))
+    }
+
     /// Whether the first record can be read.
     pub(super) fn is_begun(self, number: u64, bytes: &Bytes) -> bool {
         self.marker(number, bytes, 0).is_some_and(|(kind, _)| kind == Kind::Segment)
@@ -173,6 +180,8 @@ pub(super) struct Reader<'a> {
     /// What is wrong with single groups' logs; the first of each.
     pub(super) broken: BTreeMap<GroupId, Damage>,
     pub(super) pins: Pins,
+    /// The segment and the offset of a record that a newer release has written.
+    pub(super) newer: Option<(u64, u64)>,
 }
 
 /// How a walk through a segment ended.
@@ -193,6 +202,7 @@ impl<'a> Reader<'a> {
             logs: BTreeMap::new(),
             broken: BTreeMap::new(),
             pins: Pins::default(),
+            newer: None,
         }
     }
 
@@ -204,6 +214,7 @@ impl<'a> Reader<'a> {
             let file = File::Segment(number);
             let header = source.marker(number, bytes, 0).filter(|(kind, _)| *kind == Kind::Segment);
             let Some((_, header)) = header else {
+                self.note_newer(number, bytes, 0);
                 if let Some(offset) = source.vouched(number, bytes, 0, (number, 0)) {
                     let what = "the first record is unreadable, and offset";
                     return damage(file, 0, format!("{what} {offset} proves it was synced"));
@@ -231,6 +242,9 @@ impl<'a> Reader<'a> {
             self.pins.open(number);
             let Walked { end, sealed } =
                 source.walk(number, bytes, &mut |at, record| self.replay(number, at, record));
+            if !sealed {
+                self.note_newer(number, bytes, end);
+            }
             if !sealed && let Some(offset) = source.vouched(number, bytes, end, (number, end)) {
                 let what = "synced records are unreadable; the record at offset";
                 return damage(file, end, format!("{what} {offset} proves that they were there"));
@@ -244,6 +258,10 @@ impl<'a> Reader<'a> {
         self.all_were_there(segments, first, newest, &last)?;
         self.nothing_was_cut_off(&last)?;
         Ok(last)
+    }
+
+    fn note_newer(&mut self, number: u64, bytes: &Bytes, end: u64) {
+        self.newer = self.newer.or(self.source.newer(number, bytes, end).map(|offset| (number, offset)));
     }
 
     /// What the manifest names must have been read.

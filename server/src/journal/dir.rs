@@ -6,7 +6,7 @@
 //! - What a start has mapped is looked at once. Entries of the log are copied out of segments, so that these can be
 //!   written again; snapshots stay mapped, and the engine checks what it takes from them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use quorate_engine::journal::{
-    self, Contents, Damage, File as Name, Io, Journal, Meta, Options, Recovered, SEGMENT_SIZE, found,
+    self, Contents, Damage, File as Name, Io, Journal, Meta, Options, Recovered, Refusal, SEGMENT_SIZE, found,
 };
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use rustix::fs::{FlockOperation, flock};
@@ -50,8 +50,8 @@ pub enum OpenError {
     InUse(PathBuf, String),
     /// It belongs to another node or cluster.
     Foreign(PathBuf, String),
-    /// Nobody can tell whose it is.
-    Damaged(PathBuf, Damage),
+    /// Nobody can tell whose it is, or this release cannot read it.
+    Refused(PathBuf, Refusal),
     /// Something cannot be read that no other node has.
     Irreplaceable(PathBuf, Vec<Damage>),
 }
@@ -72,9 +72,14 @@ impl std::fmt::Display for OpenError {
                 path.display()
             ),
             Self::Foreign(path, what) => write!(f, "data directory {} {what}", path.display()),
-            Self::Damaged(path, damage) => write!(
+            Self::Refused(path, refusal @ Refusal::Newer(..)) => write!(
                 f,
-                "data directory {}: {damage}; this node cannot say who it is: remove it from the cluster's members, and \
+                "data directory {}: {refusal}; nothing was changed: start the release that wrote it, or a newer one",
+                path.display()
+            ),
+            Self::Refused(path, refusal @ Refusal::Nameless(_)) => write!(
+                f,
+                "data directory {}: {refusal}; this node cannot say who it is: remove it from the cluster's members, and \
                  add it again with an empty directory",
                 path.display()
             ),
@@ -103,34 +108,37 @@ pub struct DataDir {
     _lock: File,
 }
 
+/// Groups that cannot be loaded, and what was found.
+pub type Unreadable = BTreeMap<GroupId, Damage>;
+
+/// What a start has found, and what is to be done before it counts.
+pub(super) struct Start {
+    read: Found,
+    pub(super) recovered: Recovered,
+    journal: Journal,
+    pub(super) ios: Vec<Io>,
+}
+
 impl DataDir {
-    /// Locks a directory, founds it if it is empty, and reads it.
+    /// Locks a directory, founds it if it is empty, reads it, and does what recovery demands.
     ///
     /// # Errors
     /// With a sentence that says what to do.
     pub fn open(path: &Path, founding: &Founding) -> Result<(Self, Recovered, Journal), OpenError> {
+        Self::open_without(path, founding, &Unreadable::new())
+    }
+
+    /// The same, when it is known of some groups that they cannot be loaded.
+    ///
+    /// # Errors
+    /// With a sentence that says what to do.
+    pub fn open_without(
+        path: &Path,
+        founding: &Founding,
+        unreadable: &Unreadable,
+    ) -> Result<(Self, Recovered, Journal), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
-        for inner in ["journal", "snapshots"] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(inner)).map_err(failed)?;
-        }
-        let lock = lock(path)?;
-        let mut dir = Self { disk: Disk::new(path), _lock: lock };
-        let damaged = |damage| OpenError::Damaged(path.to_owned(), damage);
-        let mut read = read(path, &dir.disk.maps, &BTreeSet::new()).map_err(failed)?;
-        match journal::read_meta(&read.contents).map_err(damaged)? {
-            Some((_, meta)) => dir.check(&meta, founding)?,
-            None => {
-                name_directories(path).map_err(failed)?;
-                let mut ios = Vec::new();
-                found(&founding.meta().map_err(failed)?, founding.life, &mut ios);
-                dir.perform(&ios, &mut |wait| !wait).map_err(failed)?;
-                read = self::read(path, &dir.disk.maps, &BTreeSet::new()).map_err(failed)?;
-            }
-        }
-        let (mut recovered, journal, ios) = dir.recover(&mut read)?;
-        if aside::is_irreplaceable(&recovered) {
-            return Err(OpenError::Irreplaceable(path.to_owned(), recovered.damage));
-        }
+        let (mut dir, Start { read, mut recovered, journal, ios }) = Self::find(path, founding, unreadable)?;
         for damage in &recovered.damage {
             tracing::warn!("{damage}; the groups that may have lost something by it wait to be replaced");
         }
@@ -140,27 +148,59 @@ impl DataDir {
         Ok((dir, recovered, journal))
     }
 
-    /// Does what recovery asks for. What it has no use for after damage is kept.
-    fn begin(&mut self, recovered: &Recovered, ios: &[Io]) -> io::Result<()> {
+    /// Locks a directory, founds it if it is empty, and reads it. A directory that was founded is as it was.
+    pub(super) fn find(
+        path: &Path,
+        founding: &Founding,
+        unreadable: &Unreadable,
+    ) -> Result<(Self, Start), OpenError> {
+        let failed = |error| OpenError::Io(path.to_owned(), error);
+        for inner in ["journal", "snapshots"] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(inner)).map_err(failed)?;
+        }
+        let lock = lock(path)?;
+        let mut dir = Self { disk: Disk::new(path), _lock: lock };
+        let refused = |refusal| OpenError::Refused(path.to_owned(), refusal);
+        let mut read = read(path, &dir.disk.maps, &BTreeSet::new()).map_err(failed)?;
+        match journal::read_meta(&read.contents).map_err(refused)? {
+            Some((_, meta)) => dir.check(&meta, founding)?,
+            None => {
+                name_directories(path).map_err(failed)?;
+                let mut ios = Vec::new();
+                found(&founding.meta().map_err(failed)?, founding.life, &mut ios);
+                dir.perform(&ios, &mut |wait| !wait).map_err(failed)?;
+                read = self::read(path, &dir.disk.maps, &BTreeSet::new()).map_err(failed)?;
+            }
+        }
+        let (recovered, journal, ios) = dir.recover(&mut read, unreadable)?;
+        if aside::is_irreplaceable(&recovered) {
+            return Err(OpenError::Irreplaceable(path.to_owned(), recovered.damage));
+        }
+        Ok((dir, Start { read, recovered, journal, ios }))
+    }
+
+    /// Does what recovery asks for. What it has no use for after damage is kept first.
+    pub(super) fn begin(&mut self, recovered: &Recovered, ios: &[Io]) -> io::Result<()> {
         if recovered.damage.is_empty() {
             self.perform(ios, &mut |wait| !wait)?;
             return aside::let_go(self.path(), recovered);
         }
-        let (removed, done): (Vec<_>, Vec<_>) =
-            ios.iter().cloned().partition(|io| matches!(io, Io::Remove { .. }));
         let place = aside::place(self.path(), recovered);
         tracing::warn!("what cannot be used any more is kept in {}", place.display());
-        aside::copy(self.path(), &place)?;
-        self.perform(&done, &mut |wait| !wait)?;
-        aside::keep(self.path(), &place, &removed)
+        aside::keep(self.path(), &place, ios)?;
+        self.perform(ios, &mut |wait| !wait)
     }
 
     /// Reads what `read` has brought. Whatever is to be written to must not be mapped: it is read again as a copy.
-    fn recover(&self, read: &mut Found) -> Result<(Recovered, Journal, Vec<Io>), OpenError> {
-        let options = Options::new(SEGMENT_SIZE);
+    fn recover(
+        &self,
+        read: &mut Found,
+        unreadable: &Unreadable,
+    ) -> Result<(Recovered, Journal, Vec<Io>), OpenError> {
+        let options = Options { unreadable: unreadable.clone(), ..Options::new(SEGMENT_SIZE) };
         loop {
             let found = journal::recover(&read.contents, &options)
-                .map_err(|damage| OpenError::Damaged(self.path().to_owned(), damage))?;
+                .map_err(|refusal| OpenError::Refused(self.path().to_owned(), refusal))?;
             let written = found.2.iter().filter_map(|io| match io {
                 Io::Write { file: Name::Segment(number), .. } => Some(*number),
                 _ => None,

@@ -42,6 +42,9 @@ pub(super) struct Disk {
     /// A file whose syncs fail.
     #[cfg(test)]
     pub(super) broken: Option<Name>,
+    /// How many things are done before the process is killed.
+    #[cfg(test)]
+    pub(super) lives_for: usize,
 }
 
 impl Disk {
@@ -54,6 +57,8 @@ impl Disk {
             maps: Maps::default(),
             #[cfg(test)]
             broken: None,
+            #[cfg(test)]
+            lives_for: usize::MAX,
         }
     }
 
@@ -71,6 +76,11 @@ impl Disk {
     }
 
     fn perform_one(&mut self, io: &Io) -> io::Result<()> {
+        #[cfg(test)]
+        match self.lives_for.checked_sub(1) {
+            Some(left) => self.lives_for = left,
+            None => return Err(io::Error::other("it is killed here")),
+        }
         match io {
             Io::Create { file, size } => self.create(*file, *size),
             Io::Write { file, offset, bytes } => {
@@ -120,7 +130,13 @@ impl Disk {
         if fs::metadata(&prepared).is_ok_and(|meta| meta.len() == size) {
             return fs::rename(prepared, path);
         }
-        if size == SEGMENT_SIZE && take_spare(&self.path, &path)? {
+        self.make(name, &path, size)?;
+        // Too small for what is to be written, or only just made: `prepare` looks for the segment after that.
+        remove_if_there(&prepared)
+    }
+
+    fn make(&mut self, name: Name, path: &Path, size: u64) -> io::Result<()> {
+        if size == SEGMENT_SIZE && take_spare(&self.path, path)? {
             return Ok(());
         }
         let file = self.file(name)?;
@@ -163,11 +179,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Takes a file away; a segment is kept for later if it can be written again.
+    /// Takes a file away; a segment is kept for later if it can be written again. One with another name is somebody's still.
     fn remove(&mut self, name: Name) -> io::Result<()> {
         self.forget(name);
         let path = self.path_of(name);
-        let whole = |meta: fs::Metadata| meta.len() == SEGMENT_SIZE && meta.blocks() * 512 >= meta.len();
+        let whole = |meta: fs::Metadata| {
+            meta.len() == SEGMENT_SIZE && meta.blocks() * 512 >= meta.len() && meta.nlink() == 1
+        };
         if matches!(name, Name::Segment(_))
             && fs::metadata(&path).is_ok_and(whole)
             && !self.maps.is_held(name)
@@ -263,11 +281,16 @@ fn write_zeroes(file: &File, from: u64, to: u64) -> io::Result<()> {
 /// was used before.
 pub(super) fn prepare(path: &Path, name: Name, size: u64) -> io::Result<()> {
     let prepared = prepared_path(path, name);
+    // Commits may have come to it meanwhile, and made it themselves.
+    let is_late = || path.join(name.path()).exists();
+    if is_late() {
+        return Ok(());
+    }
     if fs::metadata(&prepared).is_ok_and(|meta| meta.len() == size) {
         return Ok(());
     }
     if size == SEGMENT_SIZE && take_spare(path, &prepared)? {
-        return Ok(());
+        return if is_late() { remove_if_there(&prepared) } else { Ok(()) };
     }
     if !keep_reserve(path)? || room_at(path)? < 2 * size {
         return Err(ErrorKind::StorageFull.into());
@@ -278,7 +301,8 @@ pub(super) fn prepare(path: &Path, name: Name, size: u64) -> io::Result<()> {
         fs::remove_file(making)?;
         return Err(error);
     }
-    fs::rename(making, prepared)
+    fs::rename(making, &prepared)?;
+    if is_late() { remove_if_there(&prepared) } else { Ok(()) }
 }
 
 /// Sets a segment's room aside, for when there is none; whether it is there.

@@ -1,5 +1,7 @@
 //! The journal on real files: starts, disks that fail or are full, segments that are used again.
 
+mod aside;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,7 @@ use quorate_protocol::id::{Boot, ClusterId, GroupId, NodeId};
 use quorate_protocol::wire::Wire;
 
 use super::dir::nameable;
-use super::disk::{Disk, ZEROES, reserve_path, spare_places};
+use super::disk::{Disk, ZEROES, prepare, prepared_path, reserve_path, spare_places};
 use super::*;
 
 /// What the threads have told.
@@ -170,7 +172,7 @@ fn what_a_damaged_start_cannot_use_is_kept_until_all_is_whole() {
         let (_, recovered, _) = DataDir::open(&scratch.0, &founding(2)).unwrap();
         assert_eq!(recovered.damage.is_empty(), start == 1, "it is told once");
         assert_eq!(recovered.rows[&GroupId(3)].standing, Standing::Lost);
-        assert_eq!(fs::read(kept.join(Name::Segment(1).path())).unwrap(), spoiled);
+        assert!(fs::read(kept.join(Name::Segment(1).path())).unwrap() == spoiled);
         assert!(kept.join("hardstate").exists() && kept.join("meta").exists());
         assert!(!scratch.0.join(Name::Segment(1).path()).exists());
     }
@@ -347,18 +349,36 @@ fn a_freed_segment_is_written_again_also_of_what_was_read_at_the_start() {
     assert!(held.iter().all(|entry| entry.data.iter().all(|&byte| byte == 7)));
 }
 
+#[test]
+fn a_segment_that_was_opened_before_it_was_made_ahead_leaves_nothing_behind() {
+    let scratch = scratch("late");
+    let (mut dir, ..) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+    let (late, large) = (Name::Segment(2), Name::Segment(3));
+    let mut create = |file, size| dir.perform(&[Io::Create { file, size }], &mut |_| false).unwrap();
+    create(late, SEGMENT_SIZE);
+    prepare(&scratch.0, late, SEGMENT_SIZE).unwrap();
+    prepare(&scratch.0, large, SEGMENT_SIZE).unwrap();
+    assert!(prepared_path(&scratch.0, large).exists());
+    create(large, 2 * SEGMENT_SIZE);
+    for name in [late, large] {
+        assert!(
+            scratch.0.join(name.path()).exists() && !prepared_path(&scratch.0, name).exists(),
+            "{name:?}"
+        );
+    }
+}
+
 /// A snapshot that is sound and says nothing.
 fn snapshot_file(index: u64) -> Vec<u8> {
-    let group = GroupId(3);
-    let header = Header::new(group, (index, 1), 0, Conf::default(), Vec::new()).to_wire();
+    let header = Header::new(GroupId(3), (index, 1), 0, Conf::default(), Vec::new()).to_wire();
+    chunks(index, &[(1, header), (3, vec![0; 16].into())])
+}
+
+/// The file of a snapshot of group 3 with these chunks.
+fn chunks(index: u64, chunks: &[(u8, bytes::Bytes)]) -> Vec<u8> {
     let mut out = Vec::new();
-    for (kind, payload) in [(1_u8, header), (3, vec![0; 16].into())] {
-        let place = [&group.0.to_le_bytes()[..], &index.to_le_bytes(), &(out.len() as u64).to_le_bytes()];
-        let crc = crc32fast::hash(&[&[kind][..], &payload, &place.concat()].concat());
-        out.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
-        out.extend(crc.to_le_bytes());
-        out.push(kind);
-        out.extend(&payload);
+    for (kind, payload) in chunks {
+        quorate_protocol::chunk::put(*kind, payload, (GroupId(3), index, out.len() as u64), &mut out);
     }
     out
 }

@@ -92,39 +92,45 @@ fn zeroed_and_torn_sectors_are_harmless_or_lose_a_group() {
 }
 
 /// An open segment ends somewhere, and that looks like a torn tail; but a file is as long as it was made, and the manifest
-/// knows a place up to which it was synced.
+/// knows that it was begun, and a place up to which it was synced.
 #[test]
-fn an_open_segment_that_is_cut_off_or_emptied_is_damage() {
+fn an_open_segment_that_is_cut_off_emptied_or_gone_is_damage() {
     let mut disk = Disk::founded(3);
     let (_, mut journal) = disk.start().unwrap();
     let mut writer = Writer::default();
-    let mut proven = 0;
+    let (mut proven, mut rolled) = (0, 0);
     for _ in 0..40 {
+        let before = journal.segment;
         let mut ios = Vec::new();
         let batch = writer.batch(&mut disk);
         journal.plan(&[batch], &mut ios);
         disk.perform(&ios);
         journal.done();
+        rolled += journal.segment - before;
         let copies = twin::copies(&Bytes::copy_from_slice(&disk.live[&File::Hard]));
         let (segment, end) = HardFile::from_wire(copies[0].contents.clone()).unwrap().synced;
+        assert_eq!(segment, journal.segment, "the manifest knows the open segment");
         let file = File::Segment(segment);
-        if segment != journal.segment || usize::try_from(end).unwrap() > disk.live[&file].len() {
-            continue;
-        }
-        assert!(disk.clone().start().unwrap().0.damage.is_empty());
+        let (recovered, _) = disk.clone().start().unwrap();
+        assert!(recovered.damage.is_empty());
+        let spoil = |what: &str, change: &dyn Fn(&mut Disk)| {
+            let mut spoiled = disk.clone();
+            change(&mut spoiled);
+            assert_ne!(spoiled.start().unwrap().0.damage, [], "segment {segment} {what}");
+        };
         for at in (0..usize::try_from(end).unwrap()).step_by(512) {
-            let mut emptied = disk.clone();
-            emptied.live.get_mut(&file).unwrap()[at..].fill(0);
-            assert_ne!(emptied.start().unwrap().0.damage, [], "emptied from {at} on, synced up to {end}");
+            let change = |disk: &mut Disk| disk.live.get_mut(&file).unwrap()[at..].fill(0);
+            spoil(&format!("emptied from {at} on, synced up to {end}"), &change);
             proven += usize::from(at > 0);
         }
-        for keep in (0..disk.live[&file].len()).step_by(500) {
-            let mut cut = disk.clone();
-            cut.live.get_mut(&file).unwrap().truncate(keep);
-            assert_ne!(cut.start().unwrap().0.damage, [], "cut at {keep}");
+        // A segment that was made larger, for a larger record, is known by its synced part only.
+        for keep in (0..usize::try_from(SMALL.max(end)).unwrap()).step_by(500) {
+            spoil(&format!("cut at {keep}"), &|disk| disk.live.get_mut(&file).unwrap().truncate(keep));
         }
+        spoil("gone", &|disk| drop(disk.live.remove(&file)));
     }
     assert!(proven > 20, "only {proven} places behind the first are known to be synced");
+    assert!(rolled > 5, "only {rolled} segments were begun");
 }
 
 #[test]
@@ -174,6 +180,95 @@ fn a_missing_or_foreign_file_loses_what_it_was_needed_for() {
     nobody.live.remove(&File::Meta);
     let text = nobody.start().map(|_| ()).unwrap_err().to_string();
     assert!(text.contains("meta is damaged at offset 0: neither it nor its copy"), "{text}");
+}
+
+#[test]
+fn a_last_commit_without_room_for_a_frontier_behind_it_is_vouched_for_all_the_same() {
+    let mut disk = Disk::founded(3);
+    let (_, mut journal) = disk.start().unwrap();
+    disk.perform(&plan(&mut journal, vote(1, 1)));
+    journal.done();
+    let mut without_room = 0;
+    for index in 1..=60 {
+        disk.perform(&plan(&mut journal, entry(index)));
+        journal.done();
+        let (segment, end) = journal.synced;
+        let mut ios = Vec::new();
+        journal.idle(&mut ios);
+        disk.perform(&ios);
+        journal.done();
+        without_room +=
+            usize::from(!ios.iter().any(|io| matches!(io, Io::Write { file: File::Segment(_), .. })));
+        let mut spoiled = disk.clone();
+        spoiled.live.get_mut(&File::Segment(segment)).unwrap()[usize::try_from(end).unwrap() - 100] ^= 1;
+        assert_ne!(spoiled.start().unwrap().0.damage, [], "entry {index}");
+        assert!(disk.clone().start().unwrap().0.damage.is_empty());
+        let mut again = Vec::new();
+        journal.idle(&mut again);
+        assert!(again.is_empty() && !journal.has_news(), "it is said once");
+    }
+    assert!(without_room > 5, "only {without_room} commits lay at the end of a segment");
+}
+
+#[test]
+fn a_restored_directory_that_loses_its_manifest_is_not_a_new_one() {
+    let mut disk = Disk::default();
+    disk.snapshot(GroupId(1), 5);
+    let mut ios = Vec::new();
+    found_with(&meta(), vec![(GroupId(1), Row { snapshot: (5, 1), ..row(1, 0) })], &mut ios);
+    disk.perform(&ios);
+    assert_eq!(disk.clone().start().unwrap().0.damage, []);
+    disk.live.remove(&File::Hard);
+    let (recovered, _) = disk.start().unwrap();
+    assert_eq!((recovered.damage.len(), lost(&recovered).len()), (1, 17));
+}
+
+/// A file whose checksums are right, in a format that this release does not know.
+#[test]
+fn what_a_newer_release_wrote_is_no_damage() {
+    let (disk, expected) = settled();
+    let (&group, _) = expected.snapshots.first_key_value().unwrap();
+    let snapshot = File::Snapshot(group, expected.rows[&group].snapshot.0);
+    let last = *disk.live.keys().rfind(|file| matches!(file, File::Segment(_))).unwrap();
+    let File::Segment(number) = last else { panic!("it is one") };
+    let twin = |disk: &mut Disk, file| {
+        let number = twin::copies(&Bytes::copy_from_slice(&disk.live[&file]))[0].number;
+        let mut ios = Vec::new();
+        twin::replace(file, number + 1, b"in other words", &mut ios);
+        // The start after the upgrade has died in the middle: what an older copy says is of the past.
+        disk.perform(&ios[..2]);
+    };
+    let record = |disk: &mut Disk, number: u64, offset: u64| {
+        let live = disk.live.get_mut(&File::Segment(number)).unwrap();
+        let at = usize::try_from(offset).unwrap();
+        let place = Place { identity: Identity(77), segment: number, offset };
+        let mut record = live[at..at + usize::try_from(MARKER).unwrap()].to_vec();
+        record[9] = record::VERSION + 1;
+        let crc = record::tests::checksum_at(&record, place);
+        record[4..8].copy_from_slice(&crc.to_le_bytes());
+        live[at..at + record.len()].copy_from_slice(&record);
+    };
+    let header = snapshot::Header {
+        version: 200,
+        ..snapshot::Header::new(group, (1, 1), 0, Conf::default(), Vec::new())
+    };
+    let mut bytes = Vec::new();
+    let File::Snapshot(_, index) = snapshot else { panic!("it is one") };
+    quorate_protocol::chunk::put(1, &header.to_wire(), (group, index, 0), &mut bytes);
+    type Change<'a> = &'a dyn Fn(&mut Disk);
+    let cases: [(File, Change<'_>); 5] = [
+        (File::Meta, &|disk| twin(disk, File::Meta)),
+        (File::Hard, &|disk| twin(disk, File::Hard)),
+        (last, &|disk| record(disk, number, 0)),
+        (File::Segment(number - 1), &|disk| record(disk, number - 1, 512)),
+        (snapshot, &|disk| drop(disk.live.insert(snapshot, bytes.clone()))),
+    ];
+    for (file, change) in cases {
+        let mut disk = disk.clone();
+        change(&mut disk);
+        let refused = disk.start().map(|_| ());
+        assert!(matches!(refused, Err(Refusal::Newer(found, _)) if found == file), "{file:?}: {refused:?}");
+    }
 }
 
 #[test]
