@@ -226,9 +226,12 @@ fn leadership_returns_to_where_it_belongs_and_leaves_a_node_that_stops() {
     town.run(200);
     assert_eq!(leads(&town, 1), 0, "and nobody hands it anything");
     town.start(1);
+    let began = town.now.mono;
     town.run_until("leaders are where they were", |town| {
         (1..=3).map(|node| leads(town, node)).collect::<Vec<_>>() == spread
     });
+    let took = (town.now.mono - began) / 1000;
+    assert!(took < 6_000, "they return one after the other, twice a second from each node: {took} ms");
 }
 
 fn change(town: &mut Town, op: MemberOp) {

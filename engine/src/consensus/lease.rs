@@ -96,7 +96,8 @@ impl Lease {
         self.faults.from_answer
     }
 
-    fn answer_of(&self, replica: Replica) -> u64 {
+    /// When the newest word was sent that a replica has answered; 0 if it has answered none in this term.
+    pub(super) fn answer_of(&self, replica: Replica) -> u64 {
         let id = raw_id(replica);
         self.answered.iter().find(|(other, _)| *other == id).map_or(0, |(_, sent)| *sent)
     }

@@ -338,11 +338,13 @@ impl Consensus {
         self.raw.raft.lead_transferee.is_some()
     }
 
-    /// As the leader sees it: how far a replica's log is known to be like this one's, if it was heard of lately.
+    /// As the leader sees it: how far a replica's log is known to be like this one's, if it was heard of lately. Raft's own
+    /// mark for that is taken away from all at once whenever it checks its quorum, and says nothing then.
     #[must_use]
-    pub fn matched(&self, replica: Replica) -> Option<Index> {
+    pub fn matched(&self, now: u64, replica: Replica) -> Option<Index> {
         let progress = self.raw.raft.prs().get(raw_id(replica))?;
-        (progress.recent_active || replica == self.me).then_some(progress.matched)
+        let heard = replica == self.me || now < self.lease.answer_of(replica) + ELECTION_TIMEOUT;
+        heard.then_some(progress.matched)
     }
 
     /// The replicas that were offered a snapshot and have not caught up.

@@ -26,7 +26,8 @@ use crate::ring::Ring;
 use crate::system::System;
 
 /// Ticks between two leaders that make way for preferred ones.
-const MAKE_WAY_TICKS: u64 = 25;
+const MAKE_WAY_TICKS: u64 = 24;
+const _: () = assert!(MAKE_WAY_TICKS.is_multiple_of(LEADING_TICKS), "it is looked at that often only");
 /// How long what a leader tells of its group counts as the present; microseconds.
 const FRESH: u64 = 1_000_000;
 /// How long something may wait for the disk before the node would rather not lead; microseconds.

@@ -483,7 +483,7 @@ impl Group {
 
     /// Begins to hand leadership over: no lease may be left that somebody relies on.
     pub(super) fn hand_to(&mut self, now: u64, heir: Option<Replica>) -> bool {
-        let Some(heir) = heir.filter(|heir| self.is_close(*heir)) else { return false };
+        let Some(heir) = heir.filter(|heir| self.is_close(now, *heir)) else { return false };
         self.closing.heir = Some(heir);
         self.closing.directory.recall(now);
         true
@@ -501,7 +501,7 @@ impl Group {
             return;
         }
         self.closing.heir = None;
-        if self.is_close(heir) && !self.consensus.is_handing_over() {
+        if self.is_close(now, heir) && !self.consensus.is_handing_over() {
             self.lease = 0;
             self.consensus.transfer(heir);
         } else {

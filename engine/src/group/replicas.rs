@@ -72,13 +72,13 @@ impl Group {
         let conf = self.consensus.conf();
         if conf.is_joint() && !conf.voters.contains(&self.consensus.me()) {
             let heirs = conf.voters.clone();
-            let heir = heirs.into_iter().max_by_key(|replica| self.consensus.matched(*replica));
+            let heir = heirs.into_iter().max_by_key(|replica| self.consensus.matched(now, *replica));
             return self.hand_to(now, heir);
         }
         let step = if self.consensus.conf().is_joint() {
             self.consensus.may_leave(now).then_some(Change::Leave)
         } else {
-            self.next_step(targets, lost, life).map(Change::To)
+            self.next_step(now, targets, lost, life).map(Change::To)
         };
         let Some(step) = step else { return false };
         self.consensus.propose_change(&step);
@@ -87,6 +87,7 @@ impl Group {
 
     fn next_step(
         &self,
+        now: u64,
         targets: &Targets,
         lost: impl Fn(Replica) -> bool,
         life: impl Fn(NodeId) -> u32,
@@ -111,15 +112,15 @@ impl Group {
             let new = missing.into_iter().map(|node| Replica::new(node, life(node), conf.next));
             return Some(Target { voters, learners: learners.into_iter().chain(new).collect() });
         }
-        self.towards(targets, conf, me)
+        self.towards(now, targets, conf, me)
     }
 
     /// All wanted nodes have replicas: gives votes to those that have caught up, and drops who is not targets.
-    fn towards(&self, targets: &Targets, conf: &Conf, me: Replica) -> Option<Target> {
+    fn towards(&self, now: u64, targets: &Targets, conf: &Conf, me: Replica) -> Option<Target> {
         let all = conf.voters.iter().chain(&conf.learners);
         let (mut voters, mut learners): (Vec<Replica>, Vec<Replica>) = (Vec::new(), Vec::new());
         for &replica in all.clone().filter(|replica| targets.voters.contains(&replica.node)) {
-            if !conf.voters.contains(&replica) && !self.is_close(replica) {
+            if !conf.voters.contains(&replica) && !self.is_close(now, replica) {
                 // Nothing is taken away before those that are to come have caught up.
                 return None;
             }
@@ -140,8 +141,10 @@ impl Group {
         (!same && !voters.is_empty()).then_some(Target { voters, learners })
     }
 
-    pub(super) fn is_close(&self, replica: Replica) -> bool {
-        self.consensus.matched(replica).is_some_and(|matched| matched + CLOSE >= self.consensus.last_index())
+    pub(super) fn is_close(&self, now: u64, replica: Replica) -> bool {
+        self.consensus
+            .matched(now, replica)
+            .is_some_and(|matched| matched + CLOSE >= self.consensus.last_index())
     }
 
     /// Hands leadership over to the first wanted voter, if that is another node which can take it. Whether it began.
@@ -173,8 +176,8 @@ impl Group {
         let others = self.consensus.conf().voters.iter().copied();
         let able = others.filter(|replica| *replica != me && !reluctant(replica.node));
         let heir = able
-            .filter(|replica| self.is_close(*replica))
-            .max_by_key(|replica| self.consensus.matched(*replica));
+            .filter(|replica| self.is_close(now, *replica))
+            .max_by_key(|replica| self.consensus.matched(now, *replica));
         self.hand_to(now, heir)
     }
 
