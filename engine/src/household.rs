@@ -61,6 +61,8 @@ enum Delivery {
     UnderWay,
     /// It did not arrive, or the target had no room for its first item: then that one is tried alone.
     Waits { until: u64, full: bool },
+    /// It has all up to here; the source keeps them for a while, and what follows goes on meanwhile.
+    Kept { until: u64, upto: u64 },
 }
 
 /// See the top of the file.
@@ -208,13 +210,23 @@ impl Household {
         let source = outbox.source();
         self.kept.insert(source, keep);
         for target in outbox.targets() {
-            let most = match self.deliveries.get(&(source, target)) {
+            let (behind, most) = match self.deliveries.get(&(source, target)) {
                 Some(Delivery::UnderWay) => continue,
                 Some(Delivery::Waits { until, .. }) if now < *until => continue,
-                Some(Delivery::Waits { full: true, .. }) => 1,
-                Some(Delivery::Waits { full: false, .. }) | None => PARCEL_ITEMS_MAX,
+                Some(Delivery::Waits { full: true, .. }) => (0, 1),
+                Some(Delivery::Waits { full: false, .. }) | None => (0, PARCEL_ITEMS_MAX),
+                Some(Delivery::Kept { until, upto }) if now < *until => (*upto, PARCEL_ITEMS_MAX),
+                Some(&Delivery::Kept { upto, .. }) => {
+                    self.deliveries.insert((source, target), Delivery::UnderWay);
+                    let work = Work::Taken(Receipted { target, upto });
+                    gateway.run_errand(now, source, work, Errand::Receipt(source, target));
+                    continue;
+                }
             };
-            let parcel = outbox.parcel(target, most);
+            let parcel = outbox.parcel(target, behind, most);
+            if parcel.items.is_empty() {
+                continue;
+            }
             let errand = Errand::Parcel(source, target, parcel.first);
             self.deliveries.insert((source, target), Delivery::UnderWay);
             gateway.run_errand(now, target, Work::Take(parcel), errand);
@@ -232,9 +244,9 @@ impl Household {
     ) {
         let keep = self.kept.get(&source).copied().unwrap_or(0);
         let waits = match number {
-            // They are brought once more then. What the system group tells is in no backup.
-            Some(_) if now < keep && source != GroupId::SYSTEM => {
-                Delivery::Waits { until: keep, full: false }
+            // What the system group tells is in no backup.
+            Some(upto) if upto >= first && now < keep && source != GroupId::SYSTEM => {
+                Delivery::Kept { until: keep, upto }
             }
             Some(upto) if upto >= first => {
                 let work = Work::Taken(Receipted { target, upto });

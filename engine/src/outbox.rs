@@ -146,12 +146,12 @@ impl Outbox {
         self.items.insert((target, number), item);
     }
 
-    /// The next items for a target, `most` of them if they are small.
+    /// The next items for a target behind a number, `most` of them if they are small.
     #[must_use]
-    pub fn parcel(&self, target: GroupId, most: usize) -> Parcel {
+    pub fn parcel(&self, target: GroupId, behind: u64, most: usize) -> Parcel {
         let mut parcel = Parcel { source: self.source, first: 0, items: Vec::new() };
         let mut bytes = 0;
-        for ((_, number), item) in self.items.range((target, 0)..=(target, u64::MAX)).take(most) {
+        for ((_, number), item) in self.items.range((target, behind + 1)..=(target, u64::MAX)).take(most) {
             bytes += item.weight();
             if bytes > PARCEL_BYTES_MAX && !parcel.items.is_empty() {
                 break;

@@ -670,7 +670,7 @@ mod tests {
         assert_eq!(forget(&mut system, 11), Reply::Int(1));
         assert_eq!(system.level(), 2, "the old release is gone");
         for target in (1..=16).map(GroupId) {
-            let parcel = system.outbox.parcel(target, 64);
+            let parcel = system.outbox.parcel(target, 0, 64);
             assert!(parcel.items.contains(&Item::NodeEnded((NodeId(3), SessionId(3)))));
         }
         assert_refused(&open(&mut system, 11, 3, 8, 2), "was removed from this cluster");

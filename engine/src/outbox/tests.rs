@@ -36,17 +36,17 @@ fn each_target_has_numbers_of_its_own_and_its_own_receipts() {
     outbox.post(other, end(2));
     outbox.post(THERE, end(3));
     let parcel = |first, items: &[Item]| Parcel { source: HERE, first, items: items.into() };
-    assert_eq!(outbox.parcel(THERE, 64), parcel(1, &[end(1), end(3)]));
-    assert_eq!(outbox.parcel(other, 64), parcel(1, &[end(2)]));
+    assert_eq!(outbox.parcel(THERE, 0, 64), parcel(1, &[end(1), end(3)]));
+    assert_eq!(outbox.parcel(other, 0, 64), parcel(1, &[end(2)]));
     assert_eq!(outbox.targets().collect::<Vec<_>>(), [other, THERE]);
     assert_eq!(outbox.receipted(&receipt(THERE, 1)), [end(1)]);
     assert_eq!(outbox.receipted(&receipt(THERE, 1)), [], "a receipt that comes twice");
-    assert_eq!(outbox.parcel(THERE, 64), parcel(2, &[end(3)]));
+    assert_eq!(outbox.parcel(THERE, 0, 64), parcel(2, &[end(3)]));
     assert_eq!(outbox.receipted(&receipt(THERE, 2)), [end(3)]);
     assert_eq!(outbox.receipted(&receipt(THERE, 1)), [], "a receipt that comes late");
     assert_eq!(outbox.targets().collect::<Vec<_>>(), [other]);
     outbox.post(THERE, end(4));
-    assert_eq!(outbox.parcel(THERE, 64).first, 3, "numbers go on when the outbox was empty");
+    assert_eq!(outbox.parcel(THERE, 0, 64).first, 3, "numbers go on when the outbox was empty");
 }
 
 #[test]
@@ -84,17 +84,20 @@ fn parcels_and_outboxes_are_bounded() {
     for _ in 0..3 {
         outbox.post(THERE, letter(PARCEL_BYTES_MAX * 2 / 5));
     }
-    assert_eq!(outbox.parcel(THERE, PARCEL_ITEMS_MAX).items.len(), 2, "a parcel has a size");
+    assert_eq!(outbox.parcel(THERE, 0, PARCEL_ITEMS_MAX).items.len(), 2, "a parcel has a size");
     outbox.post(THERE, letter(VALUE_MAX));
     outbox.receipted(&receipt(THERE, 3));
-    assert_eq!(outbox.parcel(THERE, PARCEL_ITEMS_MAX).items.len(), 1, "a large letter travels alone");
+    assert_eq!(outbox.parcel(THERE, 0, PARCEL_ITEMS_MAX).items.len(), 1, "a large letter travels alone");
     assert!(!outbox.has_room(THERE, &letter(VALUE_MAX)), "an outbox has a size");
     assert!(outbox.has_room(GroupId(1), &letter(VALUE_MAX)), "for each target");
     let (small, mut many) = (end(1), Outbox::new(HERE));
     while many.has_room(THERE, &small) {
         many.post(THERE, small.clone());
     }
-    assert_eq!((many.room(THERE), many.parcel(THERE, PARCEL_ITEMS_MAX).items.len()), (0, PARCEL_ITEMS_MAX));
+    assert_eq!(
+        (many.room(THERE), many.parcel(THERE, 0, PARCEL_ITEMS_MAX).items.len()),
+        (0, PARCEL_ITEMS_MAX)
+    );
     many.receipted(&receipt(THERE, 5));
     assert_eq!(many.room(THERE), 5);
 }
@@ -105,7 +108,7 @@ fn snapshots_hold_both_ends() {
     outbox.post(THERE, letter(10));
     outbox.post(THERE, end(2));
     outbox.receipted(&receipt(THERE, 1));
-    inbox.take(outbox.parcel(THERE, 64), |_, _| true);
+    inbox.take(outbox.parcel(THERE, 0, 64), |_, _| true);
     inbox.take(Parcel { source: HERE, first: 1, items: [end(1)].into() }, |_, _| true);
     let (mut outbox_again, mut inbox_again) = (Outbox::new(HERE), Inbox::new());
     for table in outbox.tables().into_iter().chain(inbox.tables()) {
@@ -123,7 +126,7 @@ fn snapshots_hold_both_ends() {
     }
     assert_eq!((outbox.digest(), inbox.digest()), (outbox_again.digest(), inbox_again.digest()));
     assert_eq!(outbox.loads, outbox_again.loads);
-    assert_eq!(outbox_again.parcel(THERE, 64), outbox.parcel(THERE, 64));
+    assert_eq!(outbox_again.parcel(THERE, 0, 64), outbox.parcel(THERE, 0, 64));
 }
 
 #[test]
@@ -140,7 +143,7 @@ fn whatever_is_lost_doubled_or_late_everything_arrives_once_and_in_order() {
                     outbox.post(THERE, end(posted));
                 }
                 0..=2 if !outbox.is_empty() => {
-                    parcels.push(outbox.parcel(THERE, 1 + usize::try_from(dice.roll(4)).expect("small")));
+                    parcels.push(outbox.parcel(THERE, 0, 1 + usize::try_from(dice.roll(4)).expect("small")));
                 }
                 3 | 4 if !parcels.is_empty() => {
                     let at = usize::try_from(dice.roll(parcels.len() as u64)).expect("small");

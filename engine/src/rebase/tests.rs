@@ -223,7 +223,7 @@ fn of_a_partition_go_over_its_keys_and_its_topics() {
     }
     let State::Partition(partition) = &mut state else { panic!("it is a partition") };
     let target = partition_of_topic(topic(false).as_bytes(), 16);
-    let parcel = partition.outbox.parcel(target, 64);
+    let parcel = partition.outbox.parcel(target, 0, 64);
     let bodies: Vec<&[u8]> = parcel
         .items
         .iter()
