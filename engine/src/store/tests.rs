@@ -350,3 +350,62 @@ fn all_keys_are_dropped_at_once_and_taken_apart_later() {
     s.store.throw_away(&mut trash);
     assert!(trash.dig() > 500);
 }
+
+/// Whatever happens to be there: an answer that says that all was written is never given where something was left as it was.
+#[test]
+fn an_answer_that_says_done_is_true() {
+    let names = ["a", "b", "c"];
+    let (mut s, mut seed, mut said) = (Script::new(), 1u64, BTreeMap::new());
+    let mut below = |n: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % n
+    };
+    for _ in 0..40_000 {
+        let [key, other] = [(); 2].map(|()| bytes(names[usize::try_from(below(3)).unwrap()]));
+        s.ctx.time += below(3);
+        let version = s.store.line(&key, s.ctx.time).0;
+        let value = bytes(["", "7"][usize::try_from(below(2)).unwrap()]);
+        let expiry = match below(5) {
+            0 => Expiry::Keep,
+            1 => Expiry::After(1 + below(5)),
+            2 => Expiry::At(Moment::Group(s.ctx.time + below(5))),
+            _ => Expiry::Never,
+        };
+        let when = match below(5) {
+            0 => When::Absent,
+            1 => When::Present,
+            2 => When::Version(0),
+            3 => When::Version(version + below(2)),
+            _ => When::Always,
+        };
+        let only = [Only::Always, Only::Absent, Only::Present][usize::try_from(below(3)).unwrap()];
+        let op = match below(12) {
+            0..=2 => Op::Set(Set { key, value, when, expiry, get: below(2) == 0 }),
+            3 => {
+                Op::MSet(MSet { pairs: [(key, value.clone()), (other, value)].into(), absent: below(2) == 0 })
+            }
+            4 | 5 => Op::Del([key, other].into()),
+            6 => Op::Incr(Incr { key, by: 1 }),
+            7 => Op::Append(Append { key, value }),
+            8 => Op::SetRange(SetRange { key, offset: 0, value }),
+            9 => Op::GetDel(key),
+            10 => Op::GetEx(GetEx { key, expiry }),
+            _ if below(2) == 0 => Op::Persist(key),
+            _ => Op::Expire(Expire { key, ms: 3, only }),
+        };
+        let lines =
+            |s: &Script| op.writes().iter().map(|key| s.store.line(key, s.ctx.time)).collect::<Vec<_>>();
+        let before = lines(&s);
+        let reply = s.apply(op.clone());
+        let changed = before.iter().zip(lines(&s)).all(|(before, after)| *before != after);
+        // What is put for no time at all is written, though nothing comes of it.
+        let vanishes = matches!(&op, Op::Set(Set { expiry: Expiry::At(_), .. }));
+        let done = op.done().is_said_by(&reply);
+        assert!(!done || changed || vanishes, "{op:?} answered {reply:?}");
+        let kind = alloc::format!("{:?}", core::mem::discriminant(&op));
+        let counts: &mut [u32; 2] = said.entry(kind).or_default();
+        counts[usize::from(changed)] += u32::from(done == changed);
+    }
+    // Most answers can be told apart, in both ways.
+    assert!(said.values().all(|[_, changed]| *changed > 50), "{said:?}");
+}

@@ -180,7 +180,8 @@ REDIRECT; HELLO 2 and RESET end it.
 - BCAST: every write of keys with one of the prefixes is told, whether they were read or not; expired keys as well, within about a second;
   writes that may have changed something, even if they did not. `invalidate nil` comes when the node begins to hear of a partition's
   writes, so some come behind CLIENT TRACKING ON, and whenever it may have missed some.
-- NOLOOP: own writes are not told, but those that may not have been done. In the default mode a key is not tracked behind an own
+- NOLOOP: own writes are not told, but keys of which the answer does not say for certain that they were written (an error, SET … IFVER
+  n GET, DEL that counts fewer keys than it names, …). In the default mode a key is not tracked behind an own
   write before it is read again, as in Redis.
 - A node remembers 1,048,576 keys, each reader's apart; a connection names 64 prefixes. Beyond that the key that has not been
   read for longest is invalidated. A client that does not read its pushes is cut when 32 MiB wait.
