@@ -149,7 +149,9 @@ same partition, as in Redis Cluster.
   lease of this token has run out. So a holder that stood still while its lease ran out overwrites nothing of its successor,
   on whatever node. The partitions that compare a lock's tokens (those that were asked to in the last ten minutes) learn of its next
   grant before it is answered: while one of them has no majority that lock is not granted. A try (WAIT 0) waits a second for them at the most.
-  In a transaction one stale token refuses the whole.
+  In a transaction one stale token refuses the whole. A token that was never given is refused (-ERR) while nobody holds the lock; while
+  somebody does it is not told apart from that of a shared holder. A shared holder whose upgrade (LOCK without SHARED) waited for
+  these partitions and was withdrawn may be refused from then on, though it holds the lock: it has to UNLOCK and LOCK again.
 - `SET key value WRITEBACK` alone (NX, IFVER and FENCE refuse it; with any other option it is written through) is answered by the node
   before it is durable, once that node owns the key, and made durable within 100 ms. Every node reads what was answered. If the owner, or
   its way to the key's home, fails, at most the last 100 ms of acknowledged writes are undone; nothing newer is overwritten. See
