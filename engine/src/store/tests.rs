@@ -82,10 +82,17 @@ fn keys_vanish_by_group_time_and_not_before_an_entry_says_so() {
     assert_eq!(s.ttl("k", true), Reply::Int(1500));
     assert_eq!(s.ttl("k", false), Reply::Int(2));
     assert_eq!(s.set("k", "w", When::Always, Expiry::Keep, false), Reply::OK);
-    assert_eq!(s.store.next_deadline(), Some(2500));
+    assert_eq!(s.store.next_deadline(), Some(2501));
     s.ctx.time = 2499;
     assert_eq!(s.get("k").as_deref(), Some("w"), "no entry has said that it is gone");
     s.ctx.time = 2500;
+    assert_eq!(
+        s.set("k", "x", When::Present, Expiry::Keep, false),
+        Reply::OK,
+        "its last millisecond may not be over"
+    );
+    assert_eq!((s.get("k").as_deref(), s.ttl("k", true)), (Some("x"), Reply::Int(1)));
+    s.ctx.time = 2501;
     assert_eq!((s.get("k"), s.store.len()), (None, 1), "it is not seen, and waits to be removed");
     s.set("other", "v", When::Always, Expiry::Never, false);
     assert_eq!((s.get("k"), s.store.len()), (None, 1));
@@ -124,7 +131,7 @@ fn random_steps_agree_with_a_plain_map() {
     for step in 0..20_000 {
         s.ctx.time += draw(20);
         let time = s.ctx.time;
-        map.retain(|_, (_, deadline)| deadline.is_none_or(|d| d > time));
+        map.retain(|_, (_, deadline)| deadline.is_none_or(|d| d >= time));
         let key = draw(12).to_string();
         match draw(4) {
             0 => {
@@ -150,7 +157,7 @@ fn random_steps_agree_with_a_plain_map() {
         }
         assert_eq!(s.get(&key).as_ref(), map.get(&key).map(|(value, _)| value));
         assert_eq!(s.store.len(), map.len());
-        assert_eq!(s.store.next_deadline(), map.values().filter_map(|(_, d)| *d).min());
+        assert_eq!(s.store.next_deadline(), map.values().filter_map(|(_, d)| *d).min().map(over_at));
     }
     let deadlines =
         s.store.rows.iter().filter_map(|(name, row)| Some((row.deadline?, name.key.clone()))).collect();
@@ -299,7 +306,7 @@ fn a_transaction_is_done_at_one_place_unless_what_was_watched_has_changed() {
     assert_eq!(s.get("n").as_deref(), Some("1"));
     s.set("brief", "v", When::Always, Expiry::After(10), false);
     let before = version(&s, "brief");
-    s.ctx.time += 10;
+    s.ctx.time += 11;
     assert_eq!(s.apply(multi(&[("brief", before)], &[incr("n")])), Reply::Nil, "expiry is a change");
     assert_eq!(s.apply(multi(&[("brief", 0)], &[Op::Get(bytes("n"))])), Reply::Array([text("1")].into()));
     s.put("big", &"x".repeat(VALUE_MAX));

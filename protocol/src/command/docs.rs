@@ -142,7 +142,8 @@ same partition, as in Redis Cluster.
 - A GET on any node after SET said OK never returns an older value.
 - A version rises with every write and never repeats; `IFVER 0` means that the key does not exist. A resent `SET IFVER` may see
   its own success as nil: read to learn.
-- A deadline takes effect at one log position: the key vanishes on all nodes alike. Absolute times (EXAT, EXPIREAT) are those of the
+- A deadline takes effect at one log position, never early: the key vanishes on all nodes alike, behind its last millisecond, in which
+  PTTL says 1 (in Redis 0). Absolute times (EXAT, EXPIREAT) are those of the
   wall clock of the partition's leader when it logs the command; if that clock is set later, deadlines stay where they are.
 - `SET key value FENCE lock token` takes effect only while nobody has been granted the lock anew since the holder of this token (shared
   holders that follow each other without a gap count as one); otherwise -FENCED and the lowest token that is good. It may be refused as soon as the
