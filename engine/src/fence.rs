@@ -58,6 +58,17 @@ pub fn stale(fence: &Fence, floor: u64) -> Reply {
     Reply::error(Code::Fenced, text)
 }
 
+/// The refusal of a write under a token that nobody was ever given. Not as of a stale one: taking the lock again would go on
+/// with what is wrong, a token that was read amiss or is of another cluster.
+#[must_use]
+pub fn never_given(fence: &Fence) -> Reply {
+    let (lock, token) = (fence.lock.escape_ascii(), fence.token);
+    let text = format!(
+        "{token} was never given as a token of lock {lock}, which nobody holds; use the token that this cluster's LOCK answers"
+    );
+    Reply::error(Code::Err, text)
+}
+
 /// See the top of the file.
 pub struct Fences {
     floors: Table<Bytes, FloorRow>,
@@ -129,9 +140,9 @@ impl Fences {
         if let Some(watch) = fence.watch.filter(|watch| watch.number > newest) {
             row = Some(self.raise(&fence.lock, watch.number, watch.floor));
         }
-        if let Some(free) = fence.watch.filter(|watch| watch.number == NO_WATCH && fence.token < watch.floor)
-        {
-            return Err(stale(fence, free.floor));
+        if let Some(free) = fence.watch.filter(|watch| watch.number == NO_WATCH) {
+            let stale = || stale(fence, free.floor);
+            return Err(if fence.token < free.floor { stale() } else { never_given(fence) });
         }
         match row {
             Some(row) if fence.token < row.floor => Err(stale(fence, row.floor)),
@@ -214,9 +225,14 @@ mod tests {
     fn what_nobody_watches_is_refused_if_it_is_stale_and_never_executed() {
         let mut fences = Fences::new();
         assert_eq!(code(fences.check(&write(5, Some((NO_WATCH, 9))))), Some(Code::Fenced));
-        assert_eq!(code(fences.check(&write(9, Some((NO_WATCH, 9))))), Some(Code::Err), "it is no watch");
+        assert_eq!(code(fences.check(&write(9, Some((NO_WATCH, 9))))), Some(Code::Err), "never given");
         assert_eq!(fences.check(&write(5, Some((1, 5)))), Ok(()), "nothing is kept of it");
         assert_eq!(code(fences.check(&write(5, Some((NO_WATCH, 9))))), Some(Code::Fenced));
+        assert_eq!(
+            code(fences.check(&write(9, Some((NO_WATCH, 9))))),
+            Some(Code::Err),
+            "likewise, though a row is there"
+        );
     }
 
     #[test]

@@ -500,7 +500,7 @@ impl System {
             return answer(out, *asker, full);
         }
         let client = ClientId(ctx.at.serial());
-        self.next_end = self.next_end.min(ctx.time + CLIENT_LEASE);
+        self.next_end = self.next_end.min(over_at(ctx.time + CLIENT_LEASE));
         self.clients.insert(client, ctx.time + CLIENT_LEASE);
         self.memory.meet(client);
         answer(out, *asker, self.see_client(client));

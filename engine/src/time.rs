@@ -11,7 +11,7 @@
 /// A group with deadlines commits a stamp at least this often; milliseconds.
 pub const STAMP_EVERY: u64 = 1000;
 
-/// Whether a lease, a wait or a delay that lasts up to `deadline` is over at `time`.
+/// Whether a lease, a wait, a delay or a key that lasts up to `deadline` is over at `time`.
 #[must_use]
 pub fn is_over(deadline: u64, time: u64) -> bool {
     time > deadline

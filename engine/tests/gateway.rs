@@ -4,7 +4,7 @@ use bytes::Bytes;
 use quorate_engine::effect::{Effect, Request, Want};
 use quorate_engine::gateway::Gateway;
 use quorate_protocol::id::{Boot, ConnId, GroupId, NodeId, SessionId};
-use quorate_protocol::op::{Expiry, Op, Set, When, partition_of};
+use quorate_protocol::op::{Expiry, Fence, FencedSet, Op, Set, Watch, When, partition_of};
 use quorate_protocol::peer::{Answer, Forward, Verdict};
 use quorate_protocol::reply::{Code, Reply};
 
@@ -168,4 +168,36 @@ fn who_may_have_missed_the_outcome_sends_nothing_again() {
         let [(1, Reply::Error(failure))] = &answered[..] else { panic!("{answered:?}") };
         assert_eq!(failure.code, Code::InDoubt, "case {case}");
     }
+}
+
+fn fenced(token: u64) -> Op {
+    let Op::Set(set) = set("a") else { unreachable!() };
+    let lock = Bytes::from_static(b"l");
+    Op::FencedSet(FencedSet { fence: Fence { lock, token, watch: None }, set })
+}
+
+/// Tokens of a lock that nobody holds: those below the next of all are stale, the others nobody can have.
+#[test]
+fn a_token_that_was_never_given_is_refused_by_the_first_answer_that_tells() {
+    let (a, lock) = (partition_of(b"a", 16), Bytes::from_static(b"l"));
+    let free = Watch { number: 0, floor: 7 };
+    let mut gateway = gateway(true);
+    gateway.requests(10, 1, vec![request(1, fenced(7))]);
+    assert_eq!(gateway.take_unwatched().len(), 1);
+    gateway.set_watch(10, (lock.clone(), a), free, 0);
+    gateway.end_turn(20);
+    let told = replies(&mut gateway);
+    let [(1, Reply::Error(failure))] = &told[..] else { panic!("{told:?}") };
+    assert!(failure.code == Code::Err && failure.text.starts_with("7 was never given"), "{failure:?}");
+    assert!(gateway.take_unwatched().is_empty());
+
+    // It may have been granted since that was asked, also while the answer was on its way.
+    gateway.requests(30, 1, vec![request(2, fenced(7))]);
+    assert_eq!((replies(&mut gateway), gateway.take_unwatched().len()), (vec![], 1));
+    gateway.set_watch(29, (lock.clone(), a), free, 0);
+    gateway.end_turn(40);
+    assert_eq!((replies(&mut gateway), gateway.take_unwatched().len()), (vec![], 1));
+    gateway.set_watch(40, (lock, a), Watch { number: 3, floor: 7 }, 1000);
+    gateway.end_turn(50);
+    assert_eq!(asked(&gateway.take_forwards(), a), [2]);
 }

@@ -6,6 +6,7 @@
 //! Invariant: an `Op` carries everything that its effect depends on. Defaults (TTL 30 s, …) are filled in
 //! when it is parsed, so that a later version with other defaults replays old logs alike.
 
+mod done;
 mod keys;
 mod place;
 
@@ -13,6 +14,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
+pub use done::Done;
 pub use keys::{
     Append, Commands, Cursor, Expire, ExpireAt, ExpireTime, Expiry, Fence, FencedSet, FillV, Flush, GetEx,
     GetRange, Incr, MSet, Moment, Multi, Only, Scan, Set, SetBack, SetRange, Ttl, Watch, When,

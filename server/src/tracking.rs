@@ -37,7 +37,7 @@ use quorate_protocol::id::GroupId;
 use quorate_protocol::limits::{PARTITIONS, TRACKED_MAX};
 use quorate_protocol::op::partition_of;
 
-pub use told::{Told, may_have_failed};
+pub use told::Told;
 
 // Not `crate::`: likewise.
 use super::sync::{AtomicBool, Mutex, Ordering};

@@ -76,7 +76,9 @@ pub struct Record {
 }
 
 impl Record {
-    fn new(id: u64, client: usize, op: Op) -> Self {
+    /// Of an operation that nothing has become of.
+    #[must_use]
+    pub fn new(id: u64, client: usize, op: Op) -> Self {
         Self {
             id,
             client,

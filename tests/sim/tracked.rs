@@ -11,9 +11,10 @@ use quorate_engine::effect::{CacheEffect, Input, Request, TrackEffect, Want};
 use quorate_protocol::command::Tracks;
 use quorate_protocol::op::Op;
 use quorate_protocol::reply::Reply;
-use quorate_server::tracking::{Pushes, Stale, Told, may_have_failed};
+use quorate_server::tracking::{Pushes, Stale, Told};
 
 use super::bugs::Bug;
+use super::check::registers::surely_written;
 use super::client::ForClient;
 use super::workload::{COUNTERS, PAIR, REGISTERS, name};
 use super::world::World;
@@ -132,9 +133,10 @@ impl World {
         match (&self.checks.history.get(operation).op, reply) {
             (Op::Get(key), Reply::Bulk(value)) => drop(keeper.kept.insert(key.clone(), Some(value.clone()))),
             (Op::Get(key), Reply::Nil) => drop(keeper.kept.insert(key.clone(), None)),
-            // It knows itself what it has written. Whether it was done, it may not know.
-            (op, reply) if keeper.tracks.no_loop && !may_have_failed(reply) => {
-                op.writes().iter().for_each(|key| drop(keeper.kept.remove(key)));
+            // It knows itself what it has written. What its answer leaves open, it goes on believing.
+            (op, reply) if keeper.tracks.no_loop => {
+                let written = |key: &&Bytes| surely_written(op, key, reply);
+                op.writes().iter().filter(written).for_each(|key| drop(keeper.kept.remove(key)));
             }
             _ => {}
         }

@@ -71,6 +71,29 @@ fn shared_holders_of_an_era_all_write() {
 }
 
 #[test]
+fn a_token_that_was_never_given_is_refused_at_once() {
+    let cluster = Cluster::start(3);
+    for id in 1..=3 {
+        let mut client = cluster.client(id);
+        let token = token(&mut client, "LOCK db OWNER a WAIT 5000");
+        assert_eq!(client.ask(&format!("UNLOCK db OWNER a TOKEN {token}")), "1");
+        for never in [token + 1, token + 1000] {
+            let refusal = client.ask(&format!("SET k v FENCE db {never}"));
+            assert!(refusal.starts_with(&format!("-ERR {never} was never given")), "{refusal}");
+        }
+        assert!(client.ask(&format!("SET k v FENCE db {token}")).starts_with("-FENCED"));
+        assert_eq!(client.ask("GET k"), "(nil)");
+    }
+    let mut client = cluster.client(1);
+    let token = token(&mut client, "LOCK db OWNER a");
+    assert_eq!(
+        client.ask(&format!("SET k v FENCE db {token}")),
+        "OK",
+        "what was known of it when it was free is no more"
+    );
+}
+
+#[test]
 fn one_stale_token_refuses_a_whole_transaction() {
     let cluster = Cluster::start(3);
     let mut client = cluster.client(1);

@@ -251,6 +251,17 @@ fn own_writes_and_what_is_not_opted_for_are_not_told() {
         [drops(&["k"])],
         "it was not done, and the node does not hold the key any more"
     );
+    // Nor were these, which answer as if something had been.
+    other.ask("DEL {k}none");
+    for line in ["SET k never NX GET", "SETRANGE k 0 ", "GETEX k PERSIST", "SET k never IFVER 1 GET"] {
+        quiet.keeps("k");
+        quiet.ask(line);
+        assert_eq!(quiet.pushed(), [drops(&["k"])], "{line}");
+    }
+    assert_eq!(quiet.keeps("{k}none"), "nil");
+    other.ask("SET {k}some v");
+    assert_eq!(quiet.ask("DEL {k}none {k}some"), "1");
+    assert_eq!(quiet.pushed(), ["{k}none", "{k}some"].map(|key| drops(&[key])), "one of them");
     quiet.keeps("k");
     other.ask("SET k other");
     quiet.waits_for(&drops(&["k"]));

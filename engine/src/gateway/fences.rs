@@ -6,6 +6,8 @@
 //!   Then it is asked for again, so a partition always knows of a watch that is in use.
 //! - What was stale when nobody held the lock is stale for ever; so that is answered here. But what was sent in a client session may
 //!   have been executed before, by way of another node: its partition knows, and is told what is stale.
+//! - The floor of a lock that nobody holds is the next token of all. So one that is not below it was never given to anybody, if the
+//!   question came behind the request: that is answered here too, or there would be no end of asking.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
@@ -17,7 +19,7 @@ use quorate_protocol::reply::Reply;
 
 use super::Gateway;
 use super::slot::{Part, Slot};
-use crate::fence::{NO_WATCH, stale};
+use crate::fence::{NO_WATCH, never_given, stale};
 use crate::keep::keep;
 
 /// How long fenced writes are refused after the system group has refused a watch; microseconds.
@@ -33,8 +35,12 @@ pub type Fenced = (Bytes, GroupId);
 enum Known {
     /// The partition hears of its grants.
     Watched(Watch),
-    /// Nobody held it: tokens below this one are stale.
-    Free(u64),
+    /// Nobody held it: tokens below this one are stale, others were not given yet.
+    Free {
+        floor: u64,
+        /// When that was asked.
+        asked: u64,
+    },
     /// There is no watch to be had.
     Refused(Reply),
 }
@@ -69,6 +75,11 @@ fn fences(part: &Part) -> impl Iterator<Item = &Fence> {
     op.into_iter().flat_map(|op| op.fences())
 }
 
+/// Whether something was asked while the request was here: it waits, and did so then.
+fn is_later(asked: u64, slot: &Slot) -> bool {
+    slot.parked_since != 0 && asked >= slot.parked_since
+}
+
 impl Gateway {
     /// The refusal of a fenced write that need not be sent, or cannot be.
     pub(super) fn fence_refusal(&self, now: u64, slot: &Slot) -> Option<Reply> {
@@ -78,19 +89,20 @@ impl Gateway {
         let mut all = parts.flat_map(|part| fences(part).map(|fence| (fence, part.group)));
         all.find_map(|(fence, group)| match self.fences.get(now, fence, group)? {
             Known::Refused(why) => Some(why.clone()),
-            Known::Free(floor) if is_new && fence.token < *floor => Some(stale(fence, *floor)),
-            Known::Free(_) | Known::Watched(_) => None,
+            Known::Free { floor, .. } if is_new && fence.token < *floor => Some(stale(fence, *floor)),
+            Known::Free { asked, .. } if is_new && is_later(*asked, slot) => Some(never_given(fence)),
+            Known::Free { .. } | Known::Watched(_) => None,
         })
     }
 
-    /// Whether all watches that a part needs are known; asks for those that are not.
-    pub(super) fn has_watches(&mut self, now: u64, part: &Part) -> bool {
+    /// Whether all watches that a part of a request needs are known; asks for those that are not.
+    pub(super) fn has_watches(&mut self, now: u64, slot: &Slot, part: &Part) -> bool {
         let mut has_all = true;
         for fence in fences(part) {
             let known = match self.fences.get(now, fence, part.group) {
                 Some(Known::Watched(_) | Known::Refused(_)) => true,
-                // It has been granted since, or will be; a stale one that may have been executed goes to hear what became of it.
-                Some(Known::Free(floor)) => fence.token < *floor,
+                // It may have been granted since. One that is no good, and may have been executed, goes to hear what became of it.
+                Some(Known::Free { floor, asked }) => fence.token < *floor || is_later(*asked, slot),
                 None => false,
             };
             if !known {
@@ -114,7 +126,7 @@ impl Gateway {
             let known = self.fences.known.get(&(fence.lock.clone(), group));
             fence.watch = match known {
                 Some((_, Known::Watched(watch))) => Some(*watch),
-                Some((_, Known::Free(floor))) => Some(Watch { number: NO_WATCH, floor: *floor }),
+                Some((_, Known::Free { floor, .. })) => Some(Watch { number: NO_WATCH, floor: *floor }),
                 _ => None,
             };
         }
@@ -129,7 +141,8 @@ impl Gateway {
     /// that nobody holds the lock.
     pub fn set_watch(&mut self, asked: u64, fenced: Fenced, watch: Watch, lease: u64) {
         if lease == 0 {
-            self.fences.learn(fenced, asked.saturating_add(FREE_FOR), Known::Free(watch.floor));
+            let known = Known::Free { floor: watch.floor, asked };
+            self.fences.learn(fenced, asked.saturating_add(FREE_FOR), known);
         } else {
             let until = asked.saturating_add(lease.saturating_mul(500));
             self.fences.learn(fenced, until, Known::Watched(watch));

@@ -161,7 +161,7 @@ impl Gateway {
                     return false;
                 }
             }
-            if !self.has_watches(now, part) {
+            if !self.has_watches(now, slot, part) {
                 return false;
             }
             let Some(lane) = conn.lanes.get(&part.group).filter(|_| conn.ordered) else { continue };

@@ -28,6 +28,7 @@ use super::{Group, Read};
 use crate::batch::Logged;
 use crate::cache::directory::{Directory, WriteId};
 use crate::outcome::Asker;
+use crate::time::over_at;
 
 /// A connection, by what never changes of its name.
 pub(super) type Conn = (NodeId, u64);
@@ -419,8 +420,8 @@ impl Group {
     fn time_left(&self, now: u64, key: &Bytes) -> Option<(u64, Option<u64>)> {
         let (version, deadline) = self.state.line(key, self.time)?;
         let Some(deadline) = deadline else { return Some((version, self.room.line_life())) };
-        // What is left to it, less the part of a millisecond that has passed, and 1 % for clocks that run apart.
-        let left = deadline.saturating_sub(self.clock?.read(now) + 1) * 990;
+        // Until it is over, less the part of a millisecond that has passed, and 1 % for clocks that run apart.
+        let left = over_at(deadline).saturating_sub(self.clock?.read(now) + 1) * 990;
         let left = self.room.line_life().map_or(left, |life| life.min(left));
         (left > 0).then_some((version, Some(left)))
     }

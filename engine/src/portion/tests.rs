@@ -51,16 +51,16 @@ fn keys_that_expire_together_are_removed_by_portions_and_seen_by_nobody() {
     };
     (0..5000).for_each(|n| _ = store.apply(&ctx(n, 0), set(n, When::Always)));
     let mut turns = 0;
-    while store.next_deadline().is_some_and(|deadline| deadline <= 10) {
+    while store.next_deadline().is_some_and(|deadline| deadline <= 11) {
         let before = store.len();
-        store.expire(&ctx(6000 + turns, 10), &mut alone(), &mut out);
+        store.expire(&ctx(6000 + turns, 11), &mut alone(), &mut out);
         assert!(before - store.len() <= ALONE && before > store.len(), "{before} to {}", store.len());
         if turns == 3 {
-            let get = |n| store.read(&Op::Get(format!("key{n}").into()), 10);
+            let get = |n| store.read(&Op::Get(format!("key{n}").into()), 11);
             assert!((0..5000).all(|n| get(n) == Reply::Nil), "removed or not, nobody sees them");
             let keys = (0..5000).map(|n| format!("key{n}").into()).rev().take(10).collect();
-            assert_eq!(store.apply(&ctx(7000, 10), Op::Del(keys)), Reply::Int(0));
-            assert!((0..10).all(|n| store.apply(&ctx(7001, 10), set(n, When::Absent)) == Reply::OK));
+            assert_eq!(store.apply(&ctx(7000, 11), Op::Del(keys)), Reply::Int(0));
+            assert!((0..10).all(|n| store.apply(&ctx(7001, 11), set(n, When::Absent)) == Reply::OK));
         }
         turns += 1;
     }

@@ -6,8 +6,8 @@
 //! Invariants:
 //! - A version is the serial number of the place in the log where the key was last written (`LogPos::serial`),
 //!   so it rises with every write of any key and never repeats, also after DEL.
-//! - A key's deadline takes effect at a log position, by the stamp there; reads never look at a clock. From then on no
-//!   command sees it; it is removed when its turn has come (`portion.rs`).
+//! - A key's deadline takes effect at a log position, by the stamp there, once that lies behind it (`time.rs`, `is_over`); reads
+//!   never look at a clock. From then on no command sees the key; it is removed when its turn has come (`portion.rs`).
 //! - A command is done as a whole or refused and not done at all; of a transaction each command by itself, as in Redis.
 //!
 //! Subtlety: rows lie in the order of their names' hashes, so that a cursor of 56 bits can say how far SCAN has come.
@@ -33,6 +33,7 @@ use crate::keep::keep;
 use crate::outcome::{Ctx, Outcome, Outcomes};
 use crate::portion::Portion;
 use crate::table::{Rows, Table, take_row};
+use crate::time::{is_over, over_at};
 use crate::trash::Trash;
 
 /// When somebody last looked at a key here, in group time. Each replica has its own idea of that, so it is no part of the
@@ -64,7 +65,7 @@ wire_struct! {
         pub value: Bytes,
         /// The serial number of its last write.
         pub version: u64,
-        /// Group time at which it vanishes, in milliseconds.
+        /// Group time behind which it vanishes, in milliseconds.
         pub deadline: Option<u64>,
         /// When it was last looked at.
         pub touched: Touched,
@@ -172,16 +173,16 @@ impl Store {
         self.bytes
     }
 
-    /// The earliest deadline of a key.
+    /// The first group time at which a key has to go.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
+        self.deadlines.first().map(|(deadline, _)| over_at(*deadline))
     }
 
-    /// Removes the keys whose deadline group time has reached, as far as the portion goes.
+    /// Removes the keys whose deadline group time has passed, as far as the portion goes.
     pub fn expire(&mut self, ctx: &Ctx, portion: &mut Portion, out: &mut Outcomes) {
         while let Some((deadline, key)) = self.deadlines.first() {
-            if *deadline > ctx.time || !portion.take(1) {
+            if !is_over(*deadline, ctx.time) || !portion.take(1) {
                 break;
             }
             let key = key.clone();
@@ -365,7 +366,7 @@ impl Answers {
 }
 
 fn is_seen(row: &Row, time: u64) -> bool {
-    row.deadline.is_none_or(|deadline| deadline > time)
+    row.deadline.is_none_or(|deadline| !is_over(deadline, time))
 }
 
 fn cost(key: &[u8], value: &[u8]) -> u64 {

@@ -27,7 +27,8 @@ impl Store {
             Op::GetRange(op) => self.range(op, time),
             Op::Type(key) => Reply::Status(self.seen(key, time).map_or("none", |_| "string")),
             Op::Ttl(Ttl { key, millis }) => {
-                self.until(key, time, |deadline| rounded(deadline - time, *millis))
+                // In its last millisecond it is there: PTTL says 1 then, not 0.
+                self.until(key, time, |deadline| rounded((deadline - time).max(1), *millis))
             }
             Op::ExpireTime(ExpireTime { key, millis, epoch }) => self.until(key, time, |deadline| {
                 let then = i64::try_from(deadline).unwrap_or(i64::MAX).saturating_add(*epoch);

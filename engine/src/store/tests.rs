@@ -82,10 +82,17 @@ fn keys_vanish_by_group_time_and_not_before_an_entry_says_so() {
     assert_eq!(s.ttl("k", true), Reply::Int(1500));
     assert_eq!(s.ttl("k", false), Reply::Int(2));
     assert_eq!(s.set("k", "w", When::Always, Expiry::Keep, false), Reply::OK);
-    assert_eq!(s.store.next_deadline(), Some(2500));
+    assert_eq!(s.store.next_deadline(), Some(2501));
     s.ctx.time = 2499;
     assert_eq!(s.get("k").as_deref(), Some("w"), "no entry has said that it is gone");
     s.ctx.time = 2500;
+    assert_eq!(
+        s.set("k", "x", When::Present, Expiry::Keep, false),
+        Reply::OK,
+        "its last millisecond may not be over"
+    );
+    assert_eq!((s.get("k").as_deref(), s.ttl("k", true)), (Some("x"), Reply::Int(1)));
+    s.ctx.time = 2501;
     assert_eq!((s.get("k"), s.store.len()), (None, 1), "it is not seen, and waits to be removed");
     s.set("other", "v", When::Always, Expiry::Never, false);
     assert_eq!((s.get("k"), s.store.len()), (None, 1));
@@ -124,7 +131,7 @@ fn random_steps_agree_with_a_plain_map() {
     for step in 0..20_000 {
         s.ctx.time += draw(20);
         let time = s.ctx.time;
-        map.retain(|_, (_, deadline)| deadline.is_none_or(|d| d > time));
+        map.retain(|_, (_, deadline)| deadline.is_none_or(|d| d >= time));
         let key = draw(12).to_string();
         match draw(4) {
             0 => {
@@ -150,7 +157,7 @@ fn random_steps_agree_with_a_plain_map() {
         }
         assert_eq!(s.get(&key).as_ref(), map.get(&key).map(|(value, _)| value));
         assert_eq!(s.store.len(), map.len());
-        assert_eq!(s.store.next_deadline(), map.values().filter_map(|(_, d)| *d).min());
+        assert_eq!(s.store.next_deadline(), map.values().filter_map(|(_, d)| *d).min().map(over_at));
     }
     let deadlines =
         s.store.rows.iter().filter_map(|(name, row)| Some((row.deadline?, name.key.clone()))).collect();
@@ -299,7 +306,7 @@ fn a_transaction_is_done_at_one_place_unless_what_was_watched_has_changed() {
     assert_eq!(s.get("n").as_deref(), Some("1"));
     s.set("brief", "v", When::Always, Expiry::After(10), false);
     let before = version(&s, "brief");
-    s.ctx.time += 10;
+    s.ctx.time += 11;
     assert_eq!(s.apply(multi(&[("brief", before)], &[incr("n")])), Reply::Nil, "expiry is a change");
     assert_eq!(s.apply(multi(&[("brief", 0)], &[Op::Get(bytes("n"))])), Reply::Array([text("1")].into()));
     s.put("big", &"x".repeat(VALUE_MAX));
@@ -349,4 +356,63 @@ fn all_keys_are_dropped_at_once_and_taken_apart_later() {
     let mut trash = Trash::default();
     s.store.throw_away(&mut trash);
     assert!(trash.dig() > 500);
+}
+
+/// Whatever happens to be there: an answer that says that all was written is never given where something was left as it was.
+#[test]
+fn an_answer_that_says_done_is_true() {
+    let names = ["a", "b", "c"];
+    let (mut s, mut seed, mut said) = (Script::new(), 1u64, BTreeMap::new());
+    let mut below = |n: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % n
+    };
+    for _ in 0..40_000 {
+        let [key, other] = [(); 2].map(|()| bytes(names[usize::try_from(below(3)).unwrap()]));
+        s.ctx.time += below(3);
+        let version = s.store.line(&key, s.ctx.time).0;
+        let value = bytes(["", "7"][usize::try_from(below(2)).unwrap()]);
+        let expiry = match below(5) {
+            0 => Expiry::Keep,
+            1 => Expiry::After(1 + below(5)),
+            2 => Expiry::At(Moment::Group(s.ctx.time + below(5))),
+            _ => Expiry::Never,
+        };
+        let when = match below(5) {
+            0 => When::Absent,
+            1 => When::Present,
+            2 => When::Version(0),
+            3 => When::Version(version + below(2)),
+            _ => When::Always,
+        };
+        let only = [Only::Always, Only::Absent, Only::Present][usize::try_from(below(3)).unwrap()];
+        let op = match below(12) {
+            0..=2 => Op::Set(Set { key, value, when, expiry, get: below(2) == 0 }),
+            3 => {
+                Op::MSet(MSet { pairs: [(key, value.clone()), (other, value)].into(), absent: below(2) == 0 })
+            }
+            4 | 5 => Op::Del([key, other].into()),
+            6 => Op::Incr(Incr { key, by: 1 }),
+            7 => Op::Append(Append { key, value }),
+            8 => Op::SetRange(SetRange { key, offset: 0, value }),
+            9 => Op::GetDel(key),
+            10 => Op::GetEx(GetEx { key, expiry }),
+            _ if below(2) == 0 => Op::Persist(key),
+            _ => Op::Expire(Expire { key, ms: 3, only }),
+        };
+        let lines =
+            |s: &Script| op.writes().iter().map(|key| s.store.line(key, s.ctx.time)).collect::<Vec<_>>();
+        let before = lines(&s);
+        let reply = s.apply(op.clone());
+        let changed = before.iter().zip(lines(&s)).all(|(before, after)| *before != after);
+        // What is put for no time at all is written, though nothing comes of it.
+        let vanishes = matches!(&op, Op::Set(Set { expiry: Expiry::At(_), .. }));
+        let done = op.done().is_said_by(&reply);
+        assert!(!done || changed || vanishes, "{op:?} answered {reply:?}");
+        let kind = alloc::format!("{:?}", core::mem::discriminant(&op));
+        let counts: &mut [u32; 2] = said.entry(kind).or_default();
+        counts[usize::from(changed)] += u32::from(done == changed);
+    }
+    // Most answers can be told apart, in both ways.
+    assert!(said.values().all(|[_, changed]| *changed > 50), "{said:?}");
 }

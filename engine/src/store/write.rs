@@ -31,11 +31,12 @@ impl Store {
         if !holds {
             return was.unwrap_or(Reply::Nil);
         }
-        let deadline = deadline(ctx, op.expiry, old.and_then(|row| row.deadline));
+        let old = old.and_then(|row| row.deadline);
+        let deadline = deadline(ctx, op.expiry, old);
         if let Err(full) = self.check_room(self.growth(ctx, &op.key, op.value.len())) {
             return full;
         }
-        self.put_until(ctx, &op.key, op.value, deadline);
+        self.put_until(ctx, &op.key, op.value, deadline, old);
         was.unwrap_or(Reply::OK)
     }
 
@@ -162,7 +163,7 @@ impl Store {
         let deadline = deadline(ctx, op.expiry, old);
         // As in Redis, PERSIST of a key without a deadline is no change; a new deadline is one, whatever it was.
         if deadline != old || op.expiry != Expiry::Never {
-            self.put_until(ctx, &op.key, value.clone(), deadline);
+            self.put_until(ctx, &op.key, value.clone(), deadline, old);
         }
         Reply::Bulk(value)
     }
@@ -195,7 +196,7 @@ impl Store {
             return Reply::Int(0);
         }
         let value = row.value.clone();
-        self.put_until(ctx, key, value, Some(deadline));
+        self.put_until(ctx, key, value, Some(deadline), old);
         Reply::Int(1)
     }
 
@@ -210,9 +211,10 @@ impl Store {
         Reply::Int(1)
     }
 
-    /// Puts a key, or removes it if its time has come already.
-    fn put_until(&mut self, ctx: &Ctx, key: &Bytes, value: Bytes, deadline: Option<u64>) {
-        if deadline.is_some_and(|deadline| deadline <= ctx.time) {
+    /// Puts a key, or removes it if a moment that it is given now has come already. A deadline that it had takes its own time:
+    /// it may lie in the millisecond that the stamp shows.
+    fn put_until(&mut self, ctx: &Ctx, key: &Bytes, value: Bytes, deadline: Option<u64>, old: Option<u64>) {
+        if deadline != old && deadline.is_some_and(|deadline| deadline <= ctx.time) {
             self.remove(key);
         } else {
             self.put(ctx, key, value, deadline);

@@ -142,14 +142,17 @@ same partition, as in Redis Cluster.
 - A GET on any node after SET said OK never returns an older value.
 - A version rises with every write and never repeats; `IFVER 0` means that the key does not exist. A resent `SET IFVER` may see
   its own success as nil: read to learn.
-- A deadline takes effect at one log position: the key vanishes on all nodes alike. Absolute times (EXAT, EXPIREAT) are those of the
+- A deadline takes effect at one log position, never early: the key vanishes on all nodes alike, behind its last millisecond, in which
+  PTTL says 1 (in Redis 0). Absolute times (EXAT, EXPIREAT) are those of the
   wall clock of the partition's leader when it logs the command; if that clock is set later, deadlines stay where they are.
 - `SET key value FENCE lock token` takes effect only while nobody has been granted the lock anew since the holder of this token (shared
   holders that follow each other without a gap count as one); otherwise -FENCED and the lowest token that is good. It may be refused as soon as the
   lease of this token has run out. So a holder that stood still while its lease ran out overwrites nothing of its successor,
   on whatever node. The partitions that compare a lock's tokens (those that were asked to in the last ten minutes) learn of its next
   grant before it is answered: while one of them has no majority that lock is not granted. A try (WAIT 0) waits a second for them at the most.
-  In a transaction one stale token refuses the whole.
+  In a transaction one stale token refuses the whole. A token that was never given is refused (-ERR) while nobody holds the lock; while
+  somebody does it is not told apart from that of a shared holder. A shared holder whose upgrade (LOCK without SHARED) waited for
+  these partitions and was withdrawn may be refused from then on, though it holds the lock: it has to UNLOCK and LOCK again.
 - `SET key value WRITEBACK` alone (NX, IFVER and FENCE refuse it; with any other option it is written through) is answered by the node
   before it is durable, once that node owns the key, and made durable within 100 ms. Every node reads what was answered. If the owner, or
   its way to the key's home, fails, at most the last 100 ms of acknowledged writes are undone; nothing newer is overwritten. See
@@ -180,7 +183,8 @@ REDIRECT; HELLO 2 and RESET end it.
 - BCAST: every write of keys with one of the prefixes is told, whether they were read or not; expired keys as well, within about a second;
   writes that may have changed something, even if they did not. `invalidate nil` comes when the node begins to hear of a partition's
   writes, so some come behind CLIENT TRACKING ON, and whenever it may have missed some.
-- NOLOOP: own writes are not told, but those that may not have been done. In the default mode a key is not tracked behind an own
+- NOLOOP: own writes are not told, but keys of which the answer does not say for certain that they were written (an error, SET … IFVER
+  n GET, DEL that counts fewer keys than it names, …). In the default mode a key is not tracked behind an own
   write before it is read again, as in Redis.
 - A node remembers 1,048,576 keys, each reader's apart; a connection names 64 prefixes. Beyond that the key that has not been
   read for longest is invalidated. A client that does not read its pushes is cut when 32 MiB wait.

@@ -1,5 +1,8 @@
 //! A view, and the table of what clients keep of it.
 
+use quorate_protocol::op::{Commands, Expiry, GetEx, Incr, Multi, Op, Set, SetRange, When};
+use quorate_protocol::reply::{Code, Reply};
+
 use super::*;
 
 const GROUP: GroupId = GroupId(1);
@@ -248,4 +251,66 @@ fn whoever_looks_between_the_view_and_the_table_sees_no_line() {
     assert!(!node.keep(2, "k", "v"), "it pushes itself");
     assert_eq!(node.apply(purge), [(1, keys(&["k"]))], "and who was there before is told");
     assert!(node.empty());
+}
+
+/// What a connection that does not want to hear of its own writes is told to drop behind one.
+fn told_behind(op: &Op, reply: &Reply) -> Vec<Bytes> {
+    let node = two();
+    let tracks = Tracks { no_loop: true, ..Tracks::default() };
+    let Some(told) = Told::of(op, &tracks, false) else { return Vec::new() };
+    node.tracking.behind(&node.view, (1, &tracks), *told, reply, 1, &mut Pushes::new())
+}
+
+#[test]
+fn of_own_writes_is_told_what_the_answer_leaves_open() {
+    let old = || Reply::Bulk(key("old"));
+    let set = |when, get| Op::Set(Set { key: key("k"), value: key("v"), when, expiry: Expiry::Never, get });
+    let set_range = |value: &str| Op::SetRange(SetRange { key: key("k"), offset: 0, value: key(value) });
+    let get_ex = |expiry| Op::GetEx(GetEx { key: key("k"), expiry });
+    let written = [
+        (set(When::Always, false), Reply::OK),
+        (set(When::Absent, false), Reply::OK),
+        (set(When::Always, true), old()),
+        (set(When::Always, true), Reply::Nil),
+        (set(When::Absent, true), Reply::Nil),
+        (set(When::Version(0), true), Reply::Nil),
+        (set(When::Present, true), old()),
+        (set_range("x"), Reply::Int(3)),
+        (get_ex(Expiry::After(1)), old()),
+        (Op::GetDel(key("k")), old()),
+        (Op::Del(vec![key("k"), key("k")]), Reply::Int(1)),
+        (Op::Incr(Incr { key: key("k"), by: 1 }), Reply::Int(0)),
+    ];
+    let open = [
+        (set(When::Always, false), Reply::error(Code::InDoubt, "")),
+        (set(When::Always, true), Reply::error(Code::InDoubt, "")),
+        (set(When::Absent, false), Reply::Nil),
+        (set(When::Absent, true), old()),
+        (set(When::Version(0), true), old()),
+        (set(When::Version(5), true), old()),
+        (set(When::Version(5), true), Reply::Nil),
+        (set(When::Present, true), Reply::Nil),
+        (set_range(""), Reply::Int(3)),
+        (get_ex(Expiry::Never), old()),
+        (Op::GetDel(key("k")), Reply::Nil),
+        (Op::Persist(key("k")), Reply::Int(0)),
+    ];
+    for (op, reply) in &written {
+        assert_eq!(told_behind(op, reply), [] as [Bytes; 0], "{op:?} answered {reply:?}");
+    }
+    for (op, reply) in &open {
+        assert_eq!(told_behind(op, reply), ["k"], "{op:?} answered {reply:?}");
+    }
+    let two = Op::Del(vec![key("k"), key("l")]);
+    assert_eq!(told_behind(&two, &Reply::Int(2)), [] as [Bytes; 0]);
+    assert_eq!(told_behind(&two, &Reply::Int(1)), ["k", "l"], "one of them, and nobody says which");
+    let commands = vec![set_range(""), set(When::Always, false), Op::Persist(key("l"))];
+    let all = Op::Multi(Multi { watched: Vec::new(), commands: Commands(commands[1..].to_vec()) }.into());
+    let answers = |last| Reply::Array(vec![Reply::OK, Reply::Int(last)]);
+    assert_eq!(told_behind(&all, &answers(1)), [] as [Bytes; 0]);
+    assert_eq!(told_behind(&all, &answers(0)), ["l"], "each by its own answer");
+    assert_eq!(told_behind(&all, &Reply::Nil), ["k", "l"], "given up for what was watched");
+    let all = Op::Multi(Multi { watched: Vec::new(), commands: Commands(commands) }.into());
+    let answers = Reply::Array(vec![Reply::Int(1), Reply::OK, Reply::Int(1)]);
+    assert_eq!(told_behind(&all, &answers), ["k"]);
 }

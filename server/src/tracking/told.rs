@@ -3,12 +3,12 @@
 //! Invariants:
 //! - Only the values of GET and MGET can be kept: they can be compared with what the node holds. What a client learns otherwise
 //!   of a key (EXISTS, STRLEN, TTL, …, and all that EXEC answers) it is told to drop at once.
-//! - A connection that does not want to be told of its own writes is told of those that may not have been done: it may go on
-//!   believing what it had.
+//! - A connection that does not want to be told of its own writes is told of every key of which the answer does not say that it
+//!   was written (`Done`): it may go on believing what it had, and is in the table no more.
 
 use bytes::Bytes;
 use quorate_protocol::command::Tracks;
-use quorate_protocol::op::Op;
+use quorate_protocol::op::{Done, Op};
 use quorate_protocol::reply::Reply;
 
 use super::{Pushes, Tracking, View};
@@ -20,8 +20,17 @@ pub struct Told {
     values: Vec<Bytes>,
     /// Something about them.
     others: Vec<Bytes>,
-    /// That they were written.
-    written: Vec<Bytes>,
+    /// That they were written, command by command.
+    written: Vec<Written>,
+    /// Whether these are the commands of a transaction, and the answer has one to each.
+    together: bool,
+}
+
+/// What a command writes, and which answer says so.
+#[derive(Debug)]
+struct Written {
+    keys: Vec<Bytes>,
+    done: Done,
 }
 
 impl Told {
@@ -33,10 +42,22 @@ impl Told {
             told.reads(op);
         }
         if tracks.no_loop && !tracks.broadcast {
-            told.written = op.writes().into_owned();
+            told.writes(op);
         }
         let nothing = told.values.is_empty() && told.others.is_empty() && told.written.is_empty();
         (!nothing).then(|| Box::new(told))
+    }
+
+    fn writes(&mut self, op: &Op) {
+        let written = |op: &Op| Written { keys: op.writes().into_owned(), done: op.done() };
+        match op {
+            Op::Multi(multi) => {
+                self.together = true;
+                self.written.extend(multi.commands.0.iter().map(written));
+            }
+            op if op.writes().is_empty() => {}
+            op => self.written.push(written(op)),
+        }
     }
 
     fn reads(&mut self, op: &Op) {
@@ -55,14 +76,18 @@ impl Told {
     }
 }
 
-/// Whether a write may have left things as they were, wholly or in part.
-#[must_use]
-pub fn may_have_failed(reply: &Reply) -> bool {
-    match reply {
-        Reply::Error(_) | Reply::Nil | Reply::Int(0) => true,
-        Reply::Array(replies) => replies.iter().any(may_have_failed),
-        _ => false,
-    }
+/// The keys of which an answer does not say that they were written.
+fn unsure(written: Vec<Written>, together: bool, reply: &Reply) -> impl Iterator<Item = Bytes> {
+    let answers = match reply {
+        Reply::Array(answers) if together => &answers[..],
+        // It was given up, or may have been.
+        _ if together => &[],
+        reply => std::slice::from_ref(reply),
+    };
+    written.into_iter().enumerate().flat_map(|(at, Written { keys, done })| {
+        let said = answers.get(at).is_some_and(|answer| done.is_said_by(answer));
+        if said { Vec::new() } else { keys }
+    })
 }
 
 impl Tracking {
@@ -79,9 +104,7 @@ impl Tracking {
         pushes: &mut Pushes,
     ) -> Vec<Bytes> {
         let mut stale = told.others;
-        if may_have_failed(reply) {
-            stale.extend(told.written);
-        }
+        stale.extend(unsure(told.written, told.together, reply));
         let single = std::slice::from_ref(reply);
         let values = if let Reply::Array(values) = reply { &values[..] } else { single };
         for (key, value) in told.values.into_iter().zip(values) {

@@ -51,11 +51,11 @@ pub fn owner_of(record: &Record, named: Option<&Bytes>) -> Owner {
     named.map_or(Owner::Conn(record.conn), |name| Owner::Named(name.clone()))
 }
 
-/// The earliest end of a time of so many milliseconds of group time that began at `from`.
+/// The earliest end of a time of so many milliseconds of group time that was asked for at `from`. What clocks leave of a
+/// microsecond, each leader's its own, is less than the way of the request.
 #[must_use]
 pub fn earliest_end(from: u64, ms: u64) -> u64 {
-    (from + ms * 1000 / SLOWEST.1 * SLOWEST.0 + ms * 1000 % SLOWEST.1 * SLOWEST.0 / SLOWEST.1)
-        .saturating_sub(1000)
+    from + ms * 1000 / SLOWEST.1 * SLOWEST.0 + ms * 1000 % SLOWEST.1 * SLOWEST.0 / SLOWEST.1
 }
 
 /// Every certain hold. `ends`: connection → when it ended.

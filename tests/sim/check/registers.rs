@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use quorate_protocol::op::{FencedSet, Op, When};
+use quorate_protocol::op::{FencedSet, Op, Set, When};
 use quorate_protocol::reply::{Code, Reply};
 
 use super::Verdict;
@@ -228,6 +228,55 @@ fn candidates(config: &Config, steps: &[Step<'_>]) -> Vec<usize> {
         steps[at].call <= first_end && steps[at].before.is_none_or(|before| config.has(before))
     });
     found
+}
+
+/// Whether a client can conclude from the answer alone that its operation has written the key: by the rules of this file, no
+/// state in which the key may have been explains that answer and is left as it was.
+#[must_use]
+pub fn surely_written(op: &Op, key: &Bytes, reply: &Reply) -> bool {
+    let (op, reply) = match (op, reply) {
+        (Op::Multi(multi), Reply::Array(answers)) => {
+            let at = multi.commands.0.iter().position(|op| !op.is_read() && op.key() == Some(key));
+            let Some((op, reply)) = at.and_then(|at| Some((&multi.commands.0[at], answers.get(at)?))) else {
+                return false;
+            };
+            (op, reply)
+        }
+        // Which of several keys were there their number does not say, unless it is that of all.
+        (Op::Del(keys), reply) => {
+            return *reply == Reply::int(keys.iter().collect::<BTreeSet<_>>().len() as u64);
+        }
+        both => both,
+    };
+    if reply.failure().is_some() {
+        return false;
+    }
+    // Nothing has come of it yet: what it writes has no version, and differs from all that was there.
+    let record = Record::new(0, 0, op.clone());
+    let step = Step { record: &record, call: 0, ret: 0, reply: Some(reply), optional: false, before: None };
+    let before = states_before(op, reply);
+    let mut after = before.iter().filter_map(|cell| Some((cell, effect(key, &step, cell.as_ref())?)));
+    after.all(|(before, after)| *before != after)
+}
+
+/// States of a key that stand for all that may have been before an operation was answered so.
+fn states_before(op: &Op, reply: &Reply) -> [Option<Cell>; 3] {
+    let value = match (op, reply) {
+        (_, Reply::Bulk(value)) => value.clone(),
+        (Op::Incr(incr), Reply::Int(sum)) => (sum - incr.by).to_string().into(),
+        (Op::Append(append), Reply::Int(length)) => {
+            let length = usize::try_from(*length).expect("no length is below 0");
+            vec![b'x'; length - append.value.len()].into()
+        }
+        _ => Bytes::from_static(b"x"),
+    };
+    let named = match op {
+        Op::Set(Set { when: When::Version(version), .. })
+        | Op::FencedSet(FencedSet { set: Set { when: When::Version(version), .. }, .. }) => *version,
+        _ => 1,
+    };
+    let cell = |version| Some(Cell { value: value.clone(), versions: vec![version] });
+    [None, cell(named), cell(u64::MAX)]
 }
 
 /// What the key may hold after the operation; nothing if its answer does not fit.
