@@ -405,17 +405,6 @@ impl Group {
         self.consensus.persisted(number);
     }
 
-    /// Until when this node or another relies on nobody else leading, by this node's clock; 0 if nobody does.
-    #[must_use]
-    pub fn lease(&self) -> u64 {
-        self.lease.max(self.closing.relied_on_until())
-    }
-
-    fn renew_lease(&mut self, now: u64) {
-        let counts = self.clock.is_some() && self.applied_term == self.term;
-        self.lease = if counts { self.consensus.take_lease(now) } else { 0 };
-    }
-
     /// Proposes what the turn has gathered, and asks for a read round if there are reads.
     pub fn flush(&mut self, now: u64) {
         self.notice_role(now);

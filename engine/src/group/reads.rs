@@ -18,6 +18,17 @@ use super::{Group, READ_RETRY, Read, Round};
 const KEEP_LETTERS: u64 = 30_000_000;
 
 impl Group {
+    /// Until when this node or another relies on nobody else leading, by this node's clock; 0 if nobody does.
+    #[must_use]
+    pub fn lease(&self) -> u64 {
+        self.lease.max(self.closing.relied_on_until())
+    }
+
+    pub(super) fn renew_lease(&mut self, now: u64) {
+        let counts = self.clock.is_some() && self.applied_term == self.term;
+        self.lease = if counts { self.consensus.take_lease(now) } else { 0 };
+    }
+
     pub(super) fn ask_read_round(&mut self, now: u64) {
         if now < self.lease && !self.rounds.is_empty() {
             self.answer_rounds_in_lease(now);
