@@ -59,8 +59,8 @@ enum Session {
 enum Delivery {
     /// A parcel, or the receipt for it, is under way.
     UnderWay,
-    /// It did not arrive, or the target had no room for its first item: then that one is tried alone.
-    Waits { until: u64, full: bool },
+    /// It did not arrive, or the target had no room for the item behind `upto`: then that one is tried alone.
+    Waits { until: u64, full: bool, upto: u64 },
     /// It has all up to here; the source keeps them for a while, and what follows goes on meanwhile.
     Kept { until: u64, upto: u64 },
 }
@@ -213,7 +213,7 @@ impl Household {
             let (behind, most) = match self.deliveries.get(&(source, target)) {
                 Some(Delivery::UnderWay) => continue,
                 Some(Delivery::Waits { until, .. }) if now < *until => continue,
-                Some(Delivery::Waits { full: true, .. }) => (0, 1),
+                Some(Delivery::Waits { full: true, upto, .. }) => (*upto, 1),
                 Some(Delivery::Waits { full: false, .. }) | None => (0, PARCEL_ITEMS_MAX),
                 Some(Delivery::Kept { until, upto }) if now < *until => (*upto, PARCEL_ITEMS_MAX),
                 Some(&Delivery::Kept { upto, .. }) => {
@@ -252,8 +252,8 @@ impl Household {
                 let work = Work::Taken(Receipted { target, upto });
                 return gateway.run_errand(now, source, work, Errand::Receipt(source, target));
             }
-            Some(_) => Delivery::Waits { until: now + FULL_AGAIN, full: true },
-            None => Delivery::Waits { until: now + AGAIN, full: false },
+            Some(upto) => Delivery::Waits { until: now + FULL_AGAIN, full: true, upto },
+            None => Delivery::Waits { until: now + AGAIN, full: false, upto: 0 },
         };
         self.deliveries.insert((source, target), waits);
     }
@@ -290,7 +290,7 @@ impl Household {
             }
             Errand::Receipt(source, target) => {
                 if reply.failure().is_some() {
-                    let waits = Delivery::Waits { until: now + AGAIN, full: false };
+                    let waits = Delivery::Waits { until: now + AGAIN, full: false, upto: 0 };
                     self.deliveries.insert((source, target), waits);
                 } else {
                     self.deliveries.remove(&(source, target));

@@ -98,6 +98,13 @@ impl Outbox {
         })
     }
 
+    /// A target has more than this group knows to have told it: what follows is numbered behind that.
+    pub fn go_on_behind(&mut self, target: GroupId, arrived: u64) {
+        if self.last.get(&target).is_none_or(|last| *last < arrived) {
+            self.last.insert(target, arrived);
+        }
+    }
+
     /// Whose it is.
     #[must_use]
     pub fn source(&self) -> GroupId {

@@ -67,10 +67,12 @@ impl Partition {
     }
 
     /// What goes over into another cluster of so many partitions: the keys and the topics, and the letters on their way
-    /// with their numbers, so that one which had arrived by the other partition's cut does not arrive again.
+    /// with their numbers, so that one which had arrived by the other partition's cut does not arrive again. `arrived`: what
+    /// others had of this one by their cuts, which may have been later ones.
     #[must_use]
-    pub fn rebased(self, group: GroupId, partitions: u16) -> Self {
-        let Self { store, queues, outbox, inbox, .. } = self;
+    pub fn rebased(self, group: GroupId, partitions: u16, arrived: &BTreeMap<GroupId, u64>) -> Self {
+        let Self { store, queues, mut outbox, inbox, .. } = self;
+        arrived.iter().for_each(|(&target, &arrived)| outbox.go_on_behind(target, arrived));
         let mut rebased = Self { store, queues, outbox, inbox, ..Self::new(group, partitions) };
         // What the system group tells begins anew there.
         rebased.inbox.forget(GroupId::SYSTEM);

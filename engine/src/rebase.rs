@@ -17,6 +17,8 @@
 //! - What is not named above does not go over: `rebased` of each group takes what it keeps into a fresh state.
 //! - Group time goes on from the cut, so a deadline has as much time left as it had.
 
+use alloc::collections::BTreeMap;
+
 use quorate_protocol::id::{GroupId, Index};
 
 use crate::engine::founding;
@@ -29,15 +31,21 @@ const INDEXES_LEFT_OUT: Index = 1 << 32;
 /// The last index with which a restored group may begin: what follows must still fit a serial number.
 const INDEX_MAX: Index = 1 << 42;
 
-/// What a group of a cluster that is founded as `meta` says begins with.
+/// What a group of a cluster that is founded as `meta` says begins with. `arrived`: the last letter that each other group
+/// had of this one by its own cut.
 ///
 /// # Errors
 /// With the reason, when a number would not fit any more.
-pub fn rebase(header: &Header, state: State, meta: &Meta) -> Result<(Header, State), &'static str> {
+pub fn rebase(
+    header: &Header,
+    state: State,
+    meta: &Meta,
+    arrived: &BTreeMap<GroupId, u64>,
+) -> Result<(Header, State), &'static str> {
     let group = header.group;
     let index = header.index.checked_add(INDEXES_LEFT_OUT).filter(|&index| index <= INDEX_MAX);
     let index = index.ok_or("it has been restored so often that no places in its log are left")?;
-    let (state, conf) = (state.rebased(group, meta)?, founding(group, meta));
+    let (state, conf) = (state.rebased(group, meta, arrived)?, founding(group, meta));
     Ok((Header::new(group, (index, header.term), header.time, conf, state.crossings()), state))
 }
 

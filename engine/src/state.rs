@@ -4,6 +4,7 @@
 //! snapshots. Which commands mean what is decided in `system.rs` and `partition.rs`.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::backup::Crossing;
@@ -82,15 +83,20 @@ impl State {
         state
     }
 
-    /// What goes over into another cluster; see `rebase.rs`.
+    /// What goes over into another cluster; see `rebase.rs`. `arrived`: the last letter that each other group had of this one.
     ///
     /// # Errors
     /// When a number would not fit any more.
-    pub fn rebased(self, group: GroupId, meta: &Meta) -> Result<Self, &'static str> {
+    pub fn rebased(
+        self,
+        group: GroupId,
+        meta: &Meta,
+        arrived: &BTreeMap<GroupId, u64>,
+    ) -> Result<Self, &'static str> {
         Ok(match self {
             Self::System(system) => Self::System(Box::new(system.rebased(meta)?)),
             Self::Partition(partition) => {
-                Self::Partition(Box::new(partition.rebased(group, meta.partitions)))
+                Self::Partition(Box::new(partition.rebased(group, meta.partitions, arrived)))
             }
         })
     }

@@ -217,8 +217,8 @@ fn a_letter_that_crosses_while_snapshots_are_taken_is_in_one_of_them_at_least() 
         let cuts = crossings(&mut town, 1);
         let early = cut_too_early(cuts.iter().map(|(group, crossings)| (*group, &crossings[..])));
         assert!(early.is_empty(), "round {round}: {cuts:?}");
-        // Letters are kept for half a minute.
-        town.run(1600);
+        // Letters are kept for two minutes.
+        town.run(6200);
         assert_eq!(info(&mut town, JOBS, "leaving"), Some(0), "then they have left");
     }
     assert_eq!(info(&mut town, &grave, "ready"), Some(100), "all of them, once");

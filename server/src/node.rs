@@ -121,14 +121,15 @@ pub(crate) fn open(
 ) -> Result<Opened, String> {
     let mut unreadable = Unreadable::new();
     loop {
-        let (dir, recovered, journal) =
-            DataDir::open_without(path, founding, &unreadable).map_err(|error| error.to_string())?;
+        let (mut dir, recovered, start) =
+            DataDir::find(path, founding, &unreadable).map_err(|error| error.to_string())?;
         let meta = recovered.meta.clone();
         let log = recovered.entries.get(&GroupId::SYSTEM).cloned().unwrap_or_default();
         let lost: Vec<_> = recovered.lost().collect();
         let groups = recovered.rows.len();
         let engine = Engine::new(clock::now(), settings(meta.cluster.0), recovered);
         if engine.unreadable().is_empty() {
+            let journal = dir.begin(start).map_err(|error| error.to_string())?;
             warn_of_the_lost(&lost, groups);
             return Ok(Opened { dir, journal, meta, log, engine });
         }

@@ -7,6 +7,7 @@
 //! Invariants: nothing is written before the file has proved to be whole. One group at a time is in memory. When it says
 //! that it is done, everything is on stable storage.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ use quorate_engine::journal::Meta;
 use quorate_engine::rebase::{holds, rebase, row};
 use quorate_engine::snapshot::{Header, Loader, Writer, header_of};
 use quorate_engine::state::State;
-use quorate_protocol::backup::{Head, Part, Piece, Reader, cut_too_early, when};
-use quorate_protocol::id::{Boot, ClusterId, Identity, NodeId};
+use quorate_protocol::backup::{Crossing, Head, Part, Piece, Reader, cut_too_early, when};
+use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::config::{founders_spec, own_id, parse_cluster};
@@ -49,6 +50,9 @@ pub struct RestoreFlags {
 
 /// Nodes, and where they listen for others.
 type Founders = Vec<(NodeId, String)>;
+
+/// How far letters had crossed between groups, as each of them has it.
+type Crossings = BTreeMap<GroupId, Vec<Crossing>>;
 
 /// A file that has proved to be whole.
 struct Backup {
@@ -91,7 +95,7 @@ impl RestoreFlags {
 fn restore(flags: &RestoreFlags, out: &mut Vec<u8>) -> Result<(), String> {
     let (node, founders) = flags.founders()?;
     let mut backup = Backup::open(&flags.file)?;
-    backup.check_letters(&flags.file)?;
+    let crossings = backup.crossings(&flags.file)?;
     let spec = founders_spec(&founders);
     let name = format!("{:016x} {spec} {}", backup.hash, flags.initial_cluster_token);
     let meta = Meta {
@@ -120,7 +124,7 @@ fn restore(flags: &RestoreFlags, out: &mut Vec<u8>) -> Result<(), String> {
         if !holds(part.group, &meta) {
             continue;
         }
-        let (header, mut state) = backup.load(&part, at, &meta, &flags.file)?;
+        let (header, mut state) = backup.load(&part, at, (&meta, &crossings), &flags.file)?;
         let mut writer = Writer::new(header.clone(), &mut state);
         let next = || writer.slice(&mut state).map(|(_, slice)| slice);
         let length = directory.snapshot(part.group, header.index, next).map_err(failed)?;
@@ -189,16 +193,17 @@ impl Backup {
         }
     }
 
-    /// No dead letter is missing because its partition was cut before it came, and the other one after it had left.
-    fn check_letters(&mut self, path: &Path) -> Result<(), String> {
-        let mut cuts = Vec::new();
+    /// How far letters had crossed by each group's cut. No dead letter is missing because its partition was cut before it came,
+    /// and the other one after it had left.
+    fn crossings(&mut self, path: &Path) -> Result<Crossings, String> {
+        let mut cuts = Crossings::new();
         for (part, at) in self.parts.clone() {
             let failed = |why: &dyn std::fmt::Display| unreadable(path, &part, why);
             self.file.seek(SeekFrom::Start(at)).map_err(|error| failed(&error))?;
             let mut bytes = vec![0; usize::try_from(part.bytes).unwrap_or(AT_ONCE).min(AT_ONCE)];
             self.file.read_exact(&mut bytes).map_err(|error| failed(&error))?;
             let header = header_of(part.group, part.index, bytes.into()).map_err(|why| failed(&why.0))?;
-            cuts.push((part.group, header.crossings));
+            cuts.insert(part.group, header.crossings);
         }
         let early = cut_too_early(cuts.iter().map(|(group, crossings)| (*group, &crossings[..])));
         if let Some(group) = early.first() {
@@ -208,11 +213,17 @@ impl Backup {
                  backup (quorate snapshot save makes none like this)"
             ));
         }
-        Ok(())
+        Ok(cuts)
     }
 
     /// A group's state, as the new cluster begins with it.
-    fn load(&mut self, part: &Part, at: u64, meta: &Meta, path: &Path) -> Result<(Header, State), String> {
+    fn load(
+        &mut self,
+        part: &Part,
+        at: u64,
+        (meta, crossings): (&Meta, &Crossings),
+        path: &Path,
+    ) -> Result<(Header, State), String> {
         let failed = |why: &dyn std::fmt::Display| unreadable(path, part, why);
         self.file.seek(SeekFrom::Start(at)).map_err(|error| failed(&error))?;
         let mut loader = Loader::new(part.group, part.index, meta);
@@ -231,7 +242,11 @@ impl Backup {
         if (header.term, header.time) != (part.term, part.time) {
             return Err(failed(&"it is not of the cut that stands before it"));
         }
-        rebase(&header, state, meta).map_err(|why| failed(&why))
+        let of_this = |to: &&Crossing| to.other == part.group && to.arrived > 0;
+        let arrived = crossings
+            .iter()
+            .filter_map(|(&group, all)| all.iter().find(of_this).map(|crossing| (group, crossing.arrived)));
+        rebase(&header, state, meta, &arrived.collect()).map_err(|why| failed(&why))
     }
 }
 

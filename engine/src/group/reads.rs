@@ -15,7 +15,7 @@ use super::{Group, READ_RETRY, Read, Round};
 
 /// How long letters are kept for a backup: longer than a node takes to begin the snapshots of all its groups, if it has
 /// not very much. Who is late is found out (see `backup::cut_too_early`). Microseconds.
-const KEEP_LETTERS: u64 = 30_000_000;
+const KEEP_LETTERS: u64 = 120_000_000;
 
 impl Group {
     /// Until when this node or another relies on nobody else leading, by this node's clock; 0 if nobody does.

@@ -172,7 +172,7 @@ fn full_partition() -> (Old, Vec<u64>) {
 
 fn rebased(old: State, group: GroupId, index: Index, nodes: &[u64]) -> (Header, State) {
     let header = Header::new(group, (index, 6), 1234, founding(group, &meta(1, &[1, 2, 3])), old.crossings());
-    rebase(&header, old, &meta(2, nodes)).expect("there is room for more")
+    rebase(&header, old, &meta(2, nodes), &BTreeMap::new()).expect("there is room for more")
 }
 
 #[test]
@@ -257,6 +257,26 @@ fn of_a_partition_go_over_its_keys_and_its_topics() {
 }
 
 #[test]
+fn letters_that_follow_are_numbered_behind_what_the_other_partition_had_by_a_later_cut() {
+    let (mut old, _) = full_partition();
+    let target = partition_of_topic(topic(false).as_bytes(), 16);
+    let header = Header::new(HERE, (60, 6), 1234, founding(HERE, &meta(1, &[1])), old.state.crossings());
+    // Three have a number here; the other partition had two more, of messages that are alive here.
+    let arrived = [(target, 5)].into();
+    let (header, state) =
+        rebase(&header, old.state, &meta(2, &[1]), &arrived).expect("there is room for more");
+    old = Old { state, index: 60 + INDEXES_LEFT_OUT, ..Old::new(HERE) };
+    let jobs = topic(true);
+    let id = number(&old.say(&format!("PUB {jobs} new")));
+    old.say(&format!("FETCH {jobs} COUNT 9"));
+    assert_eq!(old.say(&format!("NACK {jobs} {id}@1 DEAD")), Reply::Int(1));
+    let State::Partition(partition) = &mut old.state else { panic!("it is a partition") };
+    let parcel = |behind| partition.outbox.parcel(target, behind, 64);
+    assert_eq!((parcel(0).first, parcel(3).first), (2, 6), "those on their way, and the new one");
+    assert!(header.crossings.iter().any(|to| (to.other, to.left) == (target, 1)), "{header:?}");
+}
+
+#[test]
 fn every_node_makes_the_same_file_which_is_a_sound_snapshot() {
     let file = |node: u64| {
         let (old, _) = full_partition();
@@ -284,7 +304,7 @@ fn what_would_not_fit_is_refused() {
     let header = |index| Header::new(HERE, (index, 1), 0, founding(HERE, &meta(1, &[1])), Vec::new());
     let state = || State::new(HERE, &meta(1, &[1]));
     let last = INDEX_MAX - INDEXES_LEFT_OUT;
-    assert!(rebase(&header(last), state(), &meta(2, &[1])).is_ok());
-    let refused = rebase(&header(last + 1), state(), &meta(2, &[1])).map(|_| ());
+    assert!(rebase(&header(last), state(), &meta(2, &[1]), &BTreeMap::new()).is_ok());
+    let refused = rebase(&header(last + 1), state(), &meta(2, &[1]), &BTreeMap::new()).map(|_| ());
     assert!(refused.is_err_and(|why| why.contains("restored so often")));
 }

@@ -10,7 +10,7 @@
 //!   whole: what it has put to `DIR/damaged/BOOT.keep/` is removed by hand only, and nothing else is removed as long as it is there.
 //!
 //! Subtlety: a file lies there as a second name of the same bytes, so it takes no room. What has two names is never written
-//! again (`Disk::remove`).
+//! again (`Disk::remove`), but for the seal of a last segment, behind all that it held.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};

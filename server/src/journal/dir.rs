@@ -111,10 +111,11 @@ pub struct DataDir {
 /// Groups that cannot be loaded, and what was found.
 pub type Unreadable = BTreeMap<GroupId, Damage>;
 
-/// What a start has found, and what is to be done before it counts.
-pub(super) struct Start {
+/// What is to be done on the disk before what a start has found counts.
+pub struct Start {
     read: Found,
-    pub(super) recovered: Recovered,
+    /// What was found, without its snapshots and entries.
+    pub(super) found: Recovered,
     journal: Journal,
     pub(super) ios: Vec<Io>,
 }
@@ -125,35 +126,21 @@ impl DataDir {
     /// # Errors
     /// With a sentence that says what to do.
     pub fn open(path: &Path, founding: &Founding) -> Result<(Self, Recovered, Journal), OpenError> {
-        Self::open_without(path, founding, &Unreadable::new())
-    }
-
-    /// The same, when it is known of some groups that they cannot be loaded.
-    ///
-    /// # Errors
-    /// With a sentence that says what to do.
-    pub fn open_without(
-        path: &Path,
-        founding: &Founding,
-        unreadable: &Unreadable,
-    ) -> Result<(Self, Recovered, Journal), OpenError> {
-        let failed = |error| OpenError::Io(path.to_owned(), error);
-        let (mut dir, Start { read, mut recovered, journal, ios }) = Self::find(path, founding, unreadable)?;
-        for damage in &recovered.damage {
-            tracing::warn!("{damage}; the groups that may have lost something by it wait to be replaced");
-        }
-        dir.begin(&recovered, &ios).map_err(failed)?;
-        dir.give_back(&read.contents, &ios, &journal).map_err(failed)?;
-        detach(&read, &mut recovered);
+        let (mut dir, recovered, start) = Self::find(path, founding, &Unreadable::new())?;
+        let journal = dir.begin(start)?;
         Ok((dir, recovered, journal))
     }
 
-    /// Locks a directory, founds it if it is empty, and reads it. A directory that was founded is as it was.
-    pub(super) fn find(
+    /// Locks a directory, founds it if it is empty, and reads it. A directory that was founded is as it was, until `begin`.
+    /// `unreadable`: what is known of groups that cannot be loaded.
+    ///
+    /// # Errors
+    /// With a sentence that says what to do.
+    pub fn find(
         path: &Path,
         founding: &Founding,
         unreadable: &Unreadable,
-    ) -> Result<(Self, Start), OpenError> {
+    ) -> Result<(Self, Recovered, Start), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
         for inner in ["journal", "snapshots"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(inner)).map_err(failed)?;
@@ -172,15 +159,33 @@ impl DataDir {
                 read = self::read(path, &dir.disk.maps, &BTreeSet::new()).map_err(failed)?;
             }
         }
-        let (recovered, journal, ios) = dir.recover(&mut read, unreadable)?;
+        let (mut recovered, journal, ios) = dir.recover(&mut read, unreadable)?;
         if aside::is_irreplaceable(&recovered) {
             return Err(OpenError::Irreplaceable(path.to_owned(), recovered.damage));
         }
-        Ok((dir, Start { read, recovered, journal, ios }))
+        detach(&read, &mut recovered);
+        let Recovered { meta, rows, damage, .. } = &recovered;
+        let (meta, rows, damage) = (meta.clone(), rows.clone(), damage.clone());
+        let found = Recovered { meta, rows, damage, snapshots: BTreeMap::new(), entries: BTreeMap::new() };
+        Ok((dir, recovered, Start { read, found, journal, ios }))
+    }
+
+    /// Does what recovery demands.
+    ///
+    /// # Errors
+    /// With a sentence that says what to do.
+    pub fn begin(&mut self, start: Start) -> Result<Journal, OpenError> {
+        let Start { read, found, journal, ios } = start;
+        for damage in &found.damage {
+            tracing::warn!("{damage}; the groups that may have lost something by it wait to be replaced");
+        }
+        let done = self.settle(&found, &ios).and_then(|()| self.give_back(&read.contents, &ios, &journal));
+        done.map_err(|error| OpenError::Io(self.path().to_owned(), error))?;
+        Ok(journal)
     }
 
     /// Does what recovery asks for. What it has no use for after damage is kept first.
-    pub(super) fn begin(&mut self, recovered: &Recovered, ios: &[Io]) -> io::Result<()> {
+    pub(super) fn settle(&mut self, recovered: &Recovered, ios: &[Io]) -> io::Result<()> {
         if recovered.damage.is_empty() {
             self.perform(ios, &mut |wait| !wait)?;
             return aside::let_go(self.path(), recovered);

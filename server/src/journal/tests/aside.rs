@@ -32,14 +32,14 @@ fn a_start_on_damage_that_is_killed_anywhere_destroys_nothing() {
     fs::create_dir_all(&first).unwrap();
     fs::write(first.join("meta"), "of an earlier time").unwrap();
     for steps in 0.. {
-        let (mut dir, start) = DataDir::find(&scratch.0, &founding(2), &Unreadable::new()).unwrap();
-        if start.recovered.damage.is_empty() {
+        let (mut dir, _, start) = DataDir::find(&scratch.0, &founding(2), &Unreadable::new()).unwrap();
+        if start.found.damage.is_empty() {
             break;
         }
-        assert_eq!(start.recovered.rows[&GroupId(3)].standing, Standing::Lost);
+        assert_eq!(start.found.rows[&GroupId(3)].standing, Standing::Lost);
         at_first += 1;
         dir.disk.lives_for = steps;
-        done |= dir.begin(&start.recovered, &start.ios).is_ok();
+        done |= dir.settle(&start.found, &start.ios).is_ok();
         assert!(places().unwrap().any(|place| is_kept(&place)), "killed after {steps} steps");
     }
     assert!(at_first > 5 && !done, "the rows were written, and it was killed before it took the files away");
