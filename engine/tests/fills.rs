@@ -33,9 +33,13 @@ fn town() -> (Town, u64) {
 }
 
 fn home(town: &Town) -> u64 {
+    home_seen_by(town, 1).expect("it has one")
+}
+
+fn home_seen_by(town: &Town, node: u64) -> Option<u64> {
     let group = partition_of(KEY.as_bytes(), 16);
-    let of_group = |node: u64| town.engine(node).report().into_iter().find(|report| report.group == group);
-    of_group(1).and_then(|report| report.leader).expect("it has one").0
+    let report = town.engine(node).report().into_iter().find(|report| report.group == group);
+    report.and_then(|report| report.leader).map(|leader| leader.0)
 }
 
 fn told(town: &mut Town, node: u64, op: Op) -> Reply {
@@ -63,6 +67,32 @@ fn the_next_leads_at_once_when_the_node_of_the_one_before_is_cut_off() {
     assert_eq!(told(&mut town, second, set(KEY, "filled")), Reply::OK);
     town.run(SOON);
     assert!(matches!(town.answer(first, late), Some(Reply::Array(fields)) if fields[2] == Reply::Int(0)));
+}
+
+#[test]
+fn nobody_leads_by_the_word_of_a_home_that_is_cut_off() {
+    let (mut town, home) = town();
+    let (first, second) = (home % 3 + 1, 6 - home - (home % 3 + 1));
+    let leads = town.ask_next(first, vec![fill()]);
+    town.run(SOON);
+    assert_eq!(town.answer(first, leads), lead());
+    let waits = town.ask_next(home, vec![fill()]);
+    town.run(SOON);
+    // It has no lease any more when it hears that the link to the one who fills is gone, and still takes itself for the leader.
+    town.cut_off.insert(NodeId(home));
+    town.run(12);
+    town.post(home, Input::LinkDown { peer: NodeId(first), side: Side::Reached });
+    town.run(1);
+    assert_eq!(town.answer(home, waits), None, "the key may be there by now");
+    town.run_until("another one leads", |town| {
+        home_seen_by(town, second).is_some_and(|leader| leader != home)
+    });
+    assert_eq!(told(&mut town, second, set(KEY, "filled")), Reply::OK);
+    assert_eq!(town.answer(home, waits), None);
+    town.cut_off.clear();
+    town.run_until("it is told", |town| town.answer(home, waits).is_some());
+    let told = town.answer(home, waits);
+    assert!(matches!(&told, Some(Reply::Array(fields)) if fields[2] == Reply::Int(0)), "{told:?}");
 }
 
 #[test]

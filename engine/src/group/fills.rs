@@ -14,6 +14,7 @@
 //! - Of a key one caller leads at a time. The next one does only when the time is over that the one before it had asked
 //!   for, or its connection, or the link to its node.
 //! - Who asks again under the same number is who it was before, unless its link was cut.
+//! - Nobody leads by the word of a home that may be none any more: it has a lease, or asks in a round first.
 //! - At its bounds it refuses with -BUSY: a lead more, or a nil to go on with, would let the herd through that this is to
 //!   hold back.
 //!
@@ -242,9 +243,18 @@ impl Group {
         }
     }
 
+    /// Who fills a key has had its time. Without a lease it takes a round to know that the key is still missing: all who wait ask
+    /// as if they had just come.
     fn pass_on(&mut self, now: u64, key: &Bytes) {
-        if let Some(next) = self.fills.pass_on(now, key) {
-            self.tell_lead(&next);
+        if now < self.lease {
+            if let Some(next) = self.fills.pass_on(now, key) {
+                self.tell_lead(&next);
+            }
+            return;
+        }
+        for Caller { asker, sending, time } in self.fills.end(key) {
+            let work = Work::Op(Op::FillV(FillV { key: key.clone(), ms: time / 1000 }));
+            self.reads.push(Read { asker, sending, behind: false, recalled: false, line: 0, work });
         }
     }
 
@@ -262,10 +272,10 @@ impl Group {
         }
     }
 
-    /// Lets time pass. Nobody leads by the word of a home that may be none any more.
+    /// Lets time pass.
     pub(super) fn tick_fills(&mut self, now: u64) {
         for _ in 0..PASSED_ON_AT_ONCE {
-            let Some(key) = self.fills.overdue(now).filter(|_| now < self.lease) else { return };
+            let Some(key) = self.fills.overdue(now) else { return };
             self.pass_on(now, &key);
         }
     }
