@@ -102,6 +102,10 @@ pub enum Bug {
     KeptUnseen,
     /// A node does not tell its clients of the writes that it hears of.
     NewsMissed,
+    /// A client that need not be told of its own writes is not told of those that its answer leaves open, either.
+    TakenForDone,
+    /// A key goes a millisecond before its time.
+    EarlyEnd,
     /// Whoever misses a key is to fill it.
     AllLead,
     /// A partition passes over the floor of a lock's new holder.
@@ -153,6 +157,7 @@ impl Bug {
             Self::MissedInvalidation | Self::KeptLine | Self::OwnLineKept | Self::LeftOpen => {
                 plan.read_much()
             }
+            Self::TakenForDone | Self::EarlyEnd => self.provoke_by_answers(plan),
             Self::LateFill => {
                 plan.read_much();
                 plan.lossy = true;
@@ -191,6 +196,18 @@ impl Bug {
         plan.fault_every = 0;
     }
 
+    /// What is answered is all that it shows in.
+    fn provoke_by_answers(self, plan: &mut Plan) {
+        plan.read_much();
+        plan.fault_every = 0;
+        if self == Self::EarlyEnd {
+            // Where others have to agree, the millisecond has passed before anybody hears of it.
+            (plan.nodes, plan.only) = (1, Some(Profile::Brief));
+        } else {
+            plan.only = Some(Profile::Keys);
+        }
+    }
+
     fn provoke_write_backs(self, plan: &mut Plan) {
         plan.write_back_much();
         match self {
@@ -225,6 +242,7 @@ impl Bug {
             Self::LostDelete => faults.store.lost_delete = true,
             Self::HalfMulti => faults.store.half_multi = true,
             Self::WatchIgnored => faults.store.watch_ignored = true,
+            Self::EarlyEnd => faults.store.early_end = true,
             Self::LostMessage => faults.queues.lost_message = true,
             Self::LostAck => faults.queues.lost_ack = true,
             Self::DedupeIgnored => faults.queues.dedupe_ignored = true,
@@ -254,7 +272,11 @@ impl Bug {
             Self::FloorsNotAwaited => faults.locks.floors_not_awaited = true,
             Self::LetterTakenTwice => faults.outbox.taken_twice = true,
             Self::SavedTooSoon => faults.saved_too_soon = true,
-            Self::RecycledRecord | Self::VoteForgotten | Self::PushMissed | Self::KeptUnseen => {}
+            Self::RecycledRecord
+            | Self::VoteForgotten
+            | Self::PushMissed
+            | Self::KeptUnseen
+            | Self::TakenForDone => {}
         }
     }
 

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_engine::effect::{Input, Request, Want};
 use quorate_protocol::id::{ClientId, ClientSeq};
+use quorate_protocol::op::Op;
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::{Code, Reply};
 use quorate_server::tracking::{Stale, Told};
@@ -257,6 +258,17 @@ impl World {
         self.ask(at, &ids);
     }
 
+    /// What a client has asked on a connection and is waiting for, if the connection has not ended for it.
+    #[must_use]
+    pub fn asked_on(&self, conn: u64, request: u64) -> Option<&Op> {
+        let client = &self.clients[self.conns[&conn].client];
+        let (Asked::Operation(id), _) = client.asked.get(&request).filter(|_| client.conn == Some(conn))?
+        else {
+            return None;
+        };
+        Some(&self.checks.history.get(*id).op)
+    }
+
     /// Sends operations on a client's connection.
     pub fn ask(&mut self, at: usize, ids: &[u64]) {
         let client = &mut self.clients[at];
@@ -374,7 +386,7 @@ impl World {
         }
         let told = conn.told.remove(&request);
         self.send_to_client(id, 0, ForClient::Reply(request, reply.clone()));
-        self.tell_behind(at, id, told, &reply);
+        self.tell_behind(at, (id, request), told, &reply);
     }
 
     /// A node hands a message to a subscriber.

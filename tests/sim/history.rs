@@ -227,6 +227,7 @@ impl History {
             Op::Set(set) => self.versions.insert(set.key.clone(), place.pos.serial()),
             Op::Incr(incr) => self.versions.insert(incr.key.clone(), place.pos.serial()),
             Op::Append(append) => self.versions.insert(append.key.clone(), place.pos.serial()),
+            Op::GetEx(get) => self.versions.insert(get.key.clone(), place.pos.serial()),
             // It may have been given up for what was watched: then these are guesses, and wrong ones.
             Op::Multi(_) => {
                 let written = op.writes().into_owned();

@@ -101,7 +101,13 @@ impl World {
     }
 
     /// An answer is on its way to a client: what it may not keep of it follows.
-    pub fn tell_behind(&mut self, at: usize, conn: u64, told: Option<Box<Told>>, reply: &Reply) {
+    pub fn tell_behind(
+        &mut self,
+        at: usize,
+        (conn, request): (u64, u64),
+        told: Option<Box<Told>>,
+        reply: &Reply,
+    ) {
         let client = &self.clients[self.conns[&conn].client];
         let (Some(told), Some(keeper)) = (told, &client.keeper) else { return };
         if self.plan.bug == Some(Bug::KeptUnseen) {
@@ -111,7 +117,11 @@ impl World {
         let node = &self.nodes[at];
         let (mut pushes, now) = (Pushes::new(), node.clock.read(self.time).mono);
         let who = (counter, &keeper.tracks);
-        let stale = node.tracking.behind(&node.view, who, *told, reply, now, &mut pushes);
+        let mut stale = node.tracking.behind(&node.view, who, *told, reply, now, &mut pushes);
+        if self.plan.bug == Some(Bug::TakenForDone) && !is_nothing(reply) {
+            let written = self.asked_on(conn, request).map(Op::writes).unwrap_or_default();
+            stale.retain(|key| !written.contains(key));
+        }
         if !stale.is_empty() {
             pushes.insert(0, (counter, Stale::Keys(stale)));
         }
@@ -176,5 +186,14 @@ impl World {
             }
         }
         true
+    }
+}
+
+/// An answer that says by its kind alone that nothing, or not all, was done.
+fn is_nothing(reply: &Reply) -> bool {
+    match reply {
+        Reply::Error(_) | Reply::Nil | Reply::Int(0) => true,
+        Reply::Array(replies) => replies.iter().any(is_nothing),
+        _ => false,
     }
 }

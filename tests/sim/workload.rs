@@ -10,8 +10,8 @@
 use bytes::Bytes;
 use quorate_protocol::id::Index;
 use quorate_protocol::op::{
-    Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fence, FencedSet, Fetch, FillV, Incr, Lock, MSet,
-    Multi, Nack, Only, Op, Pub, QSet, Receipt, Renew, Set, SetBack, Sub, Ttl, Unlock, When,
+    Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fence, FencedSet, Fetch, FillV, GetEx, Incr, Lock,
+    MSet, Multi, Nack, Only, Op, Pub, QSet, Receipt, Renew, Set, SetBack, SetRange, Sub, Ttl, Unlock, When,
 };
 use quorate_protocol::peer::Delivery;
 use quorate_protocol::reply::Reply;
@@ -29,6 +29,8 @@ pub const COUNTERS: u64 = 2;
 pub const BACKS: u64 = 3;
 /// Keys that one of those who miss them fills. Their values are compared too.
 pub const FILLED: u64 = 2;
+/// A time to live that no run lasts for, in milliseconds.
+const NEVER: u64 = 1 << 40;
 /// Locks. Each fences a key, `rl` and its number.
 pub const LOCKS: u64 = 3;
 /// Topics.
@@ -49,6 +51,8 @@ pub enum Profile {
     Readers,
     /// Keys that are written back.
     Backs,
+    /// Keys that are soon gone.
+    Brief,
     /// Everything.
     Mixed,
     /// Nothing by itself.
@@ -65,6 +69,7 @@ impl Profile {
             3 => Self::Readers,
             _ => rng.pick(&[
                 Self::Keys,
+                Self::Brief,
                 Self::Readers,
                 Self::Readers,
                 Self::Locks,
@@ -135,6 +140,7 @@ impl World {
             Profile::Locks => Some(self.next_lock_op(at)),
             Profile::Queues => Some(self.next_queue_op(at)),
             Profile::Backs => Some(self.next_back_op(at)),
+            Profile::Brief => Some(self.next_brief_op()),
             Profile::Mixed | Profile::Auditor => None,
         }
     }
@@ -176,8 +182,9 @@ impl World {
             return Op::FlushAll;
         }
         let key = name("r", self.client_rng.below(REGISTERS));
-        match self.client_rng.below(34) {
+        match self.client_rng.below(37) {
             30..=32 => self.next_fill(),
+            34..=36 => self.next_doubtful_op(&key),
             33 => {
                 let filled = self.client_rng.below(FILLED);
                 Op::Del(vec![name("rf", filled), format!("{{rf{filled}}}{id}").into()])
@@ -216,6 +223,44 @@ impl World {
             }
             22 => Op::Get(name("t", id.saturating_sub(self.client_rng.below(60)))),
             _ => Op::Ttl(Ttl { key: name("t", id.saturating_sub(self.client_rng.below(60))), millis: true }),
+        }
+    }
+
+    /// A command whose answer may be the same whether it changes the key or leaves it as it is.
+    fn next_doubtful_op(&mut self, key: &Bytes) -> Op {
+        let id = self.checks.history.next_id();
+        // It has nothing to carry; what stands beside it tells whose it is.
+        let alone = |op: Op| {
+            let nobody = Op::GetDel(format!("{{{}}}{id}", String::from_utf8_lossy(key)).into());
+            Op::Multi(Multi { watched: Vec::new(), commands: Commands(vec![op, nobody]) }.into())
+        };
+        let get_ex = |expiry| Op::GetEx(GetEx { key: key.clone(), expiry });
+        let set_range = |offset, value| Op::SetRange(SetRange { key: key.clone(), offset, value });
+        match self.client_rng.below(6) {
+            0 => set_range(id, Bytes::new()),
+            1 => set_range(self.client_rng.below(20), format!("={id}=").into()),
+            2 => get_ex(Expiry::After(NEVER + id)),
+            3 => alone(get_ex(Expiry::Never)),
+            4 => alone(Op::Persist(key.clone())),
+            _ => {
+                let (value, when) = (name("v", id), When::Absent);
+                Op::Set(Set { key: key.clone(), value, when, expiry: Expiry::Never, get: true })
+            }
+        }
+    }
+
+    /// Keys are set for a moment, and looked for when it ends.
+    fn next_brief_op(&mut self) -> Op {
+        let id = self.checks.history.next_id();
+        let of_late = name("t", id.saturating_sub(self.client_rng.below(30)));
+        match self.client_rng.below(3) {
+            0 => {
+                let (key, value) = (name("t", id), name("v", id));
+                let expiry = Expiry::After(2 + self.client_rng.below(40));
+                Op::Set(Set { key, value, when: When::Always, expiry, get: false })
+            }
+            1 => Op::Ttl(Ttl { key: of_late, millis: true }),
+            _ => Op::Get(of_late),
         }
     }
 

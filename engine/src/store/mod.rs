@@ -111,6 +111,8 @@ pub struct Faults {
     pub watch_ignored: bool,
     /// What a line's owner brings is written whatever the key's version is.
     pub brought_blindly: bool,
+    /// A key goes a millisecond before its time.
+    pub early_end: bool,
 }
 
 /// See the top of the file.

@@ -33,6 +33,8 @@ impl Store {
         }
         let old = old.and_then(|row| row.deadline);
         let deadline = deadline(ctx, op.expiry, old);
+        #[cfg(feature = "faults")]
+        let deadline = deadline.map(|deadline| deadline - u64::from(self.faults.early_end));
         if let Err(full) = self.check_room(self.growth(ctx, &op.key, op.value.len())) {
             return full;
         }

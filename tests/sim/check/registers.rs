@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use quorate_protocol::op::{FencedSet, Op, Set, When};
+use quorate_protocol::op::{Expiry, FencedSet, GetEx, Multi, Op, Set, SetRange, When};
 use quorate_protocol::reply::{Code, Reply};
 
 use super::Verdict;
@@ -26,6 +26,8 @@ const BUDGET: usize = 1_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Cell {
     value: Bytes,
+    /// It has a deadline, which no run lives to see.
+    mortal: bool,
     /// Places in the log that may have given it its version.
     versions: Vec<u64>,
 }
@@ -82,6 +84,8 @@ fn keys_of(op: &Op) -> Vec<&Bytes> {
         Op::Incr(incr) => vec![&incr.key],
         Op::FillV(fill) => vec![&fill.key],
         Op::Expire(expire) => vec![&expire.key],
+        Op::GetEx(get) => vec![&get.key],
+        Op::SetRange(set) => vec![&set.key],
         Op::Del(_) | Op::Exists(_) | Op::Append(_) | Op::MSet(_) | Op::Multi(_) => op.keys(),
         _ => Vec::new(),
     };
@@ -152,9 +156,9 @@ impl Config {
 
     fn fingerprint(&self) -> (usize, u64) {
         let mut hash = self.cell.as_ref().map_or(1, |cell| {
-            cell.versions
-                .iter()
-                .fold(hash_bytes(2, &cell.value), |hash, version| hash_bytes(hash, &version.to_le_bytes()))
+            cell.versions.iter().fold(hash_bytes(2 + u64::from(cell.mortal), &cell.value), |hash, version| {
+                hash_bytes(hash, &version.to_le_bytes())
+            })
         });
         for at in &self.done {
             hash = hash_bytes(hash, &(*at as u64).to_le_bytes());
@@ -260,13 +264,16 @@ pub fn surely_written(op: &Op, key: &Bytes, reply: &Reply) -> bool {
 }
 
 /// States of a key that stand for all that may have been before an operation was answered so.
-fn states_before(op: &Op, reply: &Reply) -> [Option<Cell>; 3] {
+fn states_before(op: &Op, reply: &Reply) -> Vec<Option<Cell>> {
     let value = match (op, reply) {
         (_, Reply::Bulk(value)) => value.clone(),
         (Op::Incr(incr), Reply::Int(sum)) => (sum - incr.by).to_string().into(),
         (Op::Append(append), Reply::Int(length)) => {
             let length = usize::try_from(*length).expect("no length is below 0");
             vec![b'x'; length - append.value.len()].into()
+        }
+        (Op::SetRange(_), Reply::Int(length)) => {
+            vec![b'x'; usize::try_from(*length).expect("no length is below 0")].into()
         }
         _ => Bytes::from_static(b"x"),
     };
@@ -275,8 +282,9 @@ fn states_before(op: &Op, reply: &Reply) -> [Option<Cell>; 3] {
         | Op::FencedSet(FencedSet { set: Set { when: When::Version(version), .. }, .. }) => *version,
         _ => 1,
     };
-    let cell = |version| Some(Cell { value: value.clone(), versions: vec![version] });
-    [None, cell(named), cell(u64::MAX)]
+    let cell = |(version, mortal)| Some(Cell { value: value.clone(), mortal, versions: vec![version] });
+    let cells = [named, u64::MAX].into_iter().flat_map(|version| [(version, false), (version, true)]);
+    cells.map(cell).chain([None]).collect()
 }
 
 /// What the key may hold after the operation; nothing if its answer does not fit.
@@ -287,8 +295,8 @@ fn effects(key: &Bytes, step: &Step<'_>, cell: Option<&Cell>) -> Vec<Option<Cell
         && cell.versions.contains(&version)
     {
         // The value was logged twice, by a resend, and it is not known which of the two took effect.
-        let otherwise = Cell { value: cell.value.clone(), versions: Vec::new() };
-        let as_it_is = Cell { value: cell.value.clone(), versions: vec![version] };
+        let otherwise = Cell { versions: Vec::new(), ..cell.clone() };
+        let as_it_is = Cell { versions: vec![version], ..cell.clone() };
         let both = [as_it_is, otherwise].into_iter().filter_map(|cell| effect(key, step, Some(&cell)));
         return both.collect();
     }
@@ -309,25 +317,18 @@ fn effect_of(
     cell: Option<&Cell>,
 ) -> Option<Option<Cell>> {
     let value = || cell.map_or(Reply::Nil, |cell| Reply::Bulk(cell.value.clone()));
-    let written = |value: Bytes| {
-        Some(Cell { value, versions: step.record.places.iter().map(|p| p.pos.serial()).collect() })
+    let put = |value: Bytes, mortal| {
+        let versions = step.record.places.iter().map(|place| place.pos.serial()).collect();
+        Some(Cell { value, mortal, versions })
     };
+    let mortal = cell.is_some_and(|cell| cell.mortal);
+    // The deadline stays.
+    let written = |value: Bytes| put(value, mortal);
     let fits = |reply: Reply| told.is_none_or(|told| *told == reply);
     let kept = || cell.cloned();
     match op {
         Op::Get(_) => fits(value()).then(kept),
-        Op::FillV(_) => {
-            let told = if let Some(Reply::Array(fields)) = told { &fields[..] } else { &[] };
-            let fits = match (told, cell) {
-                ([Reply::Nil, Reply::Int(0), Reply::Int(_)], None) | ([], _) => true,
-                ([Reply::Bulk(told), Reply::Int(version), Reply::Int(0)], Some(cell)) => {
-                    *told == cell.value
-                        && cell.versions.iter().any(|known| Reply::int(*known) == Reply::Int(*version))
-                }
-                _ => false,
-            };
-            fits.then(kept)
-        }
+        Op::FillV(_) => told.is_none_or(|told| is_of(told, cell)).then(kept),
         Op::Exists(_) => fits(Reply::Int(i64::from(cell.is_some()))).then(kept),
         Op::Del(_) => fits(Reply::Int(i64::from(cell.is_some()))).then_some(None),
         Op::Expire(_) => fits(Reply::Int(i64::from(cell.is_some()))).then_some(None),
@@ -348,9 +349,24 @@ fn effect_of(
             };
             let otherwise = if holds { Reply::OK } else { Reply::Nil };
             let told = if set.get { value() } else { otherwise };
-            fits(told).then(|| if holds { written(set.value.clone()) } else { kept() })
+            let mortal = set.expiry == Expiry::Keep && mortal;
+            fits(told).then(|| if holds { put(set.value.clone(), mortal) } else { kept() })
         }
-        Op::SetBack(set) => fits(Reply::OK).then(|| written(set.value.clone())),
+        Op::SetBack(set) => fits(Reply::OK).then(|| put(set.value.clone(), false)),
+        Op::GetEx(GetEx { expiry, .. }) => fits(value()).then(|| {
+            let dies = *expiry != Expiry::Never;
+            let changes = dies || mortal;
+            cell.and_then(|cell| if changes { put(cell.value.clone(), dies) } else { kept() })
+        }),
+        Op::Persist(_) => fits(Reply::Int(i64::from(mortal)))
+            .then(|| cell.and_then(|cell| if mortal { put(cell.value.clone(), false) } else { kept() })),
+        Op::SetRange(set) if set.value.is_empty() => {
+            fits(Reply::int(cell.map_or(0, |cell| cell.value.len()) as u64)).then(kept)
+        }
+        Op::SetRange(set) => {
+            let value = overwritten(cell.map_or(b"", |cell| &cell.value), set);
+            fits(Reply::int(value.len() as u64)).then(|| written(value))
+        }
         Op::GetDel(_) => fits(value()).then_some(None),
         Op::FlushAll => fits(Reply::OK).then_some(None),
         Op::Append(append) => {
@@ -359,24 +375,55 @@ fn effect_of(
         }
         Op::MSet(mset) => {
             let value = mset.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())?;
-            fits(Reply::OK).then(|| written(value))
+            fits(Reply::OK).then(|| put(value, false))
         }
-        Op::Multi(multi) => {
-            let unchanged = multi
-                .watched
-                .iter()
-                .filter(|(name, _)| name == key)
-                .all(|(_, version)| cell.map_or(*version == 0, |cell| cell.versions.contains(version)));
-            if told == Some(&Reply::Nil) || (told.is_none() && !unchanged) {
-                // Of several watched keys another one may be the reason.
-                return Some(kept());
-            }
-            let at = multi.commands.0.iter().position(|op| op.key() == Some(key));
-            let told = |at: usize| if let Some(Reply::Array(all)) = told { all.get(at) } else { None };
-            let after =
-                at.map_or(Some(kept()), |at| effect_of(&multi.commands.0[at], told(at), key, step, cell));
-            after.filter(|_| unchanged)
-        }
+        Op::Multi(multi) => effect_of_some(multi, told, key, step, cell),
         _ => None,
     }
+}
+
+/// The same of a transaction.
+fn effect_of_some(
+    multi: &Multi,
+    told: Option<&Reply>,
+    key: &Bytes,
+    step: &Step<'_>,
+    cell: Option<&Cell>,
+) -> Option<Option<Cell>> {
+    let unchanged = multi
+        .watched
+        .iter()
+        .filter(|(name, _)| name == key)
+        .all(|(_, version)| cell.map_or(*version == 0, |cell| cell.versions.contains(version)));
+    if told == Some(&Reply::Nil) || (told.is_none() && !unchanged) {
+        // Of several watched keys another one may be the reason.
+        return Some(cell.cloned());
+    }
+    let at = multi.commands.0.iter().position(|op| op.key() == Some(key));
+    let told = |at: usize| if let Some(Reply::Array(all)) = told { all.get(at) } else { None };
+    let after =
+        at.map_or(Some(cell.cloned()), |at| effect_of(&multi.commands.0[at], told(at), key, step, cell));
+    after.filter(|_| unchanged)
+}
+
+/// Whether GETV FILL may answer so.
+fn is_of(told: &Reply, cell: Option<&Cell>) -> bool {
+    let Reply::Array(fields) = told else { return false };
+    match (&fields[..], cell) {
+        ([Reply::Nil, Reply::Int(0), Reply::Int(_)], None) => true,
+        ([Reply::Bulk(told), version, Reply::Int(0)], Some(cell)) => {
+            *told == cell.value && cell.versions.iter().any(|known| Reply::int(*known) == *version)
+        }
+        _ => false,
+    }
+}
+
+/// A value of which SETRANGE has written a part.
+fn overwritten(old: &[u8], part: &SetRange) -> Bytes {
+    let from = usize::try_from(part.offset).expect("offsets are small");
+    let to = from + part.value.len();
+    let mut value = old.to_vec();
+    value.resize(to.max(old.len()), 0);
+    value[from..to].copy_from_slice(&part.value);
+    value.into()
 }
