@@ -117,6 +117,15 @@ pub fn cut_too_early<'a>(cuts: impl Iterator<Item = (GroupId, &'a [Crossing])>) 
         .collect()
 }
 
+/// The last letter of a group that each other one had by its cut: a restored group numbers its letters behind them.
+#[must_use]
+pub fn arrived_from(source: GroupId, cuts: &BTreeMap<GroupId, Vec<Crossing>>) -> BTreeMap<GroupId, u64> {
+    let of_source = |known: &&Crossing| known.other == source && known.arrived > 0;
+    cuts.iter()
+        .filter_map(|(&target, all)| all.iter().find(of_source).map(|known| (target, known.arrived)))
+        .collect()
+}
+
 /// Counts what goes into a file, and makes its tail. A copy from before a part lets that part be written anew.
 #[derive(Debug, Clone, Default)]
 pub struct Writer {

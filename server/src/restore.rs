@@ -18,7 +18,7 @@ use quorate_engine::journal::Meta;
 use quorate_engine::rebase::{holds, rebase, row};
 use quorate_engine::snapshot::{Header, Loader, Writer, header_of};
 use quorate_engine::state::State;
-use quorate_protocol::backup::{Crossing, Head, Part, Piece, Reader, cut_too_early, when};
+use quorate_protocol::backup::{Crossing, Head, Part, Piece, Reader, arrived_from, cut_too_early, when};
 use quorate_protocol::id::{Boot, ClusterId, GroupId, Identity, NodeId};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -242,11 +242,7 @@ impl Backup {
         if (header.term, header.time) != (part.term, part.time) {
             return Err(failed(&"it is not of the cut that stands before it"));
         }
-        let of_this = |to: &&Crossing| to.other == part.group && to.arrived > 0;
-        let arrived = crossings
-            .iter()
-            .filter_map(|(&group, all)| all.iter().find(of_this).map(|crossing| (group, crossing.arrived)));
-        rebase(&header, state, meta, &arrived.collect()).map_err(|why| failed(&why))
+        rebase(&header, state, meta, &arrived_from(part.group, crossings)).map_err(|why| failed(&why))
     }
 }
 

@@ -70,6 +70,10 @@ pub enum Bug {
     LetterTakenTwice,
     /// SNAPSHOT is answered before the manifest names what was written.
     SavedTooSoon,
+    /// A backup is done though another group's letter had not come yet when a group was cut.
+    CutTooEarly,
+    /// A restored group numbers its letters as if none had come elsewhere.
+    LettersNumberedAnew,
     /// A leader's lease lasts longer than the promises behind it.
     LeaseTooLong,
     /// A leader's lease goes on while leadership is handed over.
@@ -142,6 +146,7 @@ impl Bug {
             Self::ForgottenAtOnce => Self::provoke_removals(plan),
             Self::FloorIgnored | Self::FloorsNotAwaited => plan.fence_much(),
             Self::SavedTooSoon => plan.saves = true,
+            Self::CutTooEarly | Self::LettersNumberedAnew => plan.back_up_letters(),
             Self::StaleReads => {
                 plan.partitioned = true;
                 plan.pauses = true;
@@ -276,6 +281,8 @@ impl Bug {
             | Self::VoteForgotten
             | Self::PushMissed
             | Self::KeptUnseen
+            | Self::CutTooEarly
+            | Self::LettersNumberedAnew
             | Self::TakenForDone => {}
         }
     }

@@ -161,6 +161,12 @@ impl History {
         id
     }
 
+    /// An operation that nobody has asked for as such: what is known of it stands for one that somebody has.
+    pub fn add(&mut self, record: Record) {
+        assert_eq!(record.id, self.next_id(), "records are found by their numbers");
+        self.records.push(record);
+    }
+
     /// An operation.
     #[must_use]
     pub fn get(&self, id: u64) -> &Record {

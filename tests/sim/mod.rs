@@ -6,6 +6,7 @@
 //! Invariant: equal seeds and settings, equal traces.
 
 pub mod background;
+pub mod backup;
 pub mod bugs;
 pub mod check;
 pub mod client;
@@ -49,6 +50,8 @@ pub struct Report {
     pub room: [usize; 2],
     /// Nodes that stopped because a mapped file had changed.
     pub stops: u64,
+    /// Backups from which another cluster was restored.
+    pub restored: u64,
     /// How much time passed in the world, in microseconds.
     pub simulated: u64,
     /// What was not as promised.
@@ -62,7 +65,7 @@ pub struct Report {
 pub fn run(seed: u64, settings: &Settings) -> Report {
     let mut world = World::new(Plan::new(seed, settings), settings.keep);
     let end = world.plan.end;
-    if world.run_until(end) && !settings.idle && world.come_to_rest() {
+    if world.run_until(end) && !settings.idle && world.come_to_rest() && world.restore() {
         let auditor = world.clients.len() - 1;
         let calm = world.plan.is_calm() && world.checks.history.short_of_room()[0] == 0;
         world.checks.conclude(world.time, world.plan.partitions, auditor, calm);
@@ -80,6 +83,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
             .sum(),
         room: world.checks.history.short_of_room(),
         stops: world.checks.stops,
+        restored: world.checks.restored,
         simulated: world.time,
         violation: world.checks.violation.clone(),
         lines: world.trace.lines(),

@@ -76,6 +76,8 @@ pub struct Plan {
     pub rots_much: bool,
     /// Snapshots are asked for.
     pub saves: bool,
+    /// When a backup is begun from which another cluster is restored.
+    pub backup: Option<u64>,
     /// Clients.
     pub clients: usize,
     /// Clients of keys that are written back, besides.
@@ -138,6 +140,7 @@ impl Plan {
             rots: false,
             rots_much: false,
             saves: false,
+            backup: None,
             clients: if settings.idle { 0 } else { rng.index(10) + 4 },
             backs: 0,
             fenced: false,
@@ -166,6 +169,10 @@ impl Plan {
             plan.short_watches = rng.chance(600).then(|| rng.between(100..3000));
         }
         plan.map(&mut Rng::new(seed, 8), settings.idle);
+        let mut rng = Rng::new(seed, 9);
+        if !settings.idle && bug.is_none() && rng.chance(500) {
+            plan.backup = Some(rng.between(plan.end / 5..plan.end));
+        }
         if settings.calm {
             plan.calm_down();
         }
@@ -196,6 +203,25 @@ impl Plan {
         self.saves = rng.chance(400);
         self.store_max = rng.chance(350).then(|| rng.between(300..2000));
         self.store_evicts = rng.chance(500);
+    }
+
+    /// Letters cross between partitions all the time, while a backup is made that nothing disturbs.
+    pub fn back_up_letters(&mut self) {
+        self.only = Some(Profile::Queues);
+        (self.clients, self.partitions) = (14, 4);
+        self.calm_down();
+        (self.backs, self.saves) = (0, false);
+        self.backup = Some(self.end / 2);
+    }
+
+    /// That of a cluster that begins with a backup of this one: nothing fails, and nobody asks but the auditor.
+    #[must_use]
+    pub fn of_another_cluster(&self) -> Self {
+        let mut plan = Self { seed: self.seed ^ (1 << 63), ..self.clone() };
+        plan.calm_down();
+        (plan.clients, plan.backs, plan.saves, plan.backup) = (0, 0, false, None);
+        (plan.store_max, plan.small_in_flight) = (None, None);
+        plan
     }
 
     /// Machines go off, snapshots are taken often, and, if it is asked for, bits flip.

@@ -29,8 +29,9 @@ const PROPERTY: &str = "a SNAPSHOT that is done is on the disk";
 /// What a node was told.
 #[derive(Debug, Clone)]
 enum Asked {
-    /// SNAPSHOT: how far each group's is to go, and the incarnation of the replica.
-    Snapshot(BTreeMap<GroupId, (Index, u32)>),
+    /// SNAPSHOT: how far each group's is to go, and the incarnation of the replica. For a backup, with how often groups had
+    /// been cut anew.
+    Snapshot(BTreeMap<GroupId, (Index, u32)>, Option<usize>),
     /// SNAPSHOT READ.
     Read,
 }
@@ -40,7 +41,8 @@ pub struct Saver {
     next: u64,
     /// Node, its life, and the connection → what was asked there.
     asked: BTreeMap<(usize, u64, u64), Asked>,
-    rng: Rng,
+    /// Its chance.
+    pub rng: Rng,
     /// How often a node has said OK.
     pub done: u64,
 }
@@ -66,12 +68,17 @@ impl World {
         if self.resting {
             return;
         }
-        let at = self.saver.rng.index(self.nodes.len());
-        if let Some(wanted) = self.wanted(at) {
-            self.ask_to_save(at, NodeAsk::Snapshot, Asked::Snapshot(wanted));
-        }
+        self.ask_some_to_save(None);
         let next = self.time + self.saver.rng.between(50_000..1_500_000);
         self.schedule(next, Event::Save);
+    }
+
+    /// Tells some node SNAPSHOT; see `Asked`.
+    pub fn ask_some_to_save(&mut self, cut: Option<usize>) {
+        let at = self.saver.rng.index(self.nodes.len());
+        if let Some(wanted) = self.wanted(at) {
+            self.ask_to_save(at, NodeAsk::Snapshot, Asked::Snapshot(wanted, cut));
+        }
     }
 
     fn ask_to_save(&mut self, at: usize, ask: NodeAsk, asked: Asked) {
@@ -106,10 +113,12 @@ impl World {
         let life = self.nodes[at].life;
         self.post(at, Input::Disconnected { conn });
         let verdict = match (self.saver.asked.remove(&(at, life, conn)), reply) {
-            (Some(Asked::Snapshot(wanted)), &Reply::OK) => {
+            (Some(Asked::Snapshot(wanted, cut)), &Reply::OK) => {
                 self.saver.done += 1;
                 self.read_one(at);
-                self.is_saved(at, &wanted)
+                self.is_saved(at, &wanted).map(|saved| {
+                    cut.into_iter().for_each(|cut| self.take_cuts(at, cut, &saved));
+                })
             }
             (Some(Asked::Read), Reply::Bulk(bytes))
                 if bytes.get(8).is_none_or(|&kind| kind != chunk::HEADER) =>
@@ -128,7 +137,13 @@ impl World {
         }
     }
 
-    fn is_saved(&self, at: usize, wanted: &BTreeMap<GroupId, (Index, u32)>) -> Result<(), String> {
+    /// The snapshots that are there.
+    fn is_saved(
+        &self,
+        at: usize,
+        wanted: &BTreeMap<GroupId, (Index, u32)>,
+    ) -> Result<Vec<(GroupId, Index)>, String> {
+        let mut saved = Vec::new();
         let disk = &self.nodes[at].disk;
         let hard = disk.medium(File::Hard).and_then(|bytes| rows(&bytes)).ok_or("there is no manifest")?;
         for (&group, &(index, incarnation)) in wanted {
@@ -144,8 +159,9 @@ impl World {
             if !file.is_some_and(|file| is_sound(&file, group, named)) {
                 return Err(format!("group {}: its snapshot at {named} is not on the medium", group.0));
             }
+            saved.push((group, named));
         }
-        Ok(())
+        Ok(saved)
     }
 
     /// Asks for the beginning of one of a node's snapshots.

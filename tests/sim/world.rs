@@ -15,6 +15,7 @@ use quorate_protocol::peer::{LinkFrame, RaftFrame, SnapshotAt, SnapshotFrame};
 use quorate_protocol::wire::Wire;
 
 use super::background::Asked;
+use super::backup::Backup;
 use super::check::Checks;
 use super::client::{Client, Conn, ForClient, ForServer};
 use super::faults::Fault;
@@ -64,8 +65,10 @@ pub enum Event {
     Fault(Fault),
     /// The operator looks what to do next.
     Operator,
-    /// Somebody makes a backup.
+    /// A node is told to take snapshots.
     Save,
+    /// Somebody makes a backup.
+    BackUp,
 }
 
 struct Scheduled {
@@ -120,6 +123,8 @@ pub struct World {
     pub operator: Operator,
     /// Who makes backups.
     pub saver: Saver,
+    /// The backup that is made, or was.
+    pub backup: Option<Backup>,
     /// Whether clients and faults have been stopped.
     pub resting: bool,
     events: BinaryHeap<Reverse<Scheduled>>,
@@ -146,6 +151,7 @@ impl World {
             client_rng: Rng::new(seed, 5),
             operator: Operator::new(0),
             saver: Saver::new(Rng::new(seed, 6)),
+            backup: None,
             resting: false,
             events: BinaryHeap::new(),
             next_event: 0,
@@ -160,6 +166,7 @@ impl World {
         world.operator = Operator::new(world.add_auditor());
         world.plan_members();
         world.plan_saves();
+        world.plan_backup();
         world.plan_faults();
         world
     }
@@ -205,6 +212,7 @@ impl World {
             Event::Fault(fault) => self.fault(fault),
             Event::Operator => self.operate(),
             Event::Save => self.save(),
+            Event::BackUp => self.back_up(),
         }
     }
 

@@ -45,6 +45,20 @@ fn bounds_are_reached() {
 }
 
 #[test]
+fn backups_are_made_under_faults_and_clusters_begin_with_them() {
+    let mut restored = 0;
+    for seed in 1..=60 {
+        let report = run(seed, &settings(4));
+        assert_eq!(report.violation, None, "seed {seed}");
+        restored += report.restored;
+        if restored > 5 {
+            return;
+        }
+    }
+    panic!("too few backups: {restored}");
+}
+
+#[test]
 fn equal_seeds_play_alike_and_others_do_not() {
     let (first, again, other) = (run(5, &settings(4)), run(5, &settings(4)), run(6, &settings(4)));
     assert_eq!(first, again);

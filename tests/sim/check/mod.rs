@@ -58,6 +58,10 @@ pub struct Checks {
     pub hits: u64,
     /// Nodes that stopped because their disk could not be trusted.
     pub stops: u64,
+    /// Backups from which another cluster was restored.
+    pub restored: u64,
+    /// The cluster begins with a backup: its logs do not begin with entry 1, and what follows them entry by entry looks away.
+    pub begins_late: bool,
     leaders: leaders::Leaders,
     leases: leases::Leases,
     log: log::Logs,
@@ -79,6 +83,8 @@ impl Checks {
             cuts: BTreeMap::new(),
             hits: 0,
             stops: 0,
+            restored: 0,
+            begins_late: false,
             leaders: leaders::Leaders::default(),
             leases: leases::Leases::default(),
             log: log::Logs::new(nodes, voters),
@@ -103,6 +109,9 @@ impl Checks {
 
     /// A node hands a batch to its journal.
     pub fn submitted(&mut self, time: u64, node: usize, batch: &Persist) {
+        if self.begins_late {
+            return;
+        }
         let verdict = self.log.written(node, batch);
         self.judge("log matching", time, verdict);
         self.journal[node].submitted(batch, |group, index, term| self.log.chain_of(group, index, term));
@@ -115,12 +124,18 @@ impl Checks {
 
     /// A node has read its directory.
     pub fn recovered(&mut self, time: u64, node: usize, recovered: &Recovered) {
+        if self.begins_late {
+            return;
+        }
         let verdict = self.journal[node].recovered(recovered);
         self.judge("journal", time, verdict.map_err(|text| format!("node {}: {text}", node + 1)));
     }
 
     /// A node goes on from what it has read.
     pub fn started(&mut self, time: u64, node: usize, recovered: &Recovered) {
+        if self.begins_late {
+            return;
+        }
         self.journal[node].started();
         let verdict = self.log.restarted(node, recovered);
         self.judge("log matching", time, verdict);
@@ -158,14 +173,19 @@ impl Checks {
             let until = if report.lease > 0 { when(report.lease) } else { 0 };
             let verdict = self.leases.saw(time, node, report, until);
             self.judge("one leader within a lease", time, verdict);
-            let verdict = self.leaders.saw(time, node, report).and_then(|()| self.log.leads(node, report));
+            let verdict = self.leaders.saw(time, node, report);
+            self.judge("one leader per term", time, verdict);
+            let verdict = self.digests.saw(node, report);
+            self.judge("equal digests", time, verdict);
+            if self.begins_late {
+                continue;
+            }
+            let verdict = self.log.leads(node, report);
             self.judge("one leader per term", time, verdict);
             let journal = &self.journal;
             let history = &mut self.history;
             let verdict = self.log.applied(time, node, report, journal, history);
             self.judge("committed never lost", time, verdict);
-            let verdict = self.digests.saw(node, report);
-            self.judge("equal digests", time, verdict);
         }
     }
 
