@@ -640,6 +640,38 @@ mod tests {
         assert_refused(&open(&mut system, 7, 1, 1, 2), "started again");
     }
 
+    /// A stamp may show a session's length up to a millisecond too early: nothing ends by that one, and nobody is to look then.
+    #[test]
+    fn sessions_are_there_at_their_deadlines_and_over_a_millisecond_later() {
+        let mut system = three_nodes();
+        for at in [4, 6] {
+            let opened = apply(&mut system, at, ConnId::default(), Work::OpenClient);
+            assert_eq!(opened, Reply::Array([Reply::int(at), Reply::int(0)].into()));
+        }
+        assert_eq!(system.next_deadline(), Some(5 + CLIENT_LEASE));
+        open(&mut system, CLIENT_LEASE - SESSION_LEASE, 1, 1, 1);
+        assert_eq!(system.next_deadline(), Some(1 + CLIENT_LEASE), "the node's is over before those");
+        let mut look = |after: u64| {
+            let ctx = Ctx { at: LogPos { index: 1, offset: 0 }, time: after + CLIENT_LEASE };
+            let [is, anew] = [false, true].map(|forgets| {
+                // As behind a snapshot, when nothing is known of the ends.
+                system.next_end = if forgets { 0 } else { system.next_end };
+                system.expire(&ctx, &mut Portion::endless(), &mut Outcomes::new());
+                let node = system.nodes.get(&NodeId(1)).is_some_and(|row| row.session.0 != 0);
+                let clients = [4, 6].map(|id| system.clients.contains(&ClientId(id)));
+                (node, clients, system.next_deadline().map(|time| time - CLIENT_LEASE))
+            });
+            assert_eq!(is, anew);
+            is
+        };
+        assert_eq!(look(0), (true, [true, true], Some(1)));
+        assert_eq!(look(1), (false, [true, true], Some(5)));
+        assert_eq!(look(4), (false, [true, true], Some(5)));
+        assert_eq!(look(5), (false, [false, true], Some(7)));
+        assert_eq!(look(6), (false, [false, true], Some(7)));
+        assert_eq!(look(7), (false, [false, false], None));
+    }
+
     #[test]
     fn a_node_that_is_gone_holds_nothing_back_and_comes_again_only_anew() {
         let mut system = three_nodes();

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use quorate_engine::effect::{Effect, Input, TICK};
 use quorate_engine::engine::{Config, Engine};
 use quorate_protocol::id::NodeId;
-use quorate_protocol::op::{Lock, Op};
+use quorate_protocol::op::{Expiry, Lock, Op, Set, partition_of};
 use quorate_protocol::reply::Reply;
 use town::{Town, get, meta, set};
 
@@ -117,4 +117,28 @@ fn a_long_log_is_applied_in_parts() {
     for (before, after) in before.iter().zip(engine.report()) {
         assert!(after.applied >= before.applied, "{after:?} has applied less than {before:?}");
     }
+}
+
+/// The home grants what is left to the key. The stamp of its write does not show that to the microsecond.
+#[test]
+fn a_node_shows_a_key_almost_as_long_as_it_is_there_and_no_longer() {
+    let mut town = Town::new(3);
+    town.run(30);
+    // Stamps are almost a millisecond behind from now on.
+    town.now.mono += 999;
+    let key = Bytes::from_static(b"brief");
+    let group = partition_of(&key, 16);
+    let report = town.engine(1).report().into_iter().find(|report| report.group == group).expect("a replica");
+    let home = report.leader.expect("it has one").0;
+    let Op::Set(brief) = set("brief", "v") else { unreachable!() };
+    let written = town.now.mono;
+    town.ask_next(home, vec![Op::Set(Set { expiry: Expiry::After(100), ..brief })]);
+    town.run(80_000 / TICK);
+    let reader = home % 3 + 1;
+    let asked = town.ask_next(reader, vec![get("brief")]);
+    town.run(1);
+    assert_eq!(town.answer(reader, asked), Some(Reply::Bulk("v".into())));
+    let shown = town.shown[&(NodeId(reader), key)] - written;
+    // Gone by the stamp that shows 101 ms; 1 % of what was left is for clocks that run apart.
+    assert!((99_000..=101_000 - 999).contains(&shown), "{shown} us");
 }

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use quorate_engine::effect::{Effect, Request, Want};
 use quorate_engine::gateway::Gateway;
-use quorate_protocol::id::{Boot, ConnId, GroupId, NodeId, SessionId};
+use quorate_protocol::id::{Boot, ClientId, ClientSeq, ConnId, GroupId, NodeId, SessionId};
 use quorate_protocol::op::{Expiry, Fence, FencedSet, Op, Set, Watch, When, partition_of};
-use quorate_protocol::peer::{Answer, Forward, Verdict};
+use quorate_protocol::peer::{Answer, Forward, Verdict, Work};
 use quorate_protocol::reply::{Code, Reply};
 
 const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
@@ -200,4 +200,28 @@ fn a_token_that_was_never_given_is_refused_by_the_first_answer_that_tells() {
     gateway.set_watch(40, (lock, a), Watch { number: 3, floor: 7 }, 1000);
     gateway.end_turn(50);
     assert_eq!(asked(&gateway.take_forwards(), a), [2]);
+}
+
+/// Its partition may have executed it before, by way of another node, and answers that.
+#[test]
+fn a_token_that_was_never_given_goes_to_its_partition_once_if_it_comes_in_a_client_session() {
+    let (a, lock) = (partition_of(b"a", 16), Bytes::from_static(b"l"));
+    let mut gateway = gateway(true);
+    gateway.requests(2, 1, vec![Request { id: 1, want: Want::OpenClient, client: None, after: None }]);
+    gateway.take_forwards();
+    let opened = Reply::Array(vec![Reply::Int(9), Reply::Int(0)]);
+    gateway.answered(3, answer(1, GroupId::SYSTEM, Verdict::Reply(opened)));
+    assert_eq!(replies(&mut gateway), [(1, Reply::Int(9))]);
+    gateway.set_introduced(ClientId(9), a);
+    let client = Some(ClientSeq { client: ClientId(9), seq: 1, lowest: 1 });
+    gateway.requests(10, 1, vec![Request { client, ..request(2, fenced(7)) }]);
+    assert_eq!((asked(&gateway.take_forwards(), a), gateway.take_unwatched().len()), (vec![], 1));
+    gateway.set_watch(10, (lock, a), Watch { number: 0, floor: 7 }, 0);
+    gateway.end_turn(20);
+    assert_eq!((replies(&mut gateway), gateway.take_unwatched().len()), (vec![], 0));
+    let forwards = gateway.take_forwards();
+    let [(_, forward)] = &forwards[..] else { panic!("{forwards:?}") };
+    let Work::Op(op) = &forward.asks[0].work else { panic!("{forward:?}") };
+    let told: Vec<_> = op.fences().map(|fence| fence.watch).collect();
+    assert_eq!(told, [Some(Watch { number: 0, floor: 7 })], "and what it needs to refuse it");
 }

@@ -124,9 +124,14 @@ impl Disk {
 
 /// A snapshot that is sound and says little.
 fn snapshot_bytes(group: GroupId, index: Index) -> Vec<u8> {
-    let header = snapshot::Header::new(group, (index, 1), 0, Conf::default(), Vec::new()).to_wire();
+    snapshot_of(snapshot::Header::new(group, (index, 1), 0, Conf::default(), Vec::new()))
+}
+
+/// The same, with any header.
+fn snapshot_of(header: snapshot::Header) -> Vec<u8> {
+    let (group, index) = (header.group, header.index);
     let mut out = Vec::new();
-    for (kind, payload) in [(1, header), (2, vec![7; 700].into()), (3, vec![0; 16].into())] {
+    for (kind, payload) in [(1, header.to_wire()), (2, vec![7; 700].into()), (3, vec![0; 16].into())] {
         let place = [&group.0.to_le_bytes()[..], &index.to_le_bytes(), &(out.len() as u64).to_le_bytes()];
         let crc = crc32fast::hash(&[&[kind][..], &payload, &place.concat()].concat());
         out.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());

@@ -368,6 +368,23 @@ fn a_segment_that_was_opened_before_it_was_made_ahead_leaves_nothing_behind() {
     }
 }
 
+#[test]
+fn a_segment_that_is_opened_while_it_is_made_ahead_leaves_nothing_behind() {
+    let scratch = scratch("meanwhile");
+    let (mut dir, ..) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+    let name = Name::Segment(2);
+    let making = scratch.0.join(format!("{}.making", name.path()));
+    std::thread::scope(|scope| {
+        let ahead = scope.spawn(|| prepare(&scratch.0, name, SEGMENT_SIZE));
+        while !making.exists() && !ahead.is_finished() {
+            std::thread::yield_now();
+        }
+        dir.perform(&[Io::Create { file: name, size: SEGMENT_SIZE }], &mut |_| false).unwrap();
+        ahead.join().unwrap().unwrap();
+    });
+    assert!(scratch.0.join(name.path()).exists() && !prepared_path(&scratch.0, name).exists());
+}
+
 /// A snapshot that is sound and says nothing.
 fn snapshot_file(index: u64) -> Vec<u8> {
     let header = Header::new(GroupId(3), (index, 1), 0, Conf::default(), Vec::new()).to_wire();

@@ -310,6 +310,9 @@ fn of_own_writes_is_told_what_the_answer_leaves_open() {
     assert_eq!(told_behind(&all, &answers(1)), [] as [Bytes; 0]);
     assert_eq!(told_behind(&all, &answers(0)), ["l"], "each by its own answer");
     assert_eq!(told_behind(&all, &Reply::Nil), ["k", "l"], "given up for what was watched");
+    let alone = Commands(vec![set(When::Absent, true)]);
+    let alone = Op::Multi(Multi { watched: Vec::new(), commands: alone }.into());
+    assert_eq!(told_behind(&alone, &Reply::Nil), ["k"], "likewise, though its command may answer that too");
     let all = Op::Multi(Multi { watched: Vec::new(), commands: Commands(commands) }.into());
     let answers = Reply::Array(vec![Reply::Int(1), Reply::OK, Reply::Int(1)]);
     assert_eq!(told_behind(&all, &answers), ["k"]);

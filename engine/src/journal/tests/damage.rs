@@ -151,7 +151,9 @@ fn a_missing_or_foreign_file_loses_what_it_was_needed_for() {
     let first = *disk.live.keys().find(|file| matches!(file, File::Segment(_))).unwrap();
     assert_ne!(first, last);
     let index = expected.rows[&snapshot].snapshot.0;
-    let cases: [(&[GroupId], Change<'_>); 9] = [
+    let header = snapshot::Header::new(snapshot, (index, 1), 0, Conf::default(), Vec::new());
+    let older = snapshot_of(snapshot::Header { version: 1, ..header });
+    let cases: [(&[GroupId], Change<'_>); 10] = [
         (&[], &|disk| drop(disk.live.remove(&File::Meta))),
         (&[], &|disk| disk.live.get_mut(&File::Meta).unwrap().fill(9)),
         (&all, &|disk| drop(disk.live.remove(&File::Hard))),
@@ -161,6 +163,7 @@ fn a_missing_or_foreign_file_loses_what_it_was_needed_for() {
         (&held, &|disk| drop(disk.live.remove(&first))),
         (&held, &|disk| drop(disk.live.remove(&last))),
         (&[snapshot], &|disk| drop(disk.live.remove(&File::Snapshot(snapshot, index)))),
+        (&[snapshot], &|disk| drop(disk.live.insert(File::Snapshot(snapshot, index), older.clone()))),
     ];
     for (number, (expected_loss, change)) in cases.into_iter().enumerate() {
         let mut disk = disk.clone();
@@ -255,11 +258,19 @@ fn what_a_newer_release_wrote_is_no_damage() {
     let mut bytes = Vec::new();
     let File::Snapshot(_, index) = snapshot else { panic!("it is one") };
     quorate_protocol::chunk::put(1, &header.to_wire(), (group, index, 0), &mut bytes);
+    // Behind the end of the commit before it, in the next block.
+    let is_frontier = |number, at| {
+        let kind = usize::try_from(at + 8).unwrap();
+        disk.live[&File::Segment(number)][kind] == Kind::Frontier as u8
+    };
+    let mut blocks = (1..=number).flat_map(|number| (0..SMALL).step_by(4096).map(move |at| (number, at)));
+    let (paused, frontier) = blocks.find(|&(number, at)| is_frontier(number, at)).expect("there is one");
     type Change<'a> = &'a dyn Fn(&mut Disk);
-    let cases: [(File, Change<'_>); 5] = [
+    let cases: [(File, Change<'_>); 6] = [
         (File::Meta, &|disk| twin(disk, File::Meta)),
         (File::Hard, &|disk| twin(disk, File::Hard)),
         (last, &|disk| record(disk, number, 0)),
+        (File::Segment(paused), &|disk| record(disk, paused, frontier)),
         (File::Segment(number - 1), &|disk| record(disk, number - 1, 512)),
         (snapshot, &|disk| drop(disk.live.insert(snapshot, bytes.clone()))),
     ];

@@ -2,6 +2,7 @@
 
 use quorate_engine::engine::Config as EngineConfig;
 
+use super::super::aside::{keep, place};
 use super::*;
 
 /// A directory with a segment of full size whose first commit is damaged, and a row that names a snapshot; the files
@@ -66,6 +67,43 @@ fn a_start_on_damage_that_is_killed_anywhere_destroys_nothing() {
     assert_eq!(fs::read(first.join("meta")).unwrap(), b"of an earlier time", "nothing is overwritten");
 }
 
+#[test]
+fn a_start_that_is_killed_while_it_keeps_what_it_has_no_use_for_has_changed_nothing() {
+    let scratch = scratch("killed-early");
+    let held = spoiled(&scratch);
+    let (dir, _, start) = DataDir::find(&scratch.0, &founding(2), &Unreadable::new()).unwrap();
+    for steps in 0..=start.ios.len() {
+        let place = place(dir.path(), &start.found);
+        keep(dir.path(), &place, &start.ios[..steps]).unwrap();
+        for (path, bytes) in &held {
+            let there = fs::read(scratch.0.join(path)).is_ok_and(|there| there == *bytes);
+            assert!(there, "{} after {steps} steps", path.display());
+        }
+    }
+    let inode = |dir: &Path| fs::metadata(dir.join(Name::Segment(1).path())).unwrap().ino();
+    let last = scratch.0.join(format!("damaged/2-{}", start.ios.len() + 1));
+    assert_eq!(inode(&last), inode(&scratch.0), "what is kept takes no room");
+}
+
+#[test]
+fn what_is_kept_is_not_written_again_when_it_is_removed_later() {
+    let scratch = scratch("two-names");
+    let (mut dir, ..) = DataDir::open(&scratch.0, &founding(2)).unwrap();
+    let kept = scratch.0.join("kept");
+    for (number, is_kept) in [(2, false), (3, true)] {
+        let file = Name::Segment(number);
+        prepare(&scratch.0, file, SEGMENT_SIZE).unwrap();
+        dir.perform(&[Io::Create { file, size: SEGMENT_SIZE }], &mut |_| false).unwrap();
+        if is_kept {
+            fs::hard_link(scratch.0.join(file.path()), &kept).unwrap();
+        }
+        dir.perform(&[Io::Remove { file }], &mut |_| false).unwrap();
+        assert!(!scratch.0.join(file.path()).exists());
+        assert_eq!(spare_places(&scratch.0).any(|place| place.exists()), !is_kept);
+    }
+    assert_eq!(fs::metadata(kept).unwrap().nlink(), 1);
+}
+
 /// A snapshot that is as it was written, and whose footer counts rows that are not there.
 fn miscounted() -> Vec<u8> {
     let header = Header::new(GroupId(3), (1, 1), 0, Conf::default(), Vec::new()).to_wire();
@@ -89,8 +127,11 @@ fn settings(seed: u64) -> EngineConfig {
 fn a_snapshot_that_cannot_be_loaded_is_damage_like_any_other() {
     let scratch = scratch("unloadable");
     let name = unloadable(&scratch, &founding(2));
+    let earlier = scratch.0.join("damaged/1");
+    fs::create_dir_all(&earlier).unwrap();
     let opened = crate::node::open(&scratch.0, &founding(2), settings).unwrap();
     assert!(opened.engine.unreadable().is_empty());
+    assert!(earlier.exists(), "all was whole to the eye, and was not");
     assert!(!scratch.0.join(name.path()).exists());
     let places = fs::read_dir(scratch.0.join("damaged")).unwrap();
     let kept: Vec<_> = places.map(|place| place.unwrap().path().join(name.path())).collect();
@@ -105,14 +146,14 @@ fn a_snapshot_that_cannot_be_loaded_and_that_nobody_else_has_is_left_as_it_is() 
     let scratch = scratch("unloadable-alone");
     let alone = Founding { founders: vec![(NodeId(2), "b:2".to_owned())], ..founding(2) };
     let name = unloadable(&scratch, &alone);
+    let before = files_of(&scratch.0);
     for _ in 0..2 {
         let refused = crate::node::open(&scratch.0, &alone, settings).map(|_| ()).unwrap_err();
         assert!(
             refused.contains(&name.path()) && refused.contains("no other node has what this one had"),
             "{refused}"
         );
-        assert!(fs::read(scratch.0.join(name.path())).unwrap() == miscounted());
-        assert!(!scratch.0.join("damaged").exists());
+        assert!(files_of(&scratch.0) == before, "nothing is changed");
     }
 }
 
