@@ -98,7 +98,7 @@ pub const PREFETCH_MAX: u32 = 4096;
 pub const SUBSCRIPTIONS_MAX: usize = 1024;
 /// Messages of one topic; above it `-QFULL`.
 pub const TOPIC_MESSAGES_MAX: usize = 8 << 20;
-/// Bytes of messages in one partition's topics; above it `-QFULL`.
+/// Bytes of messages, and of remembered PUB IDs, in one partition's topics; above it `-QFULL`.
 pub const QUEUES_MAX: u64 = 1 << 30;
 /// Topics of one partition.
 pub const TOPICS_MAX: usize = 65_536;

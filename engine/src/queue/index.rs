@@ -7,9 +7,22 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use quorate_protocol::id::{ConnId, GroupId};
 use quorate_protocol::limits::FETCH_BYTES_MAX;
+#[cfg(not(test))]
+pub(super) use quorate_protocol::limits::QUEUES_MAX;
 
 use super::rows::{Due, Held, Message, MessageKey, Published, State, Subscription, TopicNumber, Waiter};
 use crate::trash::Trash;
+
+/// Little enough for a test to reach it.
+#[cfg(test)]
+pub(super) const QUEUES_MAX: u64 = 32 << 20;
+/// What a message costs beyond its body, and an ID beyond its text.
+const ROW_COST: u64 = 192;
+
+/// What a body or an ID of that length costs.
+pub(super) fn cost(length: usize) -> u64 {
+    length as u64 + ROW_COST
+}
 
 /// A topic's rows, as they are needed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,6 +83,8 @@ impl Seat {
 pub(super) struct Index {
     pub(super) lines: BTreeMap<TopicNumber, Line>,
     pub(super) due: BTreeSet<(u64, Due)>,
+    /// What remembered IDs cost, in bytes.
+    pub(super) ids: u64,
     pub(super) held: BTreeMap<ConnId, BTreeSet<Held>>,
     /// Messages that leave and have no place in the outbox yet, by the partition they go to.
     pub(super) unposted: BTreeSet<(GroupId, MessageKey)>,
@@ -206,11 +221,13 @@ impl Index {
 
     pub(super) fn add_published(&mut self, key: &(TopicNumber, Bytes), row: &Published) {
         self.line(key.0).published += 1;
+        self.ids += cost(key.1.len());
         self.due.insert((row.until, Due::Published(key.clone())));
     }
 
     pub(super) fn drop_published(&mut self, key: &(TopicNumber, Bytes), row: &Published) {
         self.line(key.0).published -= 1;
+        self.ids -= cost(key.1.len());
         self.due.remove(&(row.until, Due::Published(key.clone())));
     }
 

@@ -28,8 +28,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::{ConnId, GroupId};
 use quorate_protocol::limits::{
-    CONSUMERS_MAX, DEDUPE_MAX, DEDUPE_WINDOW, MAX_DELIVER, MESSAGE_LEASE, QUEUES_MAX, TOPIC_MESSAGES_MAX,
-    TOPICS_MAX,
+    CONSUMERS_MAX, DEDUPE_MAX, DEDUPE_WINDOW, MAX_DELIVER, MESSAGE_LEASE, TOPIC_MESSAGES_MAX, TOPICS_MAX,
 };
 use quorate_protocol::op::{Ack, DEAD_LETTERS, Fetch, Nack, Pub, QSet, Receipt, Sub};
 use quorate_protocol::reply::{Code, Reply};
@@ -43,12 +42,9 @@ use crate::trash::Trash;
 use bodies::Bodies;
 pub use bodies::MAPPED_FROM;
 use closing::Closing;
-use index::{Index, Line};
+use index::{Index, Line, QUEUES_MAX, cost};
 use letters::Place;
 use rows::{Due, Lease, Message, MessageKey, Published, State, Subscription, Topic, TopicNumber, Waiter};
-
-/// What a message costs beyond its body.
-const ROW_COST: u64 = 192;
 
 /// Deliberate bugs, for the tests of the checkers.
 #[cfg(feature = "faults")]
@@ -147,10 +143,10 @@ impl Queues {
         self.topics.is_empty()
     }
 
-    /// What all messages cost, in bytes.
+    /// What all messages cost, and the IDs that are remembered, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes + self.index.ids
     }
 
     /// The earliest group time at which something falls due.
@@ -211,10 +207,11 @@ impl Queues {
         if op.dedupe.is_some() && line.is_some_and(|line| line.published >= DEDUPE_MAX) {
             return full(format!("the topic remembers {DEDUPE_MAX} IDs; wait, or publish without ID"));
         }
-        if self.bytes + cost(op.body.len()) > QUEUES_MAX {
-            let text =
-                format!("this partition's messages fill their {QUEUES_MAX} bytes; FETCH and ACK some first");
-            return full(text);
+        if self.bytes() + cost(op.body.len()) + op.dedupe.as_ref().map_or(0, |id| cost(id.len())) > QUEUES_MAX
+        {
+            return full(format!(
+                "this partition's messages and IDs fill their {QUEUES_MAX} bytes; FETCH and ACK some, or wait until IDs are forgotten"
+            ));
         }
         Ok(())
     }
@@ -590,10 +587,6 @@ impl Queues {
         self.published.iter().for_each(|(key, row)| index.add_published(key, row));
         index
     }
-}
-
-fn cost(body: usize) -> u64 {
-    body as u64 + ROW_COST
 }
 
 #[cfg(test)]

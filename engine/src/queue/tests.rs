@@ -388,3 +388,20 @@ fn what_goes_over_into_another_cluster_is_nobodys_and_is_delivered_again() {
     assert_eq!(q.subject.topics.len(), 1);
     assert!(q.say(1, "QINFO jobs").contains("leaving: 2"), "MAXDELIVER counts on");
 }
+
+#[test]
+fn ids_take_their_room_until_they_are_forgotten() {
+    let mut q = queues();
+    let asker = Asker { conn: conn(1), request: 1, client: None };
+    // Longer than a client's can be, so that a few of them fill the room.
+    for number in 1..QUEUES_MAX >> 20 {
+        let id = [format!("{number}").as_bytes(), &[b'i'; 1 << 20][..]].concat();
+        let op = Pub { topic: "jobs".into(), body: "m".into(), dedupe: Some(id.into()), delay: 0 };
+        q.event(|queues, ctx, out| queues.publish(ctx, &asker, op, out));
+    }
+    let big = "m".repeat(1 << 20);
+    let full = q.say(1, &format!("PUB jobs {big}"));
+    assert!(full.starts_with("-QFULL") && full.contains("IDs"), "{full}");
+    q.pass(DEDUPE_WINDOW + 1);
+    assert!(!q.say(1, &format!("PUB jobs {big}")).starts_with('-'), "they are forgotten");
+}
