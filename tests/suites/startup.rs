@@ -107,6 +107,23 @@ fn a_foreign_directory_is_refused() {
 }
 
 #[test]
+fn a_place_with_other_files_is_no_data_directory() {
+    let scratch = Scratch::new();
+    let home = scratch.path().join("home");
+    fs::create_dir(&home).expect("it can be made");
+    fs::write(home.join("letter.txt"), "dear").expect("it can be written");
+    refused(&run(&mut node(&home), ""), &["holds letter.txt", "--data-dir"]);
+    let left: Vec<_> = fs::read_dir(&home).expect("it is there").collect();
+    assert_eq!(left.len(), 1, "nothing was made there: {left:?}");
+    // At the top of a file system there may be something from the beginning.
+    fs::remove_file(home.join("letter.txt")).expect("it is ours");
+    fs::create_dir(home.join("lost+found")).expect("it can be made");
+    found(&home);
+    fs::write(home.join("letter.txt"), "dear").expect("it can be written");
+    found_again(&home);
+}
+
+#[test]
 fn a_directory_that_cannot_be_used_is_named() {
     let scratch = Scratch::new();
     let file = scratch.path().join("file");

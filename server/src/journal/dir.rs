@@ -142,6 +142,12 @@ impl DataDir {
         unreadable: &Unreadable,
     ) -> Result<(Self, Recovered, Start), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
+        if let Some(stranger) = stranger(path).map_err(failed)? {
+            let text = format!(
+                "holds {stranger}, which no node has made; give the node a directory of its own (--data-dir)"
+            );
+            return Err(OpenError::Foreign(path.to_owned(), text));
+        }
         for inner in ["journal", "snapshots"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(inner)).map_err(failed)?;
         }
@@ -379,6 +385,19 @@ fn copy(path: &Path) -> io::Result<Option<Bytes>> {
 }
 
 /// What is not there is no error.
+/// Something in a place in which no node has been founded yet, and that no founding leaves there when it is cut short.
+fn stranger(path: &Path) -> io::Result<Option<String>> {
+    let mut others = Vec::new();
+    for entry in there(fs::read_dir(path))?.into_iter().flatten() {
+        match entry?.file_name().to_string_lossy() {
+            name if name == "meta" || name == "hardstate" => return Ok(None),
+            name if ["LOCK", "journal", "snapshots", "damaged", "lost+found"].contains(&&*name) => {}
+            name => others.push(name.into_owned()),
+        }
+    }
+    Ok(others.into_iter().min())
+}
+
 pub(super) fn there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
