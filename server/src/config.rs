@@ -275,6 +275,8 @@ impl NodeFlags {
         let node = own_id(self.node_id.unwrap_or(1))?;
         let listen = self.listen.unwrap_or(loopback(7411));
         let peer_listen = self.peer_listen.unwrap_or(loopback(7412));
+        let admin_listen = self.admin_listen.unwrap_or(loopback(7413));
+        apart([("--listen", listen), ("--peer-listen", peer_listen), ("--admin-listen", admin_listen)])?;
         let origin = match (&self.initial_cluster, &self.join) {
             (Some(_), Some(_)) => {
                 return Err(
@@ -304,7 +306,7 @@ impl NodeFlags {
             node,
             listen,
             peer_listen,
-            admin_listen: self.admin_listen.unwrap_or(loopback(7413)),
+            admin_listen,
             advertise: self.advertise.unwrap_or_else(|| listen.to_string()),
             data_dir: self.data_dir.unwrap_or_else(|| "quorate-data".into()),
             peer_advertise,
@@ -319,6 +321,18 @@ impl NodeFlags {
             end_with_stdin: self.end_with_stdin,
         })
     }
+}
+
+/// No two of a node's addresses are the same; port 0 is a free one each time.
+fn apart(addresses: [(&str, SocketAddr); 3]) -> Result<(), String> {
+    for (at, (flag, address)) in addresses.iter().enumerate() {
+        if let Some((other, _)) =
+            addresses[..at].iter().find(|(_, other)| other == address && other.port() > 0)
+        {
+            return Err(format!("{other} and {flag} are both {address}; give each a port of its own"));
+        }
+    }
+    Ok(())
 }
 
 /// What `--node-id` says.
@@ -520,6 +534,13 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:7411");
         assert_eq!(config.origin, Origin::Founded(vec![(NodeId(1), "127.0.0.1:7412".to_owned())]));
         assert_eq!(config.peer_advertise, "127.0.0.1:7412");
+    }
+
+    #[test]
+    fn every_listener_has_its_own_address() {
+        let why = plan(&["--listen", "127.0.0.1:7413"]).expect_err("that is the admin's");
+        assert_eq!(why, "--listen and --admin-listen are both 127.0.0.1:7413; give each a port of its own");
+        assert!(plan(&["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"]).is_ok());
     }
 
     #[test]

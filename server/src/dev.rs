@@ -102,16 +102,16 @@ async fn watch(nodes: &mut [Node]) -> Result<(), String> {
     let mut shown = false;
     let mut waited = Duration::ZERO;
     loop {
-        for node in nodes.iter_mut().filter(|node| !node.gone) {
-            let Ok(Some(status)) = node.child.try_wait() else { continue };
-            if !shown {
-                return Err(obituary(node, status));
-            }
+        for at in 0..nodes.len() {
+            let node = &mut nodes[at];
+            let status = if node.gone { None } else { node.child.try_wait().ok().flatten() };
+            let Some(status) = status else { continue };
             node.gone = true;
-            say(&format!("{}; the others go on\n", obituary(node, status)));
-        }
-        if nodes.iter().all(|node| node.gone) {
-            return Err("all nodes have ended".into());
+            let text = obituary(node, status);
+            if !shown || nodes.iter().all(|node| node.gone) {
+                return Err(format!("{text}{}", if shown { "; none is left" } else { "" }));
+            }
+            say(&format!("{text}; the others go on\n"));
         }
         if !shown
             && let Some(leader) = nodes.iter().try_fold(String::new(), |_, node| leader_seen_by(&node.client))
