@@ -2,9 +2,13 @@
 //!
 //! A machine may lack them: then a test says that it was skipped. Where `CI` is set it fails instead.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
+use quorate_protocol::command::find;
 use quorate_tests::others::is_there;
 use quorate_tests::process::{Cluster, Ran, run};
 
@@ -133,4 +137,58 @@ fn redis_py_connects_without_a_warning() {
     let ports = (1..=3).map(|node| cluster.port(node).to_string());
     let ran = run(Command::new("python3").args(["-W", "error"]).arg(script).args(ports), "");
     assert_eq!(clean(ran), "all is well\n");
+}
+
+/// What is written there is what one sees, but for numbers that come out otherwise each time.
+#[test]
+fn the_session_of_the_readme() {
+    if !has_redis_cli() {
+        return;
+    }
+    let readme = include_str!("../../README.md");
+    let block = |start: &str| -> Vec<&str> {
+        let lines = readme.lines().skip_while(|line| !line.contains(start)).skip(1);
+        lines.map_while(|line| line.strip_prefix("    ")).collect()
+    };
+    let cluster = Cluster::start(3);
+    let socket = TcpStream::connect(("127.0.0.1", cluster.port(1))).expect("it listens");
+    socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    let mut answers = BufReader::new(socket.try_clone().expect("a socket")).lines();
+    let lines = block("$ nc 127.0.0.1 7411");
+    assert!(lines.len() > 10, "{lines:?}");
+    let is_command = |line: &str| line.split(' ').next().and_then(|verb| find(verb.as_bytes())).is_some();
+    // Which number a message has depends on what its partition has written before.
+    let (written, mut id) = ("2097153", String::new());
+    for line in lines {
+        if is_command(line) {
+            (&socket).write_all(format!("{line}\n").as_bytes()).expect("it reads");
+        } else {
+            let answer = answers.next().expect("a line").expect("an answer");
+            assert_eq!(masked(line), masked(&answer));
+            if line == written {
+                answer.trim_end().clone_into(&mut id);
+            }
+        }
+    }
+    let mut typed = String::new();
+    let mut shown = String::new();
+    for line in block("$ redis-cli -p 7421") {
+        match line.split_once("7421> ") {
+            Some((_, command)) => typed.extend([command, "\n"]),
+            None => shown.extend([line, "\n"]),
+        }
+    }
+    let answered = clean(run(redis_cli(&cluster, 2).arg("--no-raw"), &typed.replace(written, &id)));
+    assert_eq!(shown.replace(written, &id), answered);
+}
+
+/// Without what is another number in every run: ids, what is left of a lease, names of connections.
+fn masked(line: &str) -> String {
+    let line = line.trim_end_matches('\r');
+    let digits = line.trim_start_matches(|letter: char| !letter.is_ascii_digit());
+    match line.split_once("conn:") {
+        Some((before, _)) => format!("{before}conn:"),
+        None if digits.len() > 6 => line[..line.len() - digits.len()].to_owned(),
+        None => line.to_owned(),
+    }
 }
