@@ -1,7 +1,7 @@
 //! Every interleaving of readers with what the engine does to the read view, and every order in which memory may show it
 //! (loom): nobody is shown what was purged and acknowledged, or what another lease left, and no client keeps a value that has gone.
 //!
-//! Up to three threads, each pre-empted twice at the most where it does not have to wait.
+//! Up to three threads, each preempted twice at the most where it does not have to wait.
 
 use bytes::Bytes;
 use loom::sync::atomic::{AtomicBool, Ordering};
