@@ -5,6 +5,7 @@ mod town;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use quorate_engine::consensus::Role;
 use quorate_engine::effect::Input;
 use quorate_engine::journal::{Conf, File, Row, Standing};
 use quorate_engine::ring::Ring;
@@ -233,6 +234,33 @@ fn leadership_returns_to_where_it_belongs_and_leaves_a_node_that_stops() {
     let took = (town.now.mono - began) / 1000;
     let bound = (spread[0] as u64 + 1) * 500;
     assert!(took < bound, "they return one after the other, twice a second from each node: {took} ms");
+}
+
+/// MsgTimeoutNow: with it a leader has another one stand for election.
+const TIMEOUT_NOW: u8 = 7;
+
+#[test]
+fn a_leader_that_could_not_hand_over_has_a_lease_again() {
+    let mut town = Town::new(3);
+    town.run(30);
+    let with_lease = |town: &Town, node: u64| {
+        let now = town.now.mono;
+        town.engine(node)
+            .report()
+            .iter()
+            .filter(|report| report.role == Role::Leader && report.lease > now)
+            .count()
+    };
+    let before = with_lease(&town, 1);
+    assert!(before > 0);
+    town.lost = Some(TIMEOUT_NOW);
+    town.post(1, Input::Room(false));
+    town.run_until("it has tried to hand over", |town| with_lease(town, 1) == 0);
+    town.post(1, Input::Room(true));
+    town.run(200);
+    assert!(with_lease(&town, 1) == 0, "nobody has heard of it: the term is the same");
+    town.lost = None;
+    town.run_until("it leads in new terms", |town| with_lease(town, 1) == before);
 }
 
 fn change(town: &mut Town, op: MemberOp) {

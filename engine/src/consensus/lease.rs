@@ -157,6 +157,12 @@ impl Consensus {
         }
     }
 
+    /// Whether this term has no lease any more, though the leader leads on: handing over has failed.
+    #[must_use]
+    pub fn has_given_lease_up(&self) -> bool {
+        self.leads() && self.lease.given_up && self.lease.term == self.term()
+    }
+
     /// Whether a joint configuration may be left: no lease is left that the new voters have not promised to respect.
     #[must_use]
     pub fn may_leave(&self, now: u64) -> bool {

@@ -148,6 +148,9 @@ impl Group {
     }
 
     /// Hands leadership over to the first wanted voter, if that is another node which can take it. Whether it began.
+    ///
+    /// Who is wanted, but has tried in vain to hand over before, leads without a lease: every read costs it a round, and no
+    /// node caches what it has. Another one leads in a new term, with a lease, and makes way in its turn.
     pub fn make_way(&mut self, now: u64, targets: &Targets, reluctant: impl Fn(NodeId) -> bool) -> bool {
         let conf = self.consensus.conf();
         if self.leading().is_none()
@@ -161,7 +164,7 @@ impl Group {
         let able = |node: &&NodeId| !reluctant(**node);
         let Some(&heir) = targets.voters.iter().find(able) else { return false };
         if heir == me.node && conf.voters.contains(&me) {
-            return false;
+            return self.consensus.has_given_lease_up() && self.hand_over(now, reluctant);
         }
         let heir = conf.voters.iter().copied().find(|replica| replica.node == heir);
         self.hand_to(now, heir)

@@ -167,6 +167,8 @@ pub(crate) struct Town {
     /// Nodes of whose commits nothing is heard at present, and the last of each.
     pub(crate) silent: BTreeSet<NodeId>,
     unheard: BTreeMap<NodeId, u64>,
+    /// Raft messages of this kind are lost.
+    pub(crate) lost: Option<u8>,
     /// Bytes of snapshots that were sent to a node.
     pub(crate) sent: BTreeMap<NodeId, usize>,
     /// Whether a node takes all that waits for it in one turn, as a server does.
@@ -219,6 +221,7 @@ impl Town {
             waiting: Vec::new(),
             silent: BTreeSet::new(),
             unheard: BTreeMap::new(),
+            lost: None,
             sent: BTreeMap::new(),
             gathers: false,
             watch: None,
@@ -340,7 +343,10 @@ impl Town {
             }
             Effect::Stop(why) => panic!("{why}"),
             Effect::Snapshot { to, frame } => self.send(node, to, Input::Snapshot { from: node, frame }),
-            Effect::Raft { to, frame } => self.send(node, to, Input::Raft { from: node, frame }),
+            Effect::Raft { to, mut frame } => {
+                frame.messages.retain(|message| Some(message.kind) != self.lost);
+                self.send(node, to, Input::Raft { from: node, frame });
+            }
             Effect::Link { peer, side, frame } => {
                 let other = if side == Side::Opener { Side::Reached } else { Side::Opener };
                 self.send(node, peer, Input::Link { peer: node, side: other, frame });
