@@ -9,14 +9,16 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use clap::Args;
 use quorate_engine::batch::Batch;
+use quorate_engine::engine::{Config, Engine};
 use quorate_engine::journal::{
-    COMMANDS, CONFIGURATION, Conf, Entry, Inspection, RESET, Row, Standing, entries_at, inspect, twin,
-    unsound_at,
+    COMMANDS, CONFIGURATION, Conf, Contents, Entry, Inspection, RESET, Refusal, Row, Standing, entries_at,
+    inspect, twin, unsound_at,
 };
 use quorate_protocol::id::{GroupId, Index, Replica};
 use quorate_protocol::wire::Wire;
 
-use crate::journal::{Look, OpenError, is_irreplaceable};
+use crate::clock::now;
+use crate::journal::{Look, OpenError, Unreadable, is_irreplaceable};
 
 /// Characters of a command that are shown.
 const SHOWN: usize = 400;
@@ -47,7 +49,7 @@ pub fn run(flags: &CheckFlags) -> Result<bool, String> {
     Ok(sound)
 }
 
-fn report(flags: &CheckFlags, out: &mut Vec<u8>) -> Result<bool, String> {
+pub(crate) fn report(flags: &CheckFlags, out: &mut Vec<u8>) -> Result<bool, String> {
     let shown = flags.dir.display();
     let failed = |error: &dyn std::fmt::Display| format!("data directory {shown}: {error}");
     if !flags.dir.is_dir() {
@@ -59,7 +61,7 @@ fn report(flags: &CheckFlags, out: &mut Vec<u8>) -> Result<bool, String> {
     if founded.is_none() {
         return Err(failed(&"no node has founded it; give the --data-dir of a node"));
     }
-    let found = inspect(&look.contents).map_err(unknown)?;
+    let found = inspected(&look.contents).map_err(unknown)?;
     let write = |out: &mut Vec<u8>| -> io::Result<()> {
         if let Some(holder) = &look.holder {
             writeln!(out, "in use by process {holder}: what is being written may look damaged")?;
@@ -71,6 +73,13 @@ fn report(flags: &CheckFlags, out: &mut Vec<u8>) -> Result<bool, String> {
     };
     write(out).map_err(|error| failed(&error))?;
     Ok(found.recovered.damage.is_empty() && found.recovered.lost().next().is_none())
+}
+
+/// Goes as far as a start does: what is as it was written may still be nothing that can be loaded.
+fn inspected(contents: &Contents) -> Result<Inspection, Refusal> {
+    let found = inspect(contents, &Unreadable::new())?;
+    let engine = Engine::new(now(), Config::new(0, String::new()), found.recovered.clone());
+    if engine.unreadable().is_empty() { Ok(found) } else { inspect(contents, engine.unreadable()) }
 }
 
 fn overview(look: &Look, found: &Inspection, out: &mut Vec<u8>) -> io::Result<()> {
@@ -87,8 +96,11 @@ fn overview(look: &Look, found: &Inspection, out: &mut Vec<u8>) -> io::Result<()
     for (&(group, index), bytes) in &look.contents.snapshots {
         let row = found.recovered.rows.get(&group).filter(|row| row.snapshot.0 == index);
         let named = row.map_or("no row names it".to_owned(), |row| format!("term {}", row.snapshot.1));
-        let bad = unsound_at(bytes, group, index);
-        let sound = bad.map_or("sound".to_owned(), |offset| format!("not sound at offset {offset}"));
+        let sound = match (unsound_at(bytes, group, index), &row) {
+            (Some(offset), _) => format!("not sound at offset {offset}"),
+            (None, Some(row)) if row.standing == Standing::Lost => "as it was written".to_owned(),
+            (None, _) => "sound".to_owned(),
+        };
         writeln!(out, "snapshot of group {} at {index}: {named}, {} bytes, {sound}", group.0, bytes.len())?;
     }
     for segment in &found.segments {

@@ -9,7 +9,7 @@ use quorate_protocol::id::{GroupId, Index, Term};
 
 use super::recover::{Contents, Options, Refusal, recover};
 use super::walk::Source;
-use super::{Entry, Recovered, SEGMENT_SIZE, unsound_at};
+use super::{Damage, Entry, Recovered, SEGMENT_SIZE, unsound_at};
 
 /// A segment as it lies there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,12 +39,13 @@ pub struct Inspection {
     pub segments: Vec<SegmentReport>,
 }
 
-/// Looks at a directory.
+/// Looks at a directory. `unreadable`: see `Options`.
 ///
 /// # Errors
 /// When it cannot say whose it is, or a newer release has written something of it.
-pub fn inspect(contents: &Contents) -> Result<Inspection, Refusal> {
-    let (recovered, ..) = recover(contents, &Options::new(SEGMENT_SIZE))?;
+pub fn inspect(contents: &Contents, unreadable: &BTreeMap<GroupId, Damage>) -> Result<Inspection, Refusal> {
+    let options = Options { unreadable: unreadable.clone(), ..Options::new(SEGMENT_SIZE) };
+    let (recovered, ..) = recover(contents, &options)?;
     let source = Source { identity: recovered.meta.identity, bound: true };
     let mut segments = Vec::new();
     for (&number, bytes) in &contents.segments {

@@ -127,6 +127,11 @@ fn settings(seed: u64) -> EngineConfig {
 fn a_snapshot_that_cannot_be_loaded_is_damage_like_any_other() {
     let scratch = scratch("unloadable");
     let name = unloadable(&scratch, &founding(2));
+    let flags = crate::check::CheckFlags { dir: scratch.0.clone(), explain: None, group: None };
+    let mut told = Vec::new();
+    let sound = crate::check::report(&flags, &mut told).unwrap();
+    let told = String::from_utf8(told).unwrap();
+    assert!(!sound && told.contains("LOST: 1 of") && told.contains(&name.path()), "{told}");
     let earlier = scratch.0.join("damaged/1");
     fs::create_dir_all(&earlier).unwrap();
     let opened = crate::node::open(&scratch.0, &founding(2), settings).unwrap();
