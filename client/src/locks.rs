@@ -7,7 +7,7 @@ use quorate_protocol::reply::Reply;
 
 use crate::call::millis;
 use crate::session::Again;
-use crate::values::{Fields, bytes, flag, list, maybe, number, option, option_bytes, text, yes};
+use crate::values::{Fields, bytes, flag, int, list, maybe, number, option, option_bytes, text, yes};
 use crate::{Client, Error};
 
 /// How a lock is asked for.
@@ -131,8 +131,8 @@ pub struct Holder {
     pub shared: bool,
     /// Its fencing token.
     pub token: u64,
-    /// What is left of its lease.
-    pub ttl: Duration,
+    /// What is left of its lease; none: it is its connection's, and ends with it.
+    pub ttl: Option<Duration>,
 }
 
 /// Somebody in line for a lock.
@@ -219,7 +219,7 @@ fn holder(reply: Reply) -> Result<Holder, Error> {
         owner: bytes(fields.take("owner"))?,
         shared: text(fields.take("mode"))? == "shared",
         token: number(fields.take("token"))?,
-        ttl: Duration::from_millis(number(fields.take("ttl"))?),
+        ttl: u64::try_from(int(fields.take("ttl"))?).ok().map(Duration::from_millis),
     })
 }
 

@@ -39,7 +39,7 @@ wire_struct! {
         /// The named owner; none means the connection.
         pub owner: Option<Bytes>,
         /// Lease in milliseconds from the grant; above 0. (Default: `LOCK_TTL` with an owner's name; without, the
-        /// longest there is, since the lock ends with its connection.)
+        /// longest there is, which stands for no end: the lock ends with its connection.)
         pub ttl: u64,
         /// Milliseconds to wait for the grant; 0 tries once.
         pub wait: u64,

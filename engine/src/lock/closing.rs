@@ -145,7 +145,8 @@ impl Locks {
             let (key, owner) = (key.clone(), wait.owner.clone());
             let Some(token) = self.token_for(name, &owner, key.1) else { return };
             let wait = self.remove_wait(&key);
-            self.hold(name, owner, wait.shared, token, ctx.time.saturating_add(wait.ttl));
+            let until = owner.until(ctx.time, wait.ttl);
+            self.hold(name, owner, wait.shared, token, until);
             answer(out, wait.asker, Reply::int(token));
         }
         self.granting.insert(Bytes::copy_from_slice(name), 0);

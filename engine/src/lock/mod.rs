@@ -29,7 +29,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use quorate_protocol::id::ConnId;
-use quorate_protocol::limits::{LOCK_HOLDERS_MAX, LOCK_WAITERS_MAX, LOCKINFO_MAX, LOCKS_MAX};
+use quorate_protocol::limits::{DURATION_MAX, LOCK_HOLDERS_MAX, LOCK_WAITERS_MAX, LOCKINFO_MAX, LOCKS_MAX};
 use quorate_protocol::op::{Lock, Renew, Unlock};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::wire::Malformed;
@@ -61,6 +61,17 @@ wire_enum! {
         Named(name: Bytes) = 1,
         /// A connection.
         Conn(conn: ConnId) = 2,
+    }
+}
+
+/// A deadline that does not come.
+const NEVER: u64 = u64::MAX;
+
+impl Owner {
+    /// When a lease ends that begins now. A connection that has not said for how long holds a lock as long as it lives.
+    fn until(&self, time: u64, ttl: u64) -> u64 {
+        let endless = matches!(self, Self::Conn(_)) && ttl == DURATION_MAX;
+        if endless { NEVER } else { time.saturating_add(ttl) }
     }
 }
 
@@ -199,7 +210,8 @@ impl Locks {
         if self.has_rest() {
             return Some(0);
         }
-        let locks = self.index.deadlines.first().map(|(deadline, ..)| over_at(*deadline));
+        let locks = self.index.deadlines.first().map(|(deadline, ..)| *deadline);
+        let locks = locks.filter(|deadline| *deadline < NEVER).map(over_at);
         locks.into_iter().chain(self.fencing.next_end()).min()
     }
 
@@ -211,7 +223,7 @@ impl Locks {
             && (op.shared || !hold.shared)
         {
             // What it holds covers what it asks: the same token, the lease renewed.
-            self.set_deadline(key, ctx.time.saturating_add(op.ttl));
+            self.set_deadline(key, owner.until(ctx.time, op.ttl));
             return answer(out, *asker, Reply::int(key.1));
         }
         if let Some(key) = self.waits_of(&owner, &op.name) {
@@ -229,7 +241,8 @@ impl Locks {
                 return answer(out, *asker, full());
             }
             if let Some(token) = self.token_for(&op.name, &owner, place) {
-                self.hold(&op.name, owner, op.shared, token, ctx.time.saturating_add(op.ttl));
+                let until = owner.until(ctx.time, op.ttl);
+                self.hold(&op.name, owner, op.shared, token, until);
                 return answer(out, *asker, Reply::int(token));
             }
             // Nobody else has it: it is only that partitions have to hear of the grant first.
@@ -297,7 +310,7 @@ impl Locks {
         let owner = owner_of(op.owner.as_ref(), asker);
         match self.held_by(&owner, &op.name) {
             Some((key, _)) if op.token.is_none_or(|token| token == key.1) => {
-                self.set_deadline(&key, ctx.time.saturating_add(op.ttl));
+                self.set_deadline(&key, owner.until(ctx.time, op.ttl));
                 answer(out, *asker, Reply::int(op.ttl));
             }
             _ => answer(out, *asker, Reply::Nil),
@@ -308,7 +321,10 @@ impl Locks {
     #[must_use]
     pub fn info(&self, time: u64, name: &Bytes) -> Reply {
         let mode = |shared| Reply::text(if shared { "shared" } else { "exclusive" });
-        let left = |deadline: u64| Reply::int(deadline.saturating_sub(time));
+        let left = |deadline: u64| match deadline {
+            NEVER => Reply::Int(-1),
+            deadline => Reply::int(deadline.saturating_sub(time)),
+        };
         let holder = |((_, token), hold): (&Key, &Hold)| {
             fields([
                 ("owner", Reply::text(hold.owner.to_string())),

@@ -250,6 +250,19 @@ fn waiting_behind_somebody_counts_as_waiting_for_them() {
 }
 
 #[test]
+fn a_connection_holds_a_lock_as_long_as_it_lives() {
+    let mut l = locks();
+    let token = l.say(1, "LOCK db");
+    assert_eq!(l.subject.next_deadline(), None, "nothing is waited for");
+    l.pass(DURATION_MAX + 1);
+    assert!(l.say(2, "LOCKINFO db").contains("ttl: -1"));
+    assert_eq!(l.say(1, "LOCK db"), token, "it has it still");
+    assert_eq!(l.say(1, "RENEW db TTL 1000"), "1000");
+    l.pass(1001);
+    assert_ne!(l.say(2, "LOCK db"), "(nil)", "an end was asked for");
+}
+
+#[test]
 fn a_connection_that_ends_releases_and_withdraws() {
     let mut l = locks();
     assert_eq!(l.say(1, "LOCK a"), "1");
