@@ -5,9 +5,11 @@
 //! over, a cluster without faults is founded on the cuts.
 //!
 //! Properties:
+//! - A cut is a state that the group's replicas had, at the entry that it names.
 //! - What was acknowledged before the backup began is in it: a message that nobody can have settled by its end is found in
-//!   one place, and only there, unless it was moved between two cuts. So is a dead letter of the new cluster.
-//! - The values of keys are those of one moment between its beginning and its end: the register checker takes them for reads.
+//!   one place, and only there, unless it was moved between two cuts; what was settled before is not found. An ID of a
+//!   publisher is remembered. A dead letter of the new cluster arrives.
+//! - The value of each key is one that it had between its beginning and its end: the register checker takes them for reads.
 //! - Tokens, versions and ids go on behind all that the old cluster has given.
 //!
 //! Subtlety: a snapshot may be gone while it is copied, and is copied from its successor then. So a cut does not take all
@@ -33,6 +35,8 @@ use super::world::{Event, World};
 const CUTS: usize = 10;
 /// How long the new cluster is left alone at first: every delay and lease of a message has ended then.
 const SETTLED: u64 = 14_000_000;
+/// How long an ID is surely remembered, and the new cluster looked at.
+const REMEMBERED: u64 = 60_000_000;
 /// A message of the new cluster.
 const PROBE: &[u8] = b"probe";
 /// The property that is checked.
@@ -105,8 +109,9 @@ impl World {
         let Some(backup) = self.backup.take() else { return true };
         let Some(ended) = backup.ended else { return true };
         self.checks.restored += 1;
+        let again = self.published_with_ids(backup.begun);
         let verdict = self.founded_on(&backup.parts).and_then(|mut other| {
-            let looked = other.look_through();
+            let looked = other.look_through(&again);
             let broken = other.checks.violation.take();
             broken.map_or(Ok(()), |broken| Err(format!("{}: {}", broken.property, broken.text)))?;
             assert!(looked, "a look that ends early has a reason");
@@ -134,6 +139,13 @@ impl World {
                     return Err(failed("it ends early"));
                 }
                 let (header, state) = loader.into_state();
+                let had = self.checks.digest_at(group, *index);
+                if had.is_some_and(|had| had != state.digest()) {
+                    return Err(format!(
+                        "the cut of group {} is nothing that it was at entry {index}",
+                        group.0
+                    ));
+                }
                 let (header, mut state) =
                     rebase(&header, state, &meta, &arrived_from(group, &crossings)).map_err(failed)?;
                 let mut writer = Writer::new(header.clone(), &mut state);
@@ -161,7 +173,7 @@ fn crossings(parts: &Parts) -> Crossings {
 
 /// In the new cluster.
 impl World {
-    fn look_through(&mut self) -> bool {
+    fn look_through(&mut self, again: &[(Pub, Reply)]) -> bool {
         let settled = self.time + SETTLED;
         if !self.run_until(settled) {
             return false;
@@ -169,9 +181,19 @@ impl World {
         self.resting = true;
         let auditor = self.add_auditor();
         keys().into_iter().all(|key| self.inquire(auditor, Op::Get(key)).is_some())
+            && again.iter().all(|(op, id)| self.publish_again(auditor, op, id))
             && self.give_numbers(auditor)
             && self.send_letters(auditor)
             && self.empty_topics(auditor)
+    }
+
+    /// What was published with an ID before is still known by it.
+    fn publish_again(&mut self, auditor: usize, op: &Pub, id: &Reply) -> bool {
+        let Some(reply) = self.inquire(auditor, Op::Pub(op.clone())) else { return false };
+        if reply != *id {
+            self.fail("publishers' ids", format!("{op:?} was answered {id:?} and is answered {reply:?}"));
+        }
+        reply == *id
     }
 
     /// Tokens, versions and ids are asked for.
@@ -244,30 +266,38 @@ impl World {
     }
 
     /// The messages of the new cluster: each is in one place. One that was moved to the dead letters between two cuts is in
-    /// its topic as well; it lies there still.
+    /// its topic as well, and has become a dead letter there once more.
     fn found(&self) -> Result<BTreeSet<Bytes>, String> {
-        let mut acked = BTreeSet::new();
-        for record in self.checks.history.records() {
-            if let Op::Ack(Ack { topic, receipts }) = &record.op {
-                acked.extend(receipts.iter().map(|receipt| (topic.clone(), receipt.id)));
-            }
-        }
+        let acked: BTreeSet<_> = self.acks().flat_map(|(_, op)| messages_of(op)).collect();
         let source = name("q", 0);
-        let still: BTreeSet<Bytes> =
-            fetched(self).filter(|(topic, ..)| *topic == source).map(|(.., body)| body).collect();
-        let mut places = BTreeMap::new();
-        for (topic, id, body) in fetched(self) {
-            let place = (topic, id);
-            if !acked.contains(&place) {
-                continue;
-            }
-            let first = places.entry(body.clone()).or_insert_with(|| place.clone());
-            if *first != place && (body == PROBE || !still.contains(&body)) {
-                let name = String::from_utf8_lossy(&body);
-                return Err(format!("{name} is found as {first:?} and as {place:?}"));
-            }
+        let still = |(topic, _, body): &(Bytes, u64, Bytes)| *topic == source && body != PROBE;
+        let still: BTreeSet<Bytes> = fetched(self).filter(still).map(|(.., body)| body).collect();
+        let mut places: BTreeMap<Bytes, BTreeSet<Message>> = BTreeMap::new();
+        for (topic, id, body) in fetched(self).filter(|(topic, id, _)| acked.contains(&(topic.clone(), *id)))
+        {
+            places.entry(body).or_default().insert((topic, id));
+        }
+        let most = |body: &Bytes| 1 + usize::from(still.contains(body));
+        if let Some((body, places)) = places.iter().find(|(body, places)| places.len() > most(body)) {
+            return Err(format!("{} is found as {places:?}", String::from_utf8_lossy(body)));
         }
         Ok(places.into_keys().collect())
+    }
+
+    fn acks(&self) -> impl Iterator<Item = (&Record, &Ack)> {
+        let records = self.checks.history.records().iter();
+        records.filter_map(|record| if let Op::Ack(op) = &record.op { Some((record, op)) } else { None })
+    }
+
+    /// Messages that were published with an ID shortly before a time, and what that was answered.
+    fn published_with_ids(&self, begun: u64) -> Vec<(Pub, Reply)> {
+        let records = self.checks.history.records().iter().rev();
+        let recent = records.filter(|record| record.ended < begun && record.invoked + REMEMBERED > begun);
+        let with_id = recent.filter_map(|record| match (&record.op, record.reply()) {
+            (Op::Pub(op), Some(id @ Reply::Int(_))) if op.dedupe.is_some() => Some((op.clone(), id.clone())),
+            _ => None,
+        });
+        with_id.take(5).collect()
     }
 
     fn messages_are_there(&self, other: &Self, (begun, ended): (u64, u64)) -> Result<(), String> {
@@ -275,19 +305,31 @@ impl World {
         if !found.contains(PROBE) {
             return Err("a dead letter of the new cluster is nowhere".to_owned());
         }
-        let mut settled = BTreeSet::new();
-        for record in self.checks.history.records().iter().filter(|record| record.invoked <= ended) {
-            if let Op::Ack(op) = &record.op {
-                settled.extend(op.receipts.iter().map(|receipt| (op.topic.clone(), receipt.id)));
+        let (mut settled, mut perhaps) = (BTreeSet::new(), BTreeSet::new());
+        for (record, op) in self.acks() {
+            if *record.reply().unwrap_or(&Reply::Nil) == Reply::int(op.receipts.len() as u64)
+                && record.ended < begun
+            {
+                settled.extend(messages_of(op));
+            }
+            let never =
+                record.reply() == Some(&Reply::Int(0)) || matches!(record.outcome, Outcome::Refused(_));
+            if record.invoked <= ended && !never {
+                perhaps.extend(messages_of(op));
             }
         }
         let pushed = self.checks.deliveries.iter();
         let pushed = pushed.map(|(_, topic, id, _, body)| (topic.clone(), *id, body.clone()));
-        let seen = fetched(self).chain(pushed);
-        let gone: BTreeSet<Bytes> = seen
-            .filter(|(topic, id, _)| settled.contains(&(topic.clone(), *id)))
-            .map(|(.., body)| body)
-            .collect();
+        let seen: Vec<(Message, Bytes)> =
+            fetched(self).chain(pushed).map(|(topic, id, body)| ((topic, id), body)).collect();
+        let bodies = |all: &BTreeSet<Message>| -> BTreeSet<&Bytes> {
+            seen.iter().filter(|(message, _)| all.contains(message)).map(|(_, body)| body).collect()
+        };
+        if let Some(body) = bodies(&settled).into_iter().find(|body| found.contains(*body)) {
+            let name = String::from_utf8_lossy(body);
+            return Err(format!("{name} was settled before the backup began, and is in it"));
+        }
+        let gone = bodies(&perhaps);
         for record in self.checks.history.records() {
             let Op::Pub(op) = &record.op else { continue };
             let before = record.succeeded() && record.ended < begun;
@@ -299,8 +341,14 @@ impl World {
     }
 
     fn numbers_go_on(&self, other: &Self) -> Result<(), String> {
-        let old = numbers(self);
-        for (kind, number) in numbers(other) {
+        let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+        numbers(self).for_each(|(kind, number)| {
+            _ = old.entry(kind).and_modify(|old: &mut u64| *old = number.max(*old)).or_insert(number)
+        });
+        numbers(other).for_each(|(kind, number)| {
+            _ = new.entry(kind).and_modify(|new: &mut u64| *new = number.min(*new)).or_insert(number)
+        });
+        for (kind, number) in new {
             let highest = old.get(&kind).copied().unwrap_or(0);
             if number <= highest {
                 return Err(format!("{kind}: {number} is given, and the old cluster has given {highest}"));
@@ -321,16 +369,25 @@ fn fetched(world: &World) -> impl Iterator<Item = (Bytes, u64, Bytes)> {
     })
 }
 
-/// What kind of number → the highest that a cluster has given.
-fn numbers(world: &World) -> BTreeMap<String, u64> {
+/// A message in a topic.
+type Message = (Bytes, u64);
+
+fn messages_of(ack: &Ack) -> impl Iterator<Item = Message> {
+    ack.receipts.iter().map(|receipt| (ack.topic.clone(), receipt.id))
+}
+
+/// Every number that a cluster has given, with what kind it is of. An answer to an ID may be an older number.
+fn numbers(world: &World) -> impl Iterator<Item = (String, u64)> {
     let history = &world.checks.history;
     let text = |name: &Bytes| String::from_utf8_lossy(name).into_owned();
-    let versions =
-        history.versions.iter().map(|(key, version)| (format!("version of {}", text(key)), *version));
-    let told = history.records().iter().filter_map(|record| {
+    let versions = history.versions.iter();
+    let versions = versions.map(move |(key, version)| (format!("version of {}", text(key)), *version));
+    let told = history.records().iter().filter_map(move |record| {
         let (kind, number) = match (&record.op, record.reply()?) {
-            (Op::Lock(op), Reply::Int(token)) => (format!("token of {}", text(&op.name)), token),
-            (Op::Pub(op), Reply::Int(id)) => (format!("message of {}", text(&op.topic)), id),
+            (Op::Lock(_), Reply::Int(token)) => ("token".to_owned(), token),
+            (Op::Pub(op), Reply::Int(id)) if op.dedupe.is_none() => {
+                (format!("message of {}", text(&op.topic)), id)
+            }
             (Op::FillV(op), Reply::Array(fields)) => match &fields[..] {
                 [Reply::Bulk(_), Reply::Int(version), _] => {
                     (format!("version of {}", text(&op.key)), version)
@@ -341,10 +398,5 @@ fn numbers(world: &World) -> BTreeMap<String, u64> {
         };
         Some((kind, u64::try_from(*number).expect("numbers are positive")))
     });
-    let mut highest = BTreeMap::new();
-    for (kind, number) in versions.chain(told) {
-        let known: &mut u64 = highest.entry(kind).or_default();
-        *known = number.max(*known);
-    }
-    highest
+    versions.chain(told)
 }

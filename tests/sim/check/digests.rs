@@ -12,6 +12,12 @@ use super::Verdict;
 pub struct Digests(BTreeMap<GroupId, BTreeMap<Index, (u64, usize)>>);
 
 impl Digests {
+    /// The digest that replicas had there, if one of them was seen.
+    #[must_use]
+    pub fn at(&self, group: GroupId, index: Index) -> Option<u64> {
+        self.0.get(&group)?.get(&index).map(|(digest, _)| *digest)
+    }
+
     /// A node reports its state.
     pub fn saw(&mut self, node: usize, report: &GroupReport) -> Verdict {
         let group = self.0.entry(report.group).or_default();

@@ -189,6 +189,12 @@ impl Checks {
         }
     }
 
+    /// The digest of a group's replicas at an entry, if one of them was seen there.
+    #[must_use]
+    pub fn digest_at(&self, group: GroupId, index: u64) -> Option<u64> {
+        self.digests.at(group, index)
+    }
+
     /// The committed length of each group's log.
     #[must_use]
     pub fn committed(&self) -> BTreeMap<GroupId, u64> {
