@@ -38,6 +38,9 @@ pub const PEER_CONNECTIONS_MAX: usize = 6 * NODES_MAX;
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Requests of one connection that are read but not answered; reading stops until some are.
 pub const PIPELINE_MAX: usize = 1024;
+/// Of these on a binary connection, those that wait by their nature (LOCK WAIT, FETCH BLOCK, GETV FILL, AFTER one of them); above it
+/// `-BUSY`. Half of all, so that what does not wait always finds room.
+pub const WAITS_MAX: usize = PIPELINE_MAX / 2;
 /// Unanswered request bytes of one connection; reading stops until some are answered.
 pub const PIPELINE_BYTES_MAX: usize = 2 * REQUEST_MAX;
 /// Reply bytes that wait for one client; a client that lets more pile up is cut.

@@ -491,7 +491,7 @@ impl Connection {
         self.ahead.asks(&want, self.shared.view.partitions());
         let id = self.next_id;
         self.next_id += 1;
-        let waits = matches!(&want, Want::Op(op) if op.patience() > 0);
+        let waits = self.will_wait(&want, after);
         let answer = match &want {
             // What waits must hold nobody up; its answers are few.
             _ if waits || after.is_some() => 0,

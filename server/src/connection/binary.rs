@@ -1,10 +1,12 @@
 //! The binary half of a connection: frames in, and the requests that they carry.
 //!
-//! Invariant: an answer finds its way back by its correlation id, which names one unanswered request at a time.
+//! Invariants: an answer finds its way back by its correlation id, which names one unanswered request at a time. However many
+//! requests wait by their nature, there is room for others behind them (`limits::WAITS_MAX`).
 
 use quorate_engine::effect::Want;
 use quorate_protocol::command::{Command, ConnAsk, find_number, parse, parse_as};
 use quorate_protocol::frame::{self, Frame, RequestFrame};
+use quorate_protocol::limits::WAITS_MAX;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::Dialect;
 
@@ -76,6 +78,10 @@ impl Connection {
             Want::Op(op) if after.is_none() => self.look_up(&op).map_or(Want::Op(op), Want::Answered),
             want => want,
         };
+        if self.waiting >= WAITS_MAX && self.will_wait(&want, after) {
+            let reply = Reply::error(Code::Busy, too_many_wait());
+            return Frame::Reply { correlation, reply }.encode(&mut self.write);
+        }
         match want {
             // Behind another request it takes its turn through the engine.
             Want::Answered(reply) if after.is_none() => {
@@ -88,4 +94,17 @@ impl Connection {
             }
         }
     }
+
+    /// Whether a request waits by its nature, or behind one that does.
+    pub(super) fn will_wait(&self, want: &Want, after: Option<u64>) -> bool {
+        let behind = after.and_then(|id| self.framed.get(&id));
+        matches!(want, Want::Op(op) if op.patience() > 0) || behind.is_some_and(|(_, cost)| cost.waits)
+    }
+}
+
+fn too_many_wait() -> String {
+    format!(
+        "{WAITS_MAX} requests of this connection wait already (LOCK WAIT, FETCH BLOCK, GETV FILL, and what is AFTER them); let some \
+         be answered first, or open another connection"
+    )
 }
