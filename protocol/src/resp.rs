@@ -24,6 +24,9 @@ use crate::telnet::{self, Telnet};
 /// The longest line that announces a length.
 const LENGTH_LINE_MAX: usize = 32;
 
+/// What an element takes besides its bytes: its place in a list that may be half empty.
+const ELEMENT: usize = 2 * size_of::<Bytes>();
+
 /// Why a text connection cannot go on. The wording is Redis' where Redis has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProtocolError {
@@ -118,6 +121,18 @@ impl RequestDecoder {
     #[must_use]
     pub fn is_between(&self) -> bool {
         self.partial.is_none() && self.scanned == 0
+    }
+
+    /// Bytes that the elements take of an array of which some are still to come.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| partial.bytes + ELEMENT * partial.args.len())
+    }
+
+    /// Gives those memory of their own: they keep nothing alive that was in the buffer with them.
+    pub fn detach(&mut self) {
+        let args = self.partial.iter_mut().flat_map(|partial| &mut partial.args);
+        args.for_each(|arg| *arg = Bytes::copy_from_slice(arg));
     }
 
     /// Takes the next request off the front of `buffer`; `None` when it is not all there yet.
