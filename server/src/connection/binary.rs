@@ -10,13 +10,14 @@ use quorate_protocol::limits::WAITS_MAX;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::Dialect;
 
-use super::{Connection, refusal};
+use super::{Connection, Nature, refusal};
 
 impl Connection {
     pub(super) fn next_frame(&mut self) -> bool {
         match frame::decode(&mut self.read) {
             Ok(None) => false,
-            Ok(Some(Frame::Request(request))) => {
+            Ok(Some(Frame::Request(mut request))) => {
+                self.detach(&mut request.args);
                 self.frame_request(request);
                 true
             }
@@ -32,7 +33,11 @@ impl Connection {
     }
 
     pub(super) fn goodbye(&mut self, why: &str) {
-        let reply = Reply::error(Code::Err, why);
+        self.goodbye_for(Code::Err, why);
+    }
+
+    pub(super) fn goodbye_for(&mut self, code: Code, why: &str) {
+        let reply = Reply::error(code, why);
         Frame::Goodbye { reply }.encode(&mut self.write);
         self.closing = true;
         self.framed.clear();
@@ -85,6 +90,7 @@ impl Connection {
         match want {
             // Behind another request it takes its turn through the engine.
             Want::Answered(reply) if after.is_none() => {
+                let reply = self.fitting(reply, Nature::Local);
                 Frame::Reply { correlation, reply }.encode(&mut self.write);
             }
             want => {
