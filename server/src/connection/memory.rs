@@ -20,7 +20,7 @@ use quorate_protocol::resp::RequestDecoder;
 use super::{Connection, Nature, READ, SPARE, Speech};
 use crate::transaction::Transaction;
 
-/// An answer that the connection knows itself, and that is not refused.
+/// A small answer.
 const SMALL: usize = 1 << 10;
 
 impl Connection {
@@ -48,7 +48,8 @@ impl Connection {
     /// The answer to a request; a refusal if there is no room for it until it is read.
     pub(super) fn fitting(&mut self, reply: Reply, nature: Nature) -> Reply {
         let weight = reply.weight();
-        if nature == Nature::Local && weight <= SMALL {
+        // However much else is held, a few small ones are always told.
+        if weight <= SMALL && (nature == Nature::Local || self.unread() < CLIENT_ALLOWANCE / 2) {
             return reply;
         }
         if self.account.settle(self.held() + weight, &self.outlet) {
@@ -93,6 +94,10 @@ impl Connection {
     /// Others need what it has held for long.
     pub(super) fn make_room(&mut self) -> io::Result<()> {
         let held = self.held();
+        if held <= CLIENT_ALLOWANCE {
+            // It has come to an end with it meanwhile.
+            return Ok(());
+        }
         tracing::warn!(
             "connection {} is cut: it has held {held} bytes for long, and others need them",
             self.number
