@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use quorate_protocol::command::find;
 use quorate_protocol::frame::{self, Frame};
 use quorate_protocol::id::ClientId;
-use quorate_protocol::limits::PIPELINE_MAX;
+use quorate_protocol::limits::{PIPELINE_MAX, WAITS_MAX};
 use quorate_protocol::reply::{Code, Reply};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -40,6 +40,8 @@ const REFUSALS: u32 = 4;
 /// Places for requests that wait (LOCK WAIT, FETCH BLOCK), and as many for all others: those never take
 /// each other's places, and together they stay below what a node reads of one connection.
 const PLACES: usize = PIPELINE_MAX / 2 - 16;
+
+const _: () = assert!(PLACES <= WAITS_MAX, "a node refuses none of those that wait");
 
 /// Growing pauses, each a little by chance so that many clients do not come together.
 #[derive(Debug, Default)]

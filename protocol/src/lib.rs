@@ -16,4 +16,5 @@ pub mod peer;
 pub mod reply;
 pub mod resp;
 pub mod snapshot;
+mod telnet;
 pub mod wire;

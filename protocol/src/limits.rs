@@ -38,10 +38,21 @@ pub const PEER_CONNECTIONS_MAX: usize = 6 * NODES_MAX;
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Requests of one connection that are read but not answered; reading stops until some are.
 pub const PIPELINE_MAX: usize = 1024;
+/// Of these on a binary connection, those that wait by their nature (LOCK WAIT, FETCH BLOCK, GETV FILL, AFTER one of them); above it
+/// `-BUSY`. Half of all, so that what does not wait always finds room.
+pub const WAITS_MAX: usize = PIPELINE_MAX / 2;
 /// Unanswered request bytes of one connection; reading stops until some are answered.
 pub const PIPELINE_BYTES_MAX: usize = 2 * REQUEST_MAX;
 /// Reply bytes that wait for one client; a client that lets more pile up is cut.
 pub const OUTPUT_MAX: usize = 32 << 20;
+/// Bytes that a client's connection may always hold: a read of its socket, requests and answers of ordinary size.
+pub const CLIENT_ALLOWANCE: usize = 64 << 10;
+/// Bytes that all client connections of a node hold beyond that, unless `client.max-memory` says otherwise; above it `-BUSY`.
+pub const CLIENT_MEMORY: usize = 1 << 30;
+/// The least that `client.max-memory` may say: one client at its own bounds needs as much.
+pub const CLIENT_MEMORY_MIN: usize = 64 << 20;
+/// How long a connection may be beyond its allowance while others are refused; then the largest such is cut.
+pub const CLIENT_PATIENCE: u64 = 10_000;
 /// Requests in a node's mailbox from all its clients; above it no client's socket is read until there is room.
 pub const MAILBOX_MAX: usize = 65_536;
 /// Bytes in a node's mailbox from clients and peers; above it no socket is read until there is room.
@@ -208,6 +219,10 @@ const _: () = assert!(PARTITIONS <= PARTITIONS_MAX, "a new cluster has no more p
 const _: () = assert!(
     SNAPSHOT_READS_MAX * SNAPSHOT_READ < OUTPUT_MAX,
     "whoever reads a snapshot as fast as it may is not cut"
+);
+const _: () = assert!(
+    REQUEST_MAX + PIPELINE_BYTES_MAX + OUTPUT_MAX < CLIENT_MEMORY_MIN && CLIENT_MEMORY_MIN <= CLIENT_MEMORY,
+    "one client may have all that it may have"
 );
 const _: () = assert!(PREFETCH <= PREFETCH_MAX, "the default is allowed");
 const _: () = assert!(FETCH_BYTES_MAX + VALUE_MAX <= OUTPUT_MAX, "a full FETCH does not cut its client");

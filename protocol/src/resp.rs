@@ -19,11 +19,13 @@ use nom::{IResult, Parser};
 
 use crate::limits::{ARGS_MAX, INLINE_MAX, NAME_MAX, REQUEST_MAX};
 use crate::reply::Reply;
+use crate::telnet::{self, Telnet};
 
 /// The longest line that announces a length.
 const LENGTH_LINE_MAX: usize = 32;
-/// Telnet's "interpret as command" (RFC 854).
-const IAC: u8 = 0xff;
+
+/// What an element takes besides its bytes: its place in a list that may be half empty.
+const ELEMENT: usize = 2 * size_of::<Bytes>();
 
 /// Why a text connection cannot go on. The wording is Redis' where Redis has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +90,8 @@ pub struct RequestDecoder {
     partial: Option<Partial>,
     /// Bytes of the buffer's front that hold no line end.
     scanned: usize,
+    /// Whether those end within telnet's negotiation.
+    telnet: Telnet,
 }
 
 /// A read of one key as clients send it, `*2 $3 GET $n key`, at the front of a buffer: where the key lies in it, and where
@@ -117,6 +121,18 @@ impl RequestDecoder {
     #[must_use]
     pub fn is_between(&self) -> bool {
         self.partial.is_none() && self.scanned == 0
+    }
+
+    /// Bytes that the elements take of an array of which some are still to come.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| partial.bytes + ELEMENT * partial.args.len())
+    }
+
+    /// Gives those memory of their own: they keep nothing alive that was in the buffer with them.
+    pub fn detach(&mut self) {
+        let args = self.partial.iter_mut().flat_map(|partial| &mut partial.args);
+        args.for_each(|arg| *arg = Bytes::copy_from_slice(arg));
     }
 
     /// Takes the next request off the front of `buffer`; `None` when it is not all there yet.
@@ -186,18 +202,17 @@ impl RequestDecoder {
     }
 
     fn line(&mut self, buffer: &mut BytesMut) -> Result<Option<Vec<Bytes>>, ProtocolError> {
-        let Some(end) = buffer[self.scanned..].iter().position(|&byte| byte == b'\n') else {
+        let Some(end) = self.telnet.find_end(buffer, self.scanned) else {
             self.scanned = buffer.len();
             return if buffer.len() > INLINE_MAX { Err(ProtocolError::LineTooLong) } else { Ok(None) };
         };
-        let line = buffer.split_to(self.scanned + end + 1);
+        let line = buffer.split_to(end + 1);
         self.scanned = 0;
         if line.len() > INLINE_MAX {
             return Err(ProtocolError::LineTooLong);
         }
-        let line = &line[..line.len() - 1];
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        words(&without_telnet(line))
+        let line = telnet::without(&line[..end]);
+        words(line.strip_suffix(b"\r").unwrap_or(&line))
     }
 }
 
@@ -218,23 +233,6 @@ fn length_line(mark: u8, buffer: &mut BytesMut, error: ProtocolError) -> Result<
     let Some((line, value)) = peek_length(mark, buffer, error)? else { return Ok(None) };
     let _ = buffer.split_to(line);
     Ok(Some(value))
-}
-
-/// A line without the option negotiation that telnet clients put into it.
-fn without_telnet(line: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(line.len());
-    let mut rest = line;
-    while let [first, tail @ ..] = rest {
-        rest = match (*first, tail) {
-            (IAC, [251..=254, _, tail @ ..] | [_, tail @ ..]) => tail,
-            (IAC, []) => &[],
-            (byte, tail) => {
-                out.push(byte);
-                tail
-            }
-        };
-    }
-    out
 }
 
 /// Splits a line at blanks; `"…"` knows `\n \r \t \b \a \\ \" \xHH`, `'…'` knows `\'`.
@@ -625,9 +623,31 @@ mod tests {
     }
 
     #[test]
-    fn telnet_negotiation_is_not_text() {
-        let requests = all(b"\xff\xfd\x03\xff\xfb\x18PING\r\n\xff\xf4\r\n", 3).expect("good");
-        assert_eq!(requests.iter().map(text).collect::<Vec<_>>(), [["PING"]]);
+    fn telnet_negotiation_is_not_text_however_it_is_cut() {
+        let ten_rows = b"\xff\xfa\x1f\x00\x50\x00\x0a\xff\xf0";
+        let with_iac = b"\xff\xfa\x1f\xff\xff\xff\xff\xff\xf0";
+        let bytes = [
+            &b"\xff\xfd\x03\xff\xfb\x18PING\r\n\xff\xf4\r\n"[..],
+            ten_rows,
+            b"PI",
+            with_iac,
+            b"NG\r",
+            b"\xff\xf1\nECHO a\xff\xffb\n\xff\xfb\x0aECHO \xffc\xff\r\n",
+        ]
+        .concat();
+        for step in 1..bytes.len() {
+            let requests = all(&bytes, step).expect("good");
+            let texts: Vec<_> = requests.iter().map(text).collect();
+            assert_eq!(texts, [vec!["PING"], vec!["PING"], vec!["ECHO", "a\\xffb"], vec!["ECHO", "c"]]);
+        }
+    }
+
+    #[test]
+    fn negotiation_without_an_end_is_no_longer_than_a_line() {
+        for step in [1000, 1 << 20] {
+            let endless = [&b"\xff\xfa"[..], &[b'\n'; INLINE_MAX]].concat();
+            assert_eq!(all(&endless, step), Err(ProtocolError::LineTooLong), "{step} at a time");
+        }
     }
 
     #[test]

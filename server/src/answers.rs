@@ -12,6 +12,7 @@ use quorate_protocol::command::{ConnAsk, command_count, command_docs, command_in
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::resp::Dialect;
 
+use crate::client_memory::ClientMemory;
 use crate::clock;
 
 /// The Redis version whose behaviour clients may expect.
@@ -38,13 +39,19 @@ pub struct Desk {
     port: u16,
     started: u64,
     counts: Arc<Mutex<Counts>>,
+    memory: Arc<ClientMemory>,
 }
 
 impl Desk {
-    /// For a node with these settings.
+    /// For a node with these settings; `figures` are what its engine and its clients' memory count.
     #[must_use]
-    pub fn new(node: u64, port: u16, settings: Vec<(String, String)>, counts: Arc<Mutex<Counts>>) -> Self {
-        Self { clients: Mutex::default(), settings, node, port, started: clock::now().mono, counts }
+    pub fn new(
+        node: u64,
+        port: u16,
+        settings: Vec<(String, String)>,
+        (counts, memory): (Arc<Mutex<Counts>>, Arc<ClientMemory>),
+    ) -> Self {
+        Self { clients: Mutex::default(), settings, node, port, started: clock::now().mono, counts, memory }
     }
 
     /// The number of clients.
@@ -198,14 +205,17 @@ impl Answerer {
         )
     }
 
-    /// What keys take on this node, in Redis' names.
+    /// What keys and clients take on this node, in Redis' names.
     fn memory(&self) -> String {
         let counts = *self.desk.counts.lock();
         let policy = self.desk.settings.iter().find(|(name, _)| name == "maxmemory-policy");
         let policy = policy.map_or("noeviction", |(_, value)| value);
         format!(
-            "used_memory:{}\r\nmaxmemory:{}\r\nmaxmemory_policy:{policy}\r\nevicted_keys:{}\r\n",
-            counts.store_bytes, counts.store_max, counts.evicted
+            "used_memory:{}\r\nmaxmemory:{}\r\nmaxmemory_policy:{policy}\r\nevicted_keys:{}\r\nmem_clients_normal:{}\r\n",
+            counts.store_bytes,
+            counts.store_max,
+            counts.evicted,
+            self.desk.memory.figures().bytes
         )
     }
 

@@ -7,7 +7,9 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use quorate_protocol::id::{ClusterId, NodeId};
-use quorate_protocol::limits::{CACHE_MEMORY, NODE_ID_MAX, NODES_MAX, PARTITIONS, STORE_MEMORY};
+use quorate_protocol::limits::{
+    CACHE_MEMORY, CLIENT_MEMORY, CLIENT_MEMORY_MIN, NODE_ID_MAX, NODES_MAX, PARTITIONS, STORE_MEMORY,
+};
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -114,6 +116,9 @@ pub struct NodeFlags {
     /// Memory for keys that this node has read, in bytes, or with k, m or g behind [default: 256m].
     #[arg(long, env = "QUORATE_CACHE_MAX_MEMORY", value_name = "SIZE")]
     cache_max_memory: Option<Size>,
+    /// Memory that clients' connections may hold together, 64m at least [default: 1g].
+    #[arg(long, env = "QUORATE_CLIENT_MAX_MEMORY", value_name = "SIZE")]
+    client_max_memory: Option<Size>,
     /// Threads that serve clients [default: one for every two cores].
     #[arg(long, env = "QUORATE_CLIENT_THREADS", value_name = "N")]
     client_threads: Option<usize>,
@@ -160,6 +165,8 @@ pub struct Config {
     pub origin: Origin,
     /// Memory for keys that this node has read; bytes.
     pub cache_memory: usize,
+    /// Memory that clients' connections may hold together; bytes.
+    pub client_memory: usize,
     /// Threads that serve clients.
     pub client_threads: usize,
     /// Memory for the keys of all partitions; bytes.
@@ -261,6 +268,7 @@ impl NodeFlags {
             join: self.join.or(other.join),
             log_format: self.log_format.or(other.log_format),
             cache_max_memory: self.cache_max_memory.or(other.cache_max_memory),
+            client_max_memory: self.client_max_memory.or(other.client_max_memory),
             client_threads: self.client_threads.or(other.client_threads),
             store_max_memory: self.store_max_memory.or(other.store_max_memory),
             store_eviction: self.store_eviction.or(other.store_eviction),
@@ -298,6 +306,13 @@ impl NodeFlags {
                 "--client-threads {client_threads} is not between 1 and {CLIENT_THREADS_MAX}"
             ));
         }
+        let client_memory = self.client_max_memory.map_or(CLIENT_MEMORY, |size| size.0);
+        if client_memory < CLIENT_MEMORY_MIN {
+            return Err(format!(
+                "--client-max-memory {client_memory} is less than one client may need; give {}m or more",
+                CLIENT_MEMORY_MIN >> 20
+            ));
+        }
         let log_level = self.log_level.unwrap_or_else(|| "info".into()).to_lowercase();
         if !["error", "warn", "info", "debug", "trace"].contains(&log_level.as_str()) {
             return Err(format!("--log-level {log_level} is unknown; use error, warn, info, debug or trace"));
@@ -313,6 +328,7 @@ impl NodeFlags {
             origin,
             log_format: self.log_format.unwrap_or_default(),
             cache_memory: self.cache_max_memory.map_or(CACHE_MEMORY, |size| size.0),
+            client_memory,
             client_threads,
             store_memory: self.store_max_memory.map_or(STORE_MEMORY, |size| size.0 as u64),
             store_eviction: self.store_eviction.unwrap_or_default(),
@@ -486,6 +502,7 @@ impl Config {
             ("data-dir", self.data_dir.display().to_string()),
             origin,
             ("cache-max-memory", self.cache_memory.to_string()),
+            ("client-max-memory", self.client_memory.to_string()),
             ("client-threads", self.client_threads.to_string()),
             ("store-max-memory", self.store_memory.to_string()),
             ("store-eviction", eviction.to_owned()),
@@ -501,6 +518,7 @@ impl Config {
         let mut settings = self.settings();
         let policy = if self.store_eviction == Eviction::Lru { "allkeys-lru" } else { "noeviction" };
         settings.push(("maxmemory".to_owned(), self.store_memory.to_string()));
+        settings.push(("maxmemory-clients".to_owned(), self.client_memory.to_string()));
         for (name, value) in [
             // Every write is on stable storage before its answer; there is no snapshot schedule.
             ("save", ""),
@@ -609,6 +627,7 @@ mod tests {
             (&["--node-id", "4", "--join", "a:1", "--initial-cluster", "4=a:1"], "give one of them"),
             (&["--node-id", "4", "--join", "a:1", "--peer-listen", "0.0.0.0:7412"], "--peer-advertise"),
             (&["--peer-advertise", "here"], "--peer-advertise: 'here' is not HOST:PEERPORT"),
+            (&["--client-max-memory", "63m"], "one client may need; give 64m or more"),
             (&["--log-level", "loud"], "--log-level loud is unknown"),
             (&["--port", "1"], "unexpected argument '--port' found"),
             (&["--log-format", "xml"], "[possible values: text, json]; see quorate-server --help"),

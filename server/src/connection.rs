@@ -12,13 +12,15 @@
 //!   must never be cut for a pipeline of ordinary depth.
 //! - The dialect changes between two answers, where the request that changed it stands; never to RESP2 while
 //!   a subscription may stand.
-//! - An idle connection holds no read buffer.
+//! - An idle connection holds no read buffer. What all connections hold is bounded (`memory.rs`).
 //! - A client that sends no more (`nc -N`), and one of a node that stops, is answered what it asked before, but
 //!   nothing that waits by its nature: a LOCK or FETCH of somebody who is gone must not take anything.
 
 mod ahead;
 mod binary;
+mod memory;
 mod pushes;
+mod shown;
 mod socket;
 
 use std::cell::Cell;
@@ -28,7 +30,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use quorate_engine::effect::{Input, Request, Want};
 use quorate_protocol::command::{Command, ConnAsk, parse};
 use quorate_protocol::frame::{Frame, MAGIC};
@@ -41,7 +43,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::answers::{Answered, Answerer};
-use crate::clock;
+use crate::client_memory::Account;
 use crate::driver::Shared;
 use crate::outlet::{Out, Outlet};
 use crate::subscriptions::{Change, Subscriptions};
@@ -83,6 +85,18 @@ struct Cost {
     answer: usize,
     /// It waits by its nature.
     waits: bool,
+    nature: Nature,
+}
+
+/// What is known of a request whose answer finds no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nature {
+    /// The connection knows the answer itself. A small one is no larger than what was asked, and is never refused.
+    Local,
+    /// It changes nothing.
+    Read,
+    /// It may have taken effect.
+    Write,
 }
 
 /// What is remembered of an unanswered request.
@@ -110,8 +124,14 @@ pub struct Connection {
     answerer: Answerer,
     speech: Speech,
     read: BytesMut,
+    /// The most bytes that have lain in `read` since it had memory of its own.
+    grown: usize,
     write: Vec<u8>,
     written: usize,
+    /// Bytes in `write` that say that there is no room for answers.
+    refusals: usize,
+    /// There is no room for answers until all in `write` are written.
+    full: bool,
     next_id: u64,
     batch: Vec<Request>,
     batch_weight: usize,
@@ -133,6 +153,8 @@ pub struct Connection {
     owed_bytes: usize,
     /// What the next large answer is expected to come to: twice the last ones at the most.
     expected: usize,
+    /// What it is charged for the memory that it holds.
+    account: Account,
     /// Unanswered requests that wait by their nature.
     waiting: usize,
     connected: bool,
@@ -150,6 +172,7 @@ impl Connection {
     pub fn new(number: u64, stream: TcpStream, shared: Arc<Shared>, answerer: Answerer) -> Self {
         let outlet = Arc::<Outlet>::default();
         shared.outlets.insert(number, Arc::clone(&outlet));
+        let account = Account::new(number, Arc::clone(&shared.client_memory));
         Self {
             number,
             stream,
@@ -158,8 +181,12 @@ impl Connection {
             answerer,
             speech: Speech::Unknown,
             read: BytesMut::new(),
+            grown: 0,
+            account,
             write: Vec::new(),
             written: 0,
+            refusals: 0,
+            full: false,
             next_id: 1,
             batch: Vec::new(),
             batch_weight: 0,
@@ -205,6 +232,7 @@ impl Connection {
         // What is rarely waited for is boxed when it is, so that an idle connection does not carry it.
         loop {
             self.flush()?;
+            self.settle()?;
             let pending = self.written < self.write.len();
             let over = if self.half_closed { !self.has_answers_due() } else { self.unanswered() == 0 };
             if self.closing && !pending && over {
@@ -213,6 +241,7 @@ impl Connection {
             if self.held_back && self.has_room() {
                 self.decode();
                 self.hand_over();
+                self.slim();
                 continue;
             }
             let may_read = !self.closing && !self.half_closed && self.has_room();
@@ -248,7 +277,8 @@ impl Connection {
             && !self.transaction.waits()
             && self.unanswered_bytes < PIPELINE_BYTES_MAX
             && self.owed_bytes < OWED_FULL
-            && self.write.len() - self.written < OUTPUT_FULL
+            && self.unread() < OUTPUT_FULL
+            && !self.full
     }
 
     fn unanswered(&self) -> usize {
@@ -273,13 +303,16 @@ impl Connection {
         while self.written < self.write.len() {
             match self.stream.try_write(&self.write[self.written..]) {
                 Ok(count) => self.written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.slim_output();
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
         }
         self.write.clear();
         self.write.shrink_to(READ);
-        self.written = 0;
+        (self.written, self.refusals, self.full) = (0, 0, false);
         Ok(())
     }
 
@@ -292,6 +325,7 @@ impl Connection {
         let more = match read_once(&self.stream, &mut self.read) {
             Ok(0) => false,
             Ok(_) => {
+                self.grown = self.grown.max(self.read.len());
                 self.decode();
                 self.hand_over();
                 true
@@ -300,9 +334,7 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
             Err(error) => return Err(error),
         };
-        if self.read.is_empty() {
-            SPARE.set(std::mem::take(&mut self.read));
-        }
+        self.slim();
         Ok(more)
     }
 
@@ -316,7 +348,7 @@ impl Connection {
         }
         self.held_back = false;
         while !self.closing {
-            if !self.has_room() {
+            if !self.has_room() || !self.has_room_for_answers() {
                 self.held_back = true;
                 return;
             }
@@ -331,44 +363,15 @@ impl Connection {
         }
     }
 
-    /// Answers reads that stand at the front of what was read and that the node can answer itself, without taking them
-    /// apart. They were all asked before the one look at the clock.
-    fn show_lines(&mut self) {
-        let Speech::Text { decoder, dialect } = &self.speech else { return };
-        let plain = decoder.is_between() && *dialect != Dialect::Inline && !self.subscriptions.may_push();
-        // Between MULTI and EXEC reads are queued like everything else.
-        let plain = plain && !self.transaction.is_open() && !self.tracker.is_on();
-        if !plain || self.unanswered() > 0 {
-            return;
-        }
-        let mut next = resp::peek_get(&self.read);
-        if next.is_none() {
-            return;
-        }
-        let (dialect, now) = (*dialect, clock::mono());
-        let mut taken = 0;
-        while let Some((key, end)) = next {
-            let key = &self.read[taken..][key];
-            let write = &mut self.write;
-            let shown = write.len() - self.written < OUTPUT_FULL
-                && self.shared.view.show(key, now, |value| resp::encode_value(dialect, value, write));
-            if !shown {
-                break;
-            }
-            taken += end;
-            next = resp::peek_get(&self.read[taken..]);
-        }
-        self.read.advance(taken);
-    }
-
     fn next_text(&mut self) -> bool {
         self.show_lines();
         let Speech::Text { decoder, dialect } = &mut self.speech else { return false };
         match decoder.decode(&mut self.read) {
             Ok(None) => false,
-            Ok(Some(request)) => {
+            Ok(Some(mut request)) => {
                 let last = self.asked.iter().rev().find_map(|asked| asked.dialect).unwrap_or(*dialect);
                 let switch = (last == Dialect::Inline && !request.inline).then_some(Dialect::Resp2);
+                self.detach(&mut request.args);
                 self.text_request(&request.args, switch.unwrap_or(last), switch);
                 true
             }
@@ -447,24 +450,10 @@ impl Connection {
         }
     }
 
-    /// Answers a read from what the node holds itself, if it may pass all that is unanswered before it.
-    fn look_up(&self, op: &Op) -> Option<Reply> {
-        let view = &self.shared.view;
-        let key = op.line()?;
-        // What a client that keeps values is told of a read stands right behind its answer.
-        let passes =
-            self.unanswered() == 0 || !self.tracker.is_on() && self.ahead.lets_pass(key, view.partitions());
-        if !passes {
-            view.miss(key);
-            return None;
-        }
-        let value = view.get(key, clock::mono())?;
-        Some(value.map_or(Reply::Nil, Reply::Bulk))
-    }
-
     /// An answer that is known: written at once when nothing stands before it.
     fn answer_text(&mut self, reply: Reply, bytes: usize, dialect: Option<Dialect>, last: bool) {
         if self.asked.is_empty() {
+            let reply = self.fitting(reply, Nature::Local);
             self.write_text(dialect, &reply);
         } else {
             self.ask_text(Want::Answered(reply), bytes, dialect, last);
@@ -491,7 +480,12 @@ impl Connection {
         self.ahead.asks(&want, self.shared.view.partitions());
         let id = self.next_id;
         self.next_id += 1;
-        let waits = matches!(&want, Want::Op(op) if op.patience() > 0);
+        let waits = self.will_wait(&want, after);
+        let nature = match &want {
+            Want::Answered(_) => Nature::Local,
+            Want::Op(op) if op.is_read() => Nature::Read,
+            _ => Nature::Write,
+        };
         let answer = match &want {
             // What waits must hold nobody up; its answers are few.
             _ if waits || after.is_some() => 0,
@@ -504,7 +498,7 @@ impl Connection {
         self.unanswered_bytes += bytes;
         self.owed_bytes += answer;
         self.waiting += usize::from(waits);
-        (id, Cost { bytes, answer, waits })
+        (id, Cost { bytes, answer, waits, nature })
     }
 
     fn no_longer_owed(&mut self, cost: Cost, reply: &Reply) {
@@ -532,29 +526,24 @@ impl Connection {
     }
 
     fn take_answers(&mut self) -> io::Result<()> {
-        let Some(outs) = self.outlet.take() else {
-            tracing::warn!("connection {} is cut: its client does not read what it asked for", self.number);
-            return Err(io::Error::other("too much output"));
-        };
+        let Some(outs) = self.outlet.take() else { return self.too_much_output() };
         for out in outs {
             match out {
                 Out::Reply(id, reply) => self.answered(id, reply),
                 Out::Push(delivery) => self.pushed(delivery),
                 Out::Stale(stale) => self.push_stale(stale),
                 Out::Close(reason) => self.close(&reason),
+                Out::Cut => self.make_room()?,
             }
         }
-        if self.write.len() - self.written > OUTPUT_MAX {
-            tracing::warn!("connection {} is cut: its client does not read what it asked for", self.number);
-            return Err(io::Error::other("too much output"));
-        }
-        Ok(())
+        if self.unread() > OUTPUT_MAX { self.too_much_output() } else { Ok(()) }
     }
 
     fn answered(&mut self, id: u64, mut reply: Reply) {
         if let Some((correlation, cost)) = self.framed.remove(&id) {
             self.correlations.remove(&correlation);
             self.no_longer_owed(cost, &reply);
+            let reply = self.fitting(reply, cost.nature);
             return Frame::Reply { correlation, reply }.encode(&mut self.write);
         }
         if let Some(asked) = self.asked.pop_front() {
@@ -566,6 +555,7 @@ impl Connection {
             if let Some(keys) = asked.watch {
                 reply = self.transaction.watching(&keys, reply);
             }
+            let reply = self.fitting(reply, asked.cost.nature);
             self.write_text(asked.dialect, &reply);
             self.tell_behind(asked.told, &reply);
             self.closing |= asked.last;

@@ -18,6 +18,7 @@ use quorate_protocol::limits::TRACKED_MAX;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::client_memory::ClientMemory;
 use crate::clock;
 use crate::journal::{Listener, SyncThread};
 use crate::mailbox::{Mailbox, Taken};
@@ -40,6 +41,8 @@ pub struct Shared {
     pub book: Book,
     /// What is read without asking the engine.
     pub view: View,
+    /// What their connections hold.
+    pub client_memory: Arc<ClientMemory>,
     /// What clients keep themselves.
     pub tracking: Tracking,
     /// Cancelled when the node is told to stop: no new clients.
@@ -57,11 +60,12 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Of a node that reads from this view.
+    /// Of a node that reads from this view, and whose clients may hold so many bytes.
     #[must_use]
-    pub fn new(view: View) -> Self {
+    pub fn new(view: View, client_memory: usize) -> Self {
         let tracking = Tracking::new(view.partitions(), TRACKED_MAX);
-        Self { view, tracking, ..Self::default() }
+        let client_memory = Arc::new(ClientMemory::new(client_memory));
+        Self { view, client_memory, tracking, ..Self::default() }
     }
 
     /// The number of a new connection. 0 is the node's own.

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod answers;
 pub mod check;
+pub mod client_memory;
 pub mod clock;
 pub mod config;
 pub mod connection;

@@ -31,8 +31,35 @@ enum Figure {
     Gauges(&'static str, Vec<(&'static str, u64)>),
 }
 
+/// A figure's name, its help, and itself.
+type Named = (&'static str, &'static str, Figure);
+
+fn of_clients(shared: &Shared, desk: &Desk) -> Vec<Named> {
+    use Figure::{Counter, Gauge};
+    let memory = shared.client_memory.figures();
+    vec![
+        ("connections", "Clients that are connected", Gauge(desk.len() as u64)),
+        (
+            "client_bytes",
+            "Bytes that clients' connections hold beyond what each may always hold",
+            Gauge(memory.bytes as u64),
+        ),
+        ("client_max_bytes", "Bytes that they may hold (client-max-memory)", Gauge(memory.max as u64)),
+        (
+            "client_refused",
+            "Requests and answers of clients that found no room there",
+            Counter(memory.refused),
+        ),
+        (
+            "client_cut",
+            "Connections of clients cut because others needed what they held",
+            Counter(memory.cut),
+        ),
+    ]
+}
+
 /// Everything there is to tell, as it is now.
-fn figures(shared: &Shared, desk: &Desk) -> Vec<(&'static str, &'static str, Figure)> {
+fn figures(shared: &Shared, desk: &Desk) -> Vec<Named> {
     use Figure::{Counter, Gauge, Gauges};
     let (counts, cache) = (*shared.counts.lock(), shared.view.counts());
     let size = |n: usize| n as u64;
@@ -98,13 +125,12 @@ fn figures(shared: &Shared, desk: &Desk) -> Vec<(&'static str, &'static str, Fig
         ("cache_write_backs_lost", "Times that such SETs of a key were lost", Counter(backs.lost)),
         ("cache_dirty_lines", "Keys with such SETs still to be brought", Gauge(size(backs.dirty))),
     ];
-    let clients = ("connections", "Clients that are connected", Gauge(size(desk.len())));
-    [vec![clients], of_engine, of_keys, of_cache, of_write_backs].into_iter().flatten().collect()
+    [of_clients(shared, desk), of_engine, of_keys, of_cache, of_write_backs].into_iter().flatten().collect()
 }
 
 /// What is told at one moment.
 #[derive(Debug)]
-struct Told(Arc<Vec<(&'static str, &'static str, Figure)>>);
+struct Told(Arc<Vec<Named>>);
 
 impl fmt::Debug for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

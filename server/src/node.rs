@@ -44,7 +44,7 @@ pub fn run(config: &Config) -> Result<(), String> {
     let Opened { dir, journal, meta, log, engine } =
         open(&config.data_dir, &founding, |seed| engine_config(config, seed))?;
     let view = View::new(meta.partitions, config.cache_memory);
-    let shared = Arc::new(Shared::new(view));
+    let shared = Arc::new(Shared::new(view, config.client_memory));
     let founders = meta.founders.iter().cloned();
     shared.book.begin(founders.chain(addresses(&log)).chain(members), identities(&log));
     let me = peers::Me {
@@ -52,9 +52,9 @@ pub fn run(config: &Config) -> Result<(), String> {
         client_address: config.advertise.clone(),
         peer_address: config.peer_advertise.clone(),
     };
-    let counts = Arc::clone(&shared.counts);
+    let figures = (Arc::clone(&shared.counts), Arc::clone(&shared.client_memory));
     let desk =
-        Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings(), counts));
+        Arc::new(Desk::new(config.node.0, ports.client_address.port(), config.redis_settings(), figures));
     ports.tell(&meta, dir.path());
     let data = dir.path().to_owned();
     let disk = SyncThread::start(dir, journal, DiskListener(Arc::clone(&shared)));

@@ -25,6 +25,8 @@ pub enum Out {
     Stale(Stale),
     /// The last thing: why the connection is closed.
     Close(String),
+    /// Others need the memory that the connection holds.
+    Cut,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +85,7 @@ fn weight(out: &Out) -> usize {
         Out::Reply(_, reply) => reply.weight(),
         Out::Push(delivery) => delivery.weight(),
         Out::Stale(Stale::Keys(keys)) => keys.iter().map(|key| 32 + key.len()).sum(),
-        Out::Stale(Stale::All) => 0,
+        Out::Stale(Stale::All) | Out::Cut => 0,
         Out::Close(reason) => reason.len(),
     }
 }

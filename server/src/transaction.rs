@@ -66,6 +66,14 @@ impl Transaction {
         self.asked
     }
 
+    /// Bytes that are kept.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let queued = self.queue.as_ref().filter(|queue| !queue.commands.is_empty());
+        let watched = self.watched.iter().map(|(key, _)| key).chain(&self.unwatched);
+        queued.map_or(0, |queue| queue.bytes) + watched.map(|key| 64 + key.len()).sum::<usize>()
+    }
+
     /// Whether commands are queued.
     #[must_use]
     pub fn is_open(&self) -> bool {

@@ -3,20 +3,17 @@
 //! Whatever is sent: an error reply or a closed connection, the node goes on serving, and its memory stays
 //! bounded.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use quorate_protocol::command::find;
-use quorate_protocol::frame::{self, Frame, RequestFrame};
+use quorate_protocol::frame::{Frame, RequestFrame};
 use quorate_protocol::id::{ClientId, ClientSeq};
-use quorate_protocol::limits::{ARGS_MAX, INLINE_MAX, PIPELINE_MAX};
+use quorate_protocol::limits::{ARGS_MAX, INLINE_MAX, PIPELINE_MAX, WAITS_MAX};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_tests::process::{Cluster, poll};
-
-/// How long a node may take to answer or to close.
-const PATIENCE: Duration = Duration::from_secs(60);
+use quorate_tests::socket::{Socket, encoded, request};
 
 /// The node that most tests talk to.
 struct Node {
@@ -52,124 +49,6 @@ impl Node {
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux tells");
         1024 * line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number")
     }
-}
-
-struct Socket {
-    stream: TcpStream,
-    buffer: BytesMut,
-}
-
-impl Socket {
-    fn new(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the node listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.set_nodelay(true).expect("no delay");
-        Self { stream, buffer: BytesMut::new() }
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).expect("the connection stands");
-    }
-
-    /// Sends what the node may refuse to read to its end.
-    fn try_send(&mut self, bytes: &[u8]) {
-        let _ = self.stream.write_all(bytes);
-    }
-
-    /// Reads more; false at the end.
-    fn more(&mut self) -> bool {
-        let mut piece = [0; 64 << 10];
-        match self.stream.read(&mut piece) {
-            Ok(count) => {
-                self.buffer.extend_from_slice(&piece[..count]);
-                count > 0
-            }
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => false,
-            Err(error) => panic!("the node neither answers nor closes: {error}"),
-        }
-    }
-
-    fn line(&mut self) -> String {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
-                let line = self.buffer.split_to(end + 1);
-                return String::from_utf8_lossy(&line).trim_end().to_owned();
-            }
-            assert!(self.more(), "closed instead of a line");
-        }
-    }
-
-    /// Everything up to the end.
-    fn rest(&mut self) -> String {
-        while self.more() {}
-        String::from_utf8_lossy(&self.buffer).into_owned()
-    }
-
-    fn expect(&mut self, bytes: &[u8]) {
-        while self.buffer.len() < bytes.len() {
-            assert!(self.more(), "closed instead of {}", bytes.escape_ascii());
-        }
-        let got = self.buffer.split_to(bytes.len());
-        assert!(got == bytes, "{} instead of {}", got.escape_ascii(), bytes.escape_ascii());
-    }
-
-    fn send_frame(&mut self, frame: RequestFrame) {
-        self.send(&encoded(frame));
-    }
-
-    fn frame(&mut self) -> Option<Frame> {
-        loop {
-            if let Some(frame) = frame::decode(&mut self.buffer).expect("nodes send good frames") {
-                return Some(frame);
-            }
-            if !self.more() {
-                return None;
-            }
-        }
-    }
-
-    fn reply(&mut self) -> (u64, Reply) {
-        match self.frame() {
-            Some(Frame::Reply { correlation, reply }) => (correlation, reply),
-            other => panic!("{other:?} instead of a reply"),
-        }
-    }
-
-    /// Why the node closes the connection.
-    fn goodbye(&mut self) -> String {
-        loop {
-            match self.frame() {
-                Some(Frame::Goodbye { reply }) => {
-                    assert!(self.frame().is_none(), "nothing follows a goodbye");
-                    return reply.failure().expect("an error").text.clone();
-                }
-                Some(_) => {}
-                None => panic!("closed without a goodbye"),
-            }
-        }
-    }
-
-    fn ask(&mut self, frame: RequestFrame) -> Reply {
-        let correlation = frame.correlation;
-        self.send_frame(frame);
-        let (answered, reply) = self.reply();
-        assert_eq!(answered, correlation);
-        reply
-    }
-}
-
-fn encoded(frame: RequestFrame) -> Vec<u8> {
-    let mut out = Vec::new();
-    Frame::Request(frame).encode(&mut out);
-    out
-}
-
-/// A request from a line: the verb by its number.
-fn request(correlation: u64, line: &str) -> RequestFrame {
-    let mut words = line.split(' ');
-    let opcode = find(words.next().expect("a verb").as_bytes()).expect("a verb of the table").number;
-    let args = words.map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
-    RequestFrame { correlation, opcode, args, ..RequestFrame::default() }
 }
 
 fn in_session(correlation: u64, line: &str, client: u64, seq: u64, lowest: u64) -> RequestFrame {
@@ -242,7 +121,8 @@ fn text_that_makes_no_sense_is_told_so_and_the_connection_stands() {
         assert!(line.starts_with(why), "{}: {line}", bytes.escape_ascii());
     }
     let mut telnet = node.connect();
-    telnet.send(b"\xff\xfd\x03\xff\xfb\x18PING\r\n\xff\xf4\xff\xfd\x06\r\nPING\r\n");
+    // As it says what it can do, and how large its window is: ten rows.
+    telnet.send(b"\xff\xfd\x03\xff\xfb\x18\xff\xfa\x1f\x00\x50\x00\x0a\xff\xf0PING\r\n\xff\xf4\xff\xfd\x06\r\nPING\r\n");
     assert_eq!((telnet.line(), telnet.line()), ("PONG".to_owned(), "PONG".to_owned()));
     node.still_serves();
 }
@@ -521,6 +401,57 @@ fn binary_answers_overtake_and_after_keeps_order() {
     answered.sort_unstable();
     assert_eq!(answered, [1, 2], "QUIT waits for what was asked before");
     assert!(last.frame().is_none(), "closed");
+}
+
+#[test]
+fn requests_that_wait_leave_room_for_those_that_do_not() {
+    let node = Node::start();
+    let mut holder = node.connect();
+    assert!(matches!(holder.ask(request(1, "LOCK held OWNER holder TTL 600000")), Reply::Int(_)));
+    let mut socket = node.connect();
+    let most = u64::try_from(WAITS_MAX).expect("a number");
+    let waits = |n: u64| match n % 3 {
+        0 => request(n, "FETCH nothing BLOCK 600000"),
+        1 => request(n, &format!("LOCK held OWNER waiter{n} WAIT 600000")),
+        // What is behind one that waits does, too.
+        _ => RequestFrame { after: Some(n - 1), ..request(n, "PING") },
+    };
+    // More than the node reads of unanswered requests.
+    let many: Vec<u8> = (1..=2 * most + 100).flat_map(|n| encoded(waits(n))).collect();
+    socket.send(&many);
+    let refused = |(n, reply): (u64, Reply)| {
+        let failure = reply.failure().unwrap_or_else(|| panic!("{n} is refused, not {reply:?}"));
+        assert!(failure.code == Code::Busy && reply.never_proposed(), "{failure:?}");
+        assert!(failure.text.contains("512 requests of this connection wait"), "{failure:?}");
+        n
+    };
+    for n in most + 1..=2 * most + 100 {
+        if n % 3 == 2 {
+            assert_eq!(socket.reply(), (n, Reply::Status("PONG")), "the one before was refused at once");
+        } else {
+            assert_eq!(refused(socket.reply()), n);
+        }
+    }
+    assert_eq!(socket.ask(request(10_000, "PING")), Reply::Status("PONG"));
+    assert_eq!(socket.ask(request(10_001, "SET k v")), Reply::OK);
+    assert!(
+        matches!(socket.ask(request(10_002, "LOCK free OWNER other")), Reply::Int(_)),
+        "it is not to wait"
+    );
+    // The UNLOCK that one waits for comes on the same connection, behind all that wait.
+    socket.send_frame(request(10_003, "UNLOCK held OWNER holder"));
+    let answers: HashMap<u64, Reply> = (0..3).map(|_| socket.reply()).collect();
+    assert_eq!(answers[&10_003], Reply::Int(1));
+    let granted = answers.iter().find(|(n, reply)| **n < 10_000 && matches!(reply, Reply::Int(_)));
+    let (granted, _) = granted.expect("one of those that wait");
+    assert_eq!(answers[&(granted + 1)], Reply::Status("PONG"), "and what is behind it");
+    // So two more may wait.
+    (0..3).for_each(|n| socket.send_frame(request(20_000 + n, "FETCH nothing BLOCK 600000")));
+    assert_eq!(refused(socket.reply()), 20_002);
+    // Where answers come in order, what waits holds up all behind it anyway, and as much may be sent as ever.
+    let mut ordered = node.connect();
+    ordered.send(&b"LOCK free OWNER other WAIT 1000\r\n".repeat(WAITS_MAX + 100));
+    (0..WAITS_MAX + 100).for_each(|_| assert!(ordered.line().parse::<u64>().is_ok(), "it is granted"));
 }
 
 #[test]

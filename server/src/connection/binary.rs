@@ -1,20 +1,23 @@
 //! The binary half of a connection: frames in, and the requests that they carry.
 //!
-//! Invariant: an answer finds its way back by its correlation id, which names one unanswered request at a time.
+//! Invariants: an answer finds its way back by its correlation id, which names one unanswered request at a time. However many
+//! requests wait by their nature, there is room for others behind them (`limits::WAITS_MAX`).
 
 use quorate_engine::effect::Want;
 use quorate_protocol::command::{Command, ConnAsk, find_number, parse, parse_as};
 use quorate_protocol::frame::{self, Frame, RequestFrame};
+use quorate_protocol::limits::WAITS_MAX;
 use quorate_protocol::reply::{Code, Failure, Reply};
 use quorate_protocol::resp::Dialect;
 
-use super::{Connection, refusal};
+use super::{Connection, Nature, refusal};
 
 impl Connection {
     pub(super) fn next_frame(&mut self) -> bool {
         match frame::decode(&mut self.read) {
             Ok(None) => false,
-            Ok(Some(Frame::Request(request))) => {
+            Ok(Some(Frame::Request(mut request))) => {
+                self.detach(&mut request.args);
                 self.frame_request(request);
                 true
             }
@@ -30,7 +33,11 @@ impl Connection {
     }
 
     pub(super) fn goodbye(&mut self, why: &str) {
-        let reply = Reply::error(Code::Err, why);
+        self.goodbye_for(Code::Err, why);
+    }
+
+    pub(super) fn goodbye_for(&mut self, code: Code, why: &str) {
+        let reply = Reply::error(code, why);
         Frame::Goodbye { reply }.encode(&mut self.write);
         self.closing = true;
         self.framed.clear();
@@ -76,9 +83,14 @@ impl Connection {
             Want::Op(op) if after.is_none() => self.look_up(&op).map_or(Want::Op(op), Want::Answered),
             want => want,
         };
+        if self.waiting >= WAITS_MAX && self.will_wait(&want, after) {
+            let reply = Reply::error(Code::Busy, too_many_wait());
+            return Frame::Reply { correlation, reply }.encode(&mut self.write);
+        }
         match want {
             // Behind another request it takes its turn through the engine.
             Want::Answered(reply) if after.is_none() => {
+                let reply = self.fitting(reply, Nature::Local);
                 Frame::Reply { correlation, reply }.encode(&mut self.write);
             }
             want => {
@@ -88,4 +100,17 @@ impl Connection {
             }
         }
     }
+
+    /// Whether a request waits by its nature, or behind one that does.
+    pub(super) fn will_wait(&self, want: &Want, after: Option<u64>) -> bool {
+        let behind = after.and_then(|id| self.framed.get(&id));
+        matches!(want, Want::Op(op) if op.patience() > 0) || behind.is_some_and(|(_, cost)| cost.waits)
+    }
+}
+
+fn too_many_wait() -> String {
+    format!(
+        "{WAITS_MAX} requests of this connection wait already (LOCK WAIT, FETCH BLOCK, GETV FILL, and what is AFTER them); let some \
+         be answered first, or open another connection"
+    )
 }

@@ -162,7 +162,7 @@ async fn first_word(outlet: &Outlet) -> Result<Reply, String> {
             match out {
                 Out::Reply(_, reply) => return Ok(reply),
                 Out::Close(why) => return Err(why),
-                Out::Push(_) | Out::Stale(_) => {}
+                Out::Push(_) | Out::Stale(_) | Out::Cut => {}
             }
         }
         outlet.news().await;
