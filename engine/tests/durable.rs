@@ -263,6 +263,28 @@ fn a_leader_that_could_not_hand_over_has_a_lease_again() {
     town.run_until("it leads in new terms", |town| with_lease(town, 1) == before);
 }
 
+#[test]
+fn a_lease_does_not_wait_for_who_did_not_take_leadership() {
+    let mut town = Town::new(3);
+    town.run(30);
+    town.cut_off.insert(NodeId(1));
+    let led = |town: &Town| {
+        let now = town.now.mono;
+        let reports = [2, 3].map(|node| town.engine(node).report());
+        let leads: Vec<_> =
+            reports.into_iter().flatten().filter(|report| report.role == Role::Leader).collect();
+        (leads.len(), leads.iter().filter(|report| report.lease > now).count())
+    };
+    town.run_until("the others lead all", |town| led(town) == (17, 17));
+    town.lost = Some(TIMEOUT_NOW);
+    town.cut_off.clear();
+    town.run_until("it was to lead again", |town| led(town).1 < 17);
+    town.run(20);
+    town.cut_off.insert(NodeId(1));
+    town.lost = None;
+    town.run_until("they have their leases without it", |town| led(town) == (17, 17));
+}
+
 fn change(town: &mut Town, op: MemberOp) {
     let id = town.ask_next(1, vec![Op::Member(op)]);
     town.run(10);

@@ -109,6 +109,8 @@ pub(super) struct Closing {
     written: Option<(Asker, Grant)>,
     /// Whom leadership is handed to once all leases have come back.
     heir: Option<Replica>,
+    /// Who was to take leadership last, and since when.
+    pub(super) tried: Option<(Replica, u64)>,
 }
 
 impl Closing {
@@ -504,6 +506,7 @@ impl Group {
         self.closing.heir = None;
         if self.is_close(now, heir) && !self.consensus.is_handing_over() {
             self.lease = 0;
+            self.closing.tried = Some((heir, now));
             self.consensus.transfer(heir);
         } else {
             self.closing.directory.resume();

@@ -25,6 +25,8 @@ use crate::trash::Trash;
 const CLOSE: u64 = 256;
 /// How long a leader leads before it makes way for the preferred one; microseconds.
 const SETTLED: u64 = 100 * TICK;
+/// The pause before leadership is handed over again that nobody has taken: nothing is proposed while that is tried.
+const AGAIN: u64 = 5_000_000;
 
 fn nodes(replicas: &[Replica]) -> impl Iterator<Item = NodeId> {
     replicas.iter().map(|replica| replica.node)
@@ -149,8 +151,8 @@ impl Group {
 
     /// Hands leadership over to the first wanted voter, if that is another node which can take it. Whether it began.
     ///
-    /// Who is wanted, but has tried in vain to hand over before, leads without a lease: every read costs it a round, and no
-    /// node caches what it has. Another one leads in a new term, with a lease, and makes way in its turn.
+    /// Who has tried in vain leads without a lease for the rest of its term: every read costs it a round, and no node caches what
+    /// it has. So anybody else may have it then, who leads in a new term, with a lease, and makes way in its turn.
     pub fn make_way(&mut self, now: u64, targets: &Targets, reluctant: impl Fn(NodeId) -> bool) -> bool {
         let conf = self.consensus.conf();
         if self.leading().is_none()
@@ -160,14 +162,23 @@ impl Group {
         {
             return false;
         }
+        let has_failed = self.consensus.has_given_lease_up();
+        if has_failed && self.closing.tried.is_some_and(|(_, since)| now < since + AGAIN) {
+            return false;
+        }
         let me = self.consensus.me();
         let able = |node: &&NodeId| !reluctant(**node);
-        let Some(&heir) = targets.voters.iter().find(able) else { return false };
-        if heir == me.node && conf.voters.contains(&me) {
-            return self.consensus.has_given_lease_up() && self.hand_over(now, reluctant);
-        }
-        let heir = conf.voters.iter().copied().find(|replica| replica.node == heir);
-        self.hand_to(now, heir)
+        let wanted = targets.voters.iter().find(able).copied();
+        let is_mine = wanted == Some(me.node) && conf.voters.contains(&me);
+        let heir = conf.voters.iter().copied().find(|replica| Some(replica.node) == wanted && !is_mine);
+        let failed = self.failed_heir();
+        self.hand_to(now, heir.filter(|heir| Some(*heir) != failed))
+            || (has_failed && self.hand_over(now, reluctant))
+    }
+
+    /// Who has not taken leadership in this term, though it was to.
+    fn failed_heir(&self) -> Option<Replica> {
+        self.closing.tried.filter(|_| self.consensus.has_given_lease_up()).map(|(heir, _)| heir)
     }
 
     /// Hands leadership over to whoever can take it best. Whether it began.
@@ -178,9 +189,9 @@ impl Group {
         let me = self.consensus.me();
         let others = self.consensus.conf().voters.iter().copied();
         let able = others.filter(|replica| *replica != me && !reluctant(replica.node));
-        let heir = able
-            .filter(|replica| self.is_close(now, *replica))
-            .max_by_key(|replica| self.consensus.matched(now, *replica));
+        let heir = able.filter(|replica| self.is_close(now, *replica)).max_by_key(|replica| {
+            (Some(*replica) != self.failed_heir(), self.consensus.matched(now, *replica))
+        });
         self.hand_to(now, heir)
     }
 
