@@ -60,7 +60,7 @@ impl Lock {
 ///
 /// Dropping it releases nothing: the lease runs out by itself. Say [`Held::unlock`].
 #[derive(Debug)]
-#[must_use = "the lock is held until its lease ends; unlock it"]
+#[must_use = "the lock is held until its lease ends, or its connection; unlock it"]
 pub struct Held {
     client: Client,
     name: Bytes,
@@ -93,7 +93,8 @@ impl Held {
         if self.owner.is_some() { Again::InSession } else { Again::Never }
     }
 
-    /// Extends the lease to `ttl` from now; the time left, or none when the lock is lost.
+    /// Extends the lease to `ttl` from now; the time left, or none when the lock is lost. A connection's lock ends with that lease
+    /// then, unless `ttl` is 30 days: as long as the connection.
     ///
     /// # Errors
     /// As every call.

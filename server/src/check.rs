@@ -61,7 +61,11 @@ pub(crate) fn report(flags: &CheckFlags, out: &mut Vec<u8>) -> Result<bool, Stri
     if founded.is_none() {
         return Err(failed(&"no node has founded it; give the --data-dir of a node"));
     }
-    let found = inspected(&look.contents).map_err(unknown)?;
+    let found = match flags.explain {
+        Some(_) => inspect(&look.contents, &Unreadable::new()),
+        None => inspected(&look.contents),
+    };
+    let found = found.map_err(unknown)?;
     let write = |out: &mut Vec<u8>| -> io::Result<()> {
         if let Some(holder) = &look.holder {
             writeln!(out, "in use by process {holder}: what is being written may look damaged")?;

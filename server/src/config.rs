@@ -342,10 +342,13 @@ impl NodeFlags {
 /// No two of a node's addresses are the same; port 0 is a free one each time.
 fn apart(addresses: [(&str, SocketAddr); 3]) -> Result<(), String> {
     for (at, (flag, address)) in addresses.iter().enumerate() {
-        if let Some((other, _)) =
-            addresses[..at].iter().find(|(_, other)| other == address && other.port() > 0)
-        {
-            return Err(format!("{other} and {flag} are both {address}; give each a port of its own"));
+        let is_same = |other: &SocketAddr| {
+            let everywhere = other.ip().is_unspecified() || address.ip().is_unspecified();
+            other.port() == address.port() && (everywhere || other.ip() == address.ip())
+        };
+        let taken = |(_, other): &&(&str, SocketAddr)| other.port() > 0 && is_same(other);
+        if let Some((first, other)) = addresses[..at].iter().find(taken) {
+            return Err(format!("{first} {other} and {flag} {address} are one port; give each its own"));
         }
     }
     Ok(())
@@ -557,7 +560,11 @@ mod tests {
     #[test]
     fn every_listener_has_its_own_address() {
         let why = plan(&["--listen", "127.0.0.1:7413"]).expect_err("that is the admin's");
-        assert_eq!(why, "--listen and --admin-listen are both 127.0.0.1:7413; give each a port of its own");
+        assert_eq!(
+            why,
+            "--listen 127.0.0.1:7413 and --admin-listen 127.0.0.1:7413 are one port; give each its own"
+        );
+        assert!(plan(&["--listen", "0.0.0.0:7412"]).is_err(), "that is everywhere");
         assert!(plan(&["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"]).is_ok());
     }
 

@@ -22,7 +22,7 @@ use crate::answers::Desk;
 use crate::config::{Config, Eviction, Origin};
 use crate::driver::{self, DiskListener, Shared};
 use crate::founded::founded;
-use crate::journal::{DataDir, Founding, SyncThread, Unreadable};
+use crate::journal::{DataDir, Founding, SyncThread, Unreadable, check_place};
 use crate::loops::Loops;
 use crate::view::View;
 use crate::{admin, clock, listen, peers};
@@ -187,7 +187,8 @@ async fn founding(config: &Config) -> Result<(Founding, Vec<(NodeId, String)>), 
             return Ok((founding, Vec::new()));
         }
     }
-    // A directory that cannot be made is found out before the cluster has a member more.
+    // A directory that cannot be made, or is somebody's, is found out before the cluster has a member more.
+    check_place(&config.data_dir).map_err(|error| error.to_string())?;
     let inner = config.data_dir.join("journal");
     let made: Vec<_> = inner.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(inner).map_err(|error| {

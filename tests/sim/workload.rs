@@ -9,6 +9,7 @@
 
 use bytes::Bytes;
 use quorate_protocol::id::Index;
+use quorate_protocol::limits::DURATION_MAX;
 use quorate_protocol::op::{
     Ack, Append, Commands, DEAD_LETTERS, Expire, Expiry, Fence, FencedSet, Fetch, FillV, GetEx, Incr, Lock,
     MSet, Multi, Nack, Only, Op, Pub, QSet, Receipt, Renew, Set, SetBack, SetRange, Sub, Ttl, Unlock, When,
@@ -347,14 +348,14 @@ impl World {
             mind.sections += 1;
             mind.owner = (!ordered || rng.chance(500)).then(|| format!("o{at}.{}", mind.sections).into());
         }
+        let (name, shared, owner) = (name("l", rng.below(LOCKS)), rng.chance(350), mind.owner.clone());
+        if owner.is_none() && rng.chance(250) {
+            // As long as the connection lives.
+            return Op::Lock(Lock { name, shared, owner, ttl: DURATION_MAX, wait: 300 + id % 6000 });
+        }
         let wait = rng.pick(&[0, 300, 2000, 6000]);
-        Op::Lock(Lock {
-            name: name("l", rng.below(LOCKS)),
-            shared: rng.chance(350),
-            owner: mind.owner.clone(),
-            ttl: rng.pick(&[0, 1, 3, 8]) * 1000 + 100 + id % 900,
-            wait: if wait == 0 { 0 } else { wait + rng.below(500) },
-        })
+        let wait = if wait == 0 { 0 } else { wait + rng.below(500) };
+        Op::Lock(Lock { name, shared, owner, ttl: rng.pick(&[0, 1, 3, 8]) * 1000 + 100 + id % 900, wait })
     }
 
     fn next_queue_op(&mut self, at: usize) -> Op {

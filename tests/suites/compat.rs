@@ -180,6 +180,9 @@ fn the_session_of_the_readme() {
     }
     let answered = clean(run(redis_cli(&cluster, 2).arg("--no-raw"), &typed.replace(written, &id)));
     assert_eq!(shown.replace(written, &id), answered);
+    (&socket).write_all(b"QUIT\n").expect("it reads");
+    let rest: Vec<String> = answers.map(|line| line.expect("an answer")).collect();
+    assert_eq!(rest.iter().map(|line| line.trim_end()).collect::<Vec<_>>(), ["OK"]);
 }
 
 /// Without what is another number in every run: ids, what is left of a lease, names of connections.

@@ -113,6 +113,17 @@ fn a_place_with_other_files_is_no_data_directory() {
     fs::create_dir(&home).expect("it can be made");
     fs::write(home.join("letter.txt"), "dear").expect("it can be written");
     refused(&run(&mut node(&home), ""), &["holds letter.txt", "--data-dir"]);
+    let cluster = Cluster::start(1);
+    let mut joins = Command::new(binary());
+    joins
+        .args(["--node-id", "2", "--join", &cluster.peer_address(1).to_string()])
+        .arg("--data-dir")
+        .arg(&home);
+    for (flag, port) in ["--listen", "--peer-listen", "--admin-listen"].into_iter().zip(free_ports::<3>()) {
+        joins.args([flag, &format!("127.0.0.1:{port}")]);
+    }
+    refused(&run(&mut joins, ""), &["holds letter.txt", "--data-dir"]);
+    assert!(!cluster.client(1).ask_all("MEMBERS").contains("node: 2"), "it was not let in");
     let left: Vec<_> = fs::read_dir(&home).expect("it is there").collect();
     assert_eq!(left.len(), 1, "nothing was made there: {left:?}");
     // At the top of a file system there may be something from the beginning.

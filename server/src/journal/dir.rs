@@ -142,12 +142,7 @@ impl DataDir {
         unreadable: &Unreadable,
     ) -> Result<(Self, Recovered, Start), OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
-        if let Some(stranger) = stranger(path).map_err(failed)? {
-            let text = format!(
-                "holds {stranger}, which no node has made; give the node a directory of its own (--data-dir)"
-            );
-            return Err(OpenError::Foreign(path.to_owned(), text));
-        }
+        check_place(path)?;
         for inner in ["journal", "snapshots"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(inner)).map_err(failed)?;
         }
@@ -384,20 +379,31 @@ fn copy(path: &Path) -> io::Result<Option<Bytes>> {
     Ok(there(fs::read(path))?.map(Bytes::from))
 }
 
-/// What is not there is no error.
-/// Something in a place in which no node has been founded yet, and that no founding leaves there when it is cut short.
-fn stranger(path: &Path) -> io::Result<Option<String>> {
+/// Whether a place may become a data directory: it is one, or has nothing in it but what a founding leaves there when it is cut
+/// short, and what file systems and desktops put anywhere.
+///
+/// # Errors
+/// With a sentence that says what to do.
+pub fn check_place(path: &Path) -> Result<(), OpenError> {
+    let failed = |error| OpenError::Io(path.to_owned(), error);
     let mut others = Vec::new();
-    for entry in there(fs::read_dir(path))?.into_iter().flatten() {
-        match entry?.file_name().to_string_lossy() {
-            name if name == "meta" || name == "hardstate" => return Ok(None),
-            name if ["LOCK", "journal", "snapshots", "damaged", "lost+found"].contains(&&*name) => {}
+    for entry in there(fs::read_dir(path)).map_err(failed)?.into_iter().flatten() {
+        let entry = entry.map_err(failed)?;
+        match entry.file_name().to_string_lossy() {
+            name if (name == "meta" || name == "hardstate") && entry.path().is_file() => return Ok(()),
+            name if ["LOCK", "journal", "snapshots", "lost+found"].contains(&&*name)
+                || name.starts_with('.') => {}
             name => others.push(name.into_owned()),
         }
     }
-    Ok(others.into_iter().min())
+    let Some(first) = others.into_iter().min() else { return Ok(()) };
+    let text = format!(
+        "holds {first}, and no node was founded there; give the node a directory of its own (--data-dir)"
+    );
+    Err(OpenError::Foreign(path.to_owned(), text))
 }
 
+/// What is not there is no error.
 pub(super) fn there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

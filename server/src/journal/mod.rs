@@ -9,7 +9,7 @@ mod restore;
 mod sync;
 
 pub use aside::is_irreplaceable;
-pub use dir::{DataDir, Founding, Look, OpenError, Unreadable};
+pub use dir::{DataDir, Founding, Look, OpenError, Unreadable, check_place};
 pub use mmap::{map, stop_on_unreadable_pages};
 pub use restore::Restoring;
 pub use sync::{Listener, SyncThread};
