@@ -208,7 +208,7 @@ impl Plan {
     /// Letters cross between partitions all the time, while a backup is made that nothing disturbs.
     pub fn back_up_letters(&mut self) {
         self.only = Some(Profile::Queues);
-        (self.clients, self.partitions) = (14, 4);
+        (self.nodes, self.clients, self.partitions) = (6, 14, 4);
         self.calm_down();
         (self.backs, self.saves) = (0, false);
         self.backup = Some(self.end / 2);

@@ -54,6 +54,8 @@ pub enum Profile {
     Backs,
     /// Keys that are soon gone.
     Brief,
+    /// Keys, written so that one does not know whether they were.
+    Doubtful,
     /// Everything.
     Mixed,
     /// Nothing by itself.
@@ -142,6 +144,14 @@ impl World {
             Profile::Queues => Some(self.next_queue_op(at)),
             Profile::Backs => Some(self.next_back_op(at)),
             Profile::Brief => Some(self.next_brief_op()),
+            Profile::Doubtful => {
+                let key = name("r", self.client_rng.below(REGISTERS));
+                Some(match self.client_rng.below(5) {
+                    0 | 1 => Op::Get(key),
+                    2 | 3 => self.next_doubtful_op(&key),
+                    _ => self.next_set(key),
+                })
+            }
             Profile::Mixed | Profile::Auditor => None,
         }
     }
