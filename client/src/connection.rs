@@ -43,6 +43,10 @@ const PLACES: usize = PIPELINE_MAX / 2 - 16;
 
 const _: () = assert!(PLACES <= WAITS_MAX, "a node refuses none of those that wait");
 
+/// The pause after a node has had no room for what is to be sent again. It cuts who holds too much for 10 s, and a request is sent
+/// 8 times.
+const ROOM: Duration = Duration::from_secs(2);
+
 /// Growing pauses, each a little by chance so that many clients do not come together.
 #[derive(Debug, Default)]
 pub(crate) struct Pauses(u32);
@@ -119,6 +123,7 @@ impl Shared {
                 () = self.closed.cancelled() => return,
                 trouble = self.visit(address) => trouble,
             };
+            let is_full = trouble.kind() == io::ErrorKind::ResourceBusy;
             let trouble = format!("{address}: {trouble}");
             self.unanswered.lock().connection_lost(&trouble);
             let had_served = self.state.borrow().ready;
@@ -131,7 +136,7 @@ impl Shared {
             }
             tokio::select! {
                 () = self.closed.cancelled() => return,
-                () = sleep(pauses.next()) => {}
+                () = sleep(if is_full { ROOM } else { pauses.next() }) => {}
             }
         }
     }
@@ -185,7 +190,10 @@ impl Shared {
             Frame::Push { reply } => self.pushed(reply),
             Frame::Goodbye { reply } => {
                 let why = reply.failure().map_or("the node says goodbye", |failure| &failure.text);
-                return Err(io::Error::other(why.to_owned()));
+                // What the node has no room for now may find some later.
+                let busy = reply.failure().is_some_and(|failure| failure.code == Code::Busy);
+                let kind = if busy { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+                return Err(io::Error::new(kind, why.to_owned()));
             }
             Frame::Request(_) => return Err(io::Error::other("the other side is no node")),
         }

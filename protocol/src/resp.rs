@@ -82,6 +82,8 @@ struct Partial {
     missing: usize,
     args: Vec<Bytes>,
     bytes: usize,
+    /// How many of them have memory of their own.
+    detached: usize,
 }
 
 /// See the top of the file.
@@ -129,10 +131,15 @@ impl RequestDecoder {
         self.partial.as_ref().map_or(0, |partial| partial.bytes + ELEMENT * partial.args.len())
     }
 
-    /// Gives those memory of their own: they keep nothing alive that was in the buffer with them.
-    pub fn detach(&mut self) {
-        let args = self.partial.iter_mut().flat_map(|partial| &mut partial.args);
-        args.for_each(|arg| *arg = Bytes::copy_from_slice(arg));
+    /// Gives those memory of their own, but for `few`: they keep nothing alive that was in the buffer with them.
+    pub fn detach(&mut self, few: usize) {
+        let Some(partial) =
+            self.partial.as_mut().filter(|partial| partial.args.len() > partial.detached + few)
+        else {
+            return;
+        };
+        partial.args[partial.detached..].iter_mut().for_each(|arg| *arg = Bytes::copy_from_slice(arg));
+        partial.detached = partial.args.len();
     }
 
     /// Takes the next request off the front of `buffer`; `None` when it is not all there yet.
@@ -155,7 +162,7 @@ impl RequestDecoder {
                     }
                     // An empty or null array asks nothing.
                     if let Ok(missing @ 1..) = usize::try_from(count) {
-                        self.partial = Some(Partial { missing, args: Vec::new(), bytes: 0 });
+                        self.partial = Some(Partial { missing, args: Vec::new(), bytes: 0, detached: 0 });
                     }
                 }
                 Some(_) => match self.line(buffer)? {

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quorate_engine::effect::{Input, Request, Want};
-use quorate_protocol::command::{Command, ConnAsk, parse};
+use quorate_protocol::command::{Command, ConnAsk, NodeAsk, parse};
 use quorate_protocol::frame::{Frame, MAGIC};
 use quorate_protocol::id::ClientSeq;
 use quorate_protocol::limits::{OUTPUT_MAX, PIPELINE_BYTES_MAX, PIPELINE_MAX, VALUE_MAX};
@@ -50,6 +50,7 @@ use crate::subscriptions::{Change, Subscriptions};
 use crate::tracking::Told;
 use crate::transaction::{Taken, Transaction};
 use ahead::Ahead;
+use memory::early_answer;
 use pushes::Tracker;
 use socket::{gone, read_once, readable};
 
@@ -97,6 +98,8 @@ enum Nature {
     Read,
     /// It may have taken effect.
     Write,
+    /// It may have taken messages, which come back when the connection ends.
+    Lease,
 }
 
 /// What is remembered of an unanswered request.
@@ -321,7 +324,7 @@ impl Connection {
         if self.read.capacity() == 0 {
             self.read = SPARE.take();
         }
-        self.read.reserve(READ);
+        memory::make_room(&mut self.read);
         let more = match read_once(&self.stream, &mut self.read) {
             Ok(0) => false,
             Ok(_) => {
@@ -407,7 +410,10 @@ impl Connection {
         match self.transaction.take(&command) {
             Taken::No => {}
             Taken::Answered(reply) => return self.answer_text(reply, weight, switch, false),
-            Taken::Ask(op) => return self.ask_text(Want::Op(op), weight, switch, false),
+            Taken::Ask(op) => {
+                let weight = weight + op.weight();
+                return self.ask_text(Want::Op(op), weight, switch, false);
+            }
             Taken::Watch(keys) => {
                 self.ask_text(Want::Op(Op::Versions(keys.clone())), weight, switch, false);
                 let asked = self.asked.back_mut().expect("it was just asked");
@@ -483,9 +489,13 @@ impl Connection {
         let waits = self.will_wait(&want, after);
         let nature = match &want {
             Want::Answered(_) => Nature::Local,
-            Want::Op(op) if op.is_read() => Nature::Read,
+            Want::Op(Op::Fetch(_)) => Nature::Lease,
+            // Who has read and is to fill the key has been granted something.
+            Want::Op(op) if op.is_read() && op.patience() == 0 => Nature::Read,
+            Want::Node(ask) if !matches!(ask, NodeAsk::Snapshot) => Nature::Read,
             _ => Nature::Write,
         };
+        let bytes = bytes + early_answer(&want);
         let answer = match &want {
             // What waits must hold nobody up; its answers are few.
             _ if waits || after.is_some() => 0,

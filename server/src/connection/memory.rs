@@ -9,24 +9,36 @@
 //!   read, and who is to make room and does not read, is cut without a word: none fits behind half an answer.
 //! - What is kept does not keep more than twice its size alive that was read beside it.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
 
 use bytes::{Bytes, BytesMut};
 use quorate_engine::effect::Want;
-use quorate_protocol::limits::{CLIENT_ALLOWANCE, CLIENT_PATIENCE};
+use quorate_protocol::command::NodeAsk;
+use quorate_protocol::limits::{CLIENT_ALLOWANCE, CLIENT_PATIENCE, SNAPSHOT_READ};
 use quorate_protocol::reply::{Code, Reply};
 use quorate_protocol::resp::RequestDecoder;
 
 use super::{Connection, Nature, READ, SPARE, Speech};
 use crate::transaction::Transaction;
 
+/// Elements of an unfinished request that may keep what was read with them.
+const FEW: usize = 8;
+/// Less room than this is not read into.
+const LEAST: usize = READ / 8;
+/// Places for unanswered requests that a connection keeps when all are answered.
+const QUEUES_KEPT: usize = 256;
+/// What an answer may come to that the node makes of itself (STATUS, MEMBERS, …).
+const OWN_ANSWER: usize = 16 << 10;
 /// A small answer.
 const SMALL: usize = 1 << 10;
 
 impl Connection {
     pub(super) fn held(&self) -> usize {
         let asked = self.unanswered_bytes + self.transaction.held();
-        self.grown + self.understood() + asked + self.write.len().saturating_sub(self.refusals)
+        // Behind what waits, answers are made that wait as well.
+        let owed = if self.waiting > 0 { self.owed_bytes } else { 0 };
+        self.grown + self.understood() + asked + owed + self.write.len().saturating_sub(self.refusals)
     }
 
     /// Bytes of a request of which the rest is still to come.
@@ -56,7 +68,9 @@ impl Connection {
             return reply;
         }
         let max = self.account.refused();
-        let code = if nature == Nature::Write { Code::InDoubt } else { Code::Busy };
+        let code = if matches!(nature, Nature::Local | Nature::Read) { Code::Busy } else { Code::InDoubt };
+        // Its messages go back with it, to be fetched by somebody who has room.
+        self.closing |= nature == Nature::Lease;
         let text = format!(
             "there is no room for the answer, of {weight} bytes: the clients of this node hold all of the {max} bytes that they may take \
              together; read answers as they come, ask again in some seconds, or raise client-max-memory"
@@ -139,13 +153,26 @@ impl Connection {
         self.closing = true;
     }
 
+    /// Gives back what queues keep of a long pipeline.
+    fn slim_queues(&mut self) {
+        if self.unanswered() == 0 && self.asked.capacity().max(self.framed.capacity()) > QUEUES_KEPT {
+            self.asked = VecDeque::new();
+            self.framed = HashMap::new();
+            self.correlations = HashMap::new();
+        }
+    }
+
     /// Keeps no more memory for what was read than that needs.
     pub(super) fn slim(&mut self) {
+        self.slim_queues();
+        if let Speech::Text { decoder, .. } = &mut self.speech {
+            decoder.detach(FEW);
+        }
         let kept = self.read.len() + self.understood();
         if self.grown > CLIENT_ALLOWANCE && self.grown >= 2 * kept {
             self.read = BytesMut::from(&self.read[..]);
             if let Speech::Text { decoder, .. } = &mut self.speech {
-                decoder.detach();
+                decoder.detach(0);
             }
             self.grown = self.read.len();
         }
@@ -158,9 +185,11 @@ impl Connection {
         }
     }
 
-    /// A request is given memory of its own if it is small beside what it was read with: it may be kept for long.
+    /// A request is given memory of its own if it is small beside what it was read with, and may be kept for long.
     pub(super) fn detach(&self, args: &mut [Bytes]) {
-        if self.grown > CLIENT_ALLOWANCE && self.grown >= 2 * args.iter().map(Bytes::len).sum::<usize>() {
+        let beside =
+            self.grown > CLIENT_ALLOWANCE && self.grown >= 2 * args.iter().map(Bytes::len).sum::<usize>();
+        if self.waiting > 0 || beside {
             args.iter_mut().for_each(|arg| *arg = Bytes::copy_from_slice(arg));
         }
     }
@@ -178,5 +207,45 @@ impl Connection {
     pub(super) fn too_much_output(&self) -> io::Result<()> {
         tracing::warn!("connection {} is cut: its client does not read what it asked for", self.number);
         Err(io::Error::other("too much output"))
+    }
+}
+
+/// Bytes of the answer to something that is answered at once, also behind something that waits; it is kept until then.
+pub(super) fn early_answer(want: &Want) -> usize {
+    match want {
+        Want::Answered(reply) => reply.weight(),
+        Want::Node(NodeAsk::SnapshotRead(_)) => SNAPSHOT_READ,
+        Want::Node(_) => OWN_ANSWER,
+        _ => 0,
+    }
+}
+
+/// Room for the next read. What little is left beside something that is kept is used up first: each read would keep as much as
+/// a whole one otherwise, however short it is.
+pub(super) fn make_room(read: &mut BytesMut) {
+    let room = read.capacity() - read.len();
+    if room < READ && !read.try_reclaim(READ) && room < LEAST {
+        read.reserve(READ);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_reads_that_are_kept_share_their_memory() {
+        let (mut read, mut kept, mut rooms) = (BytesMut::new(), Vec::new(), 0);
+        for _ in 0..10_000 {
+            let before = read.as_ptr() as usize;
+            make_room(&mut read);
+            rooms += usize::from(read.as_ptr() as usize != before);
+            read.extend_from_slice(b"$1\r\na\r\n");
+            kept.push(read.split().freeze());
+        }
+        assert!(rooms <= 10_000 * 7 / (READ - LEAST) + 2, "{rooms} rooms for 70 KB");
+        kept.clear();
+        make_room(&mut read);
+        assert!(read.capacity() >= READ, "nothing is kept: there is room for a whole read");
     }
 }
