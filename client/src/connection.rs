@@ -41,7 +41,7 @@ const REFUSALS: u32 = 4;
 /// each other's places, and together they stay below what a node reads of one connection.
 const PLACES: usize = PIPELINE_MAX / 2 - 16;
 
-const _: () = assert!(PLACES <= WAITS_MAX, "a node refuses none of those that wait");
+const _: () = assert!(PLACES <= WAITS_MAX, "a node refuses none of those that are waited for here");
 
 /// The pause after a node has had no room for what is to be sent again. It cuts who holds too much for 10 s, and a request is sent
 /// 8 times.
