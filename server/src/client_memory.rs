@@ -177,6 +177,14 @@ impl Account {
         CLIENT_ALLOWANCE + self.charged
     }
 
+    /// It was to be cut, and has come to an end with what it held: it is not, and counts from now on.
+    pub fn spared(&self) {
+        if let Some(holder) = &self.holder {
+            holder.since.store(clock::mono(), Ordering::Relaxed);
+            self.memory.cut.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// The connection is told that there is no room. Returns the bound.
     pub fn refused(&self) -> usize {
         self.memory.refused.fetch_add(1, Ordering::Relaxed);
@@ -260,5 +268,12 @@ mod tests {
         late.account.refused();
         assert!(clients[0].is_cut() && !clients[1].is_cut(), "nobody is told twice");
         assert_eq!((memory.figures().refused, memory.figures().cut), (3, 2));
+        // One that was not cut after all may be the next time.
+        clients[0].account.spared();
+        assert_eq!(memory.figures().cut, 1);
+        clients[0].age();
+        memory.holders.lock().next_look = 0;
+        late.account.refused();
+        assert!(clients[0].is_cut());
     }
 }

@@ -109,7 +109,7 @@ impl Connection {
     pub(super) fn make_room(&mut self) -> io::Result<()> {
         let held = self.held();
         if held <= CLIENT_ALLOWANCE {
-            // It has come to an end with it meanwhile.
+            self.account.spared();
             return Ok(());
         }
         tracing::warn!(
