@@ -135,6 +135,18 @@ fn who_does_not_want_to_lead_votes_for_others() {
     assert_eq!(three.of(2).role(), Role::Follower);
 }
 
+/// It may have what nobody else that lives has: the others cannot be elected then.
+#[test]
+fn who_does_not_want_to_lead_does_when_nobody_else_is_elected() {
+    let mut three = Three::new();
+    (0..10).for_each(|_| three.tick());
+    three.replicas[1].set_passive(true);
+    three.replicas[2].set_passive(true);
+    three.dead.push(1);
+    let (leader, ticks) = three.elect();
+    assert!(leader != 1 && (30..60).contains(&ticks), "{leader} after {ticks} ticks");
+}
+
 #[test]
 fn a_pre_vote_that_nobody_answers_is_asked_again_soon_and_raises_no_term() {
     let mut three = Three::new();

@@ -142,6 +142,8 @@ pub struct Consensus {
     seed: u64,
     rank: usize,
     passive: bool,
+    /// Ticks at which it would have stood for election, had it wanted to.
+    overdue: usize,
     promise_until: u64,
     /// Numbers of the progresses that carry a term or vote and are not durable yet.
     hard_on_its_way: VecDeque<u64>,
@@ -187,6 +189,7 @@ impl Consensus {
             seed: setup.seed,
             rank: setup.rank,
             passive: false,
+            overdue: 0,
             promise_until: if setup.newborn { 0 } else { now + ELECTION_TIMEOUT },
             hard_on_its_way: VecDeque::new(),
             hard: setup.hard,

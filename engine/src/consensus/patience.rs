@@ -29,6 +29,8 @@ pub(super) const ELECTION_TICKS: usize = 12;
 pub(super) const ELECTION_TICKS_MAX: usize = 24;
 /// What a promise lasts; microseconds.
 pub const ELECTION_TIMEOUT: u64 = ELECTION_TICKS as u64 * TICK;
+/// Ticks for which a replica that does not want to lead leaves it to others beyond its turn.
+const RELUCTANCE: usize = 25;
 /// Ticks after which a pre-vote that was not answered is asked again, at the least, and how many more there may be.
 const ASK_AGAIN: (usize, u64) = (3, 3);
 
@@ -52,6 +54,11 @@ impl Consensus {
         let asks = self.role() == Role::PreCandidate;
         let timeout = if asks { self.ask_again() } else { raft.randomized_election_timeout() };
         let due = raft.election_elapsed + 1 >= timeout && raft.promotable();
+        if due {
+            self.overdue += 1;
+        } else if self.role() == Role::Follower {
+            self.overdue = 0;
+        }
         if !due {
             self.raw.tick();
         } else if !self.is_passive() && now >= self.promise_until {
@@ -68,13 +75,14 @@ impl Consensus {
     }
 
     /// A passive replica follows and votes, but stands for election only if leadership is handed to it, or if there is
-    /// nobody else.
+    /// nobody else: also if nobody has been elected for long. It may be the only one that can be, because it has what the dead
+    /// leader has sent to nobody else that lives.
     pub fn set_passive(&mut self, passive: bool) {
         self.passive = passive;
     }
 
     pub(super) fn is_passive(&self) -> bool {
-        self.passive && self.conf.voters.len() > 1
+        self.passive && self.conf.voters.len() > 1 && self.overdue < RELUCTANCE
     }
 
     fn ask_again(&self) -> usize {
