@@ -140,10 +140,7 @@ pub struct Consensus {
     me: Replica,
     group: GroupId,
     seed: u64,
-    rank: usize,
-    passive: bool,
-    /// Ticks at which it would have stood for election, had it wanted to.
-    overdue: usize,
+    ambition: patience::Ambition,
     promise_until: u64,
     /// Numbers of the progresses that carry a term or vote and are not durable yet.
     hard_on_its_way: VecDeque<u64>,
@@ -187,9 +184,7 @@ impl Consensus {
             me: setup.me,
             group: setup.group,
             seed: setup.seed,
-            rank: setup.rank,
-            passive: false,
-            overdue: 0,
+            ambition: patience::Ambition::of(setup.rank),
             promise_until: if setup.newborn { 0 } else { now + ELECTION_TIMEOUT },
             hard_on_its_way: VecDeque::new(),
             hard: setup.hard,

@@ -37,6 +37,24 @@ const ASK_AGAIN: (usize, u64) = (3, 3);
 const _: () =
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS, "a few lost heartbeats are no reason for an election");
 
+/// How much a replica wants to lead.
+#[derive(Debug)]
+pub(super) struct Ambition {
+    /// Its place in elections.
+    rank: usize,
+    /// It leaves leading to others.
+    passive: bool,
+    /// Ticks at which it would have stood for election, had it wanted to.
+    overdue: usize,
+}
+
+impl Ambition {
+    /// Of a replica that wants to lead.
+    pub(super) fn of(rank: usize) -> Self {
+        Self { rank, passive: false, overdue: 0 }
+    }
+}
+
 impl Consensus {
     /// Lets a tick pass. `beat`: it is one of those at which the leaders of all groups send their heartbeats, so that
     /// these travel together.
@@ -55,9 +73,9 @@ impl Consensus {
         let timeout = if asks { self.ask_again() } else { raft.randomized_election_timeout() };
         let due = raft.election_elapsed + 1 >= timeout && raft.promotable();
         if due {
-            self.overdue += 1;
+            self.ambition.overdue += 1;
         } else if self.role() == Role::Follower {
-            self.overdue = 0;
+            self.ambition.overdue = 0;
         }
         if !due {
             self.raw.tick();
@@ -71,18 +89,18 @@ impl Consensus {
 
     /// Says which place this replica has in elections.
     pub fn set_rank(&mut self, rank: usize) {
-        self.rank = rank;
+        self.ambition.rank = rank;
     }
 
     /// A passive replica follows and votes, but stands for election only if leadership is handed to it, or if there is
     /// nobody else: also if nobody has been elected for long. It may be the only one that can be, because it has what the dead
     /// leader has sent to nobody else that lives.
     pub fn set_passive(&mut self, passive: bool) {
-        self.passive = passive;
+        self.ambition.passive = passive;
     }
 
     pub(super) fn is_passive(&self) -> bool {
-        self.passive && self.conf.voters.len() > 1 && self.overdue < RELUCTANCE
+        self.ambition.passive && self.conf.voters.len() > 1 && self.ambition.overdue < RELUCTANCE
     }
 
     fn ask_again(&self) -> usize {
@@ -102,7 +120,7 @@ impl Consensus {
 
     pub(super) fn set_timeout(&mut self) {
         let spread = ELECTION_TICKS_MAX - ELECTION_TICKS - 1;
-        let more = match self.rank {
+        let more = match self.ambition.rank {
             // Who was not elected backs off by chance.
             _ if self.role() != Role::Follower => small(self.chance() % spread as u64),
             0 => 0,
